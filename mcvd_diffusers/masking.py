@@ -1,0 +1,118 @@
+"""Roles of frames, and how each method draws them for a training clip.
+
+One function per method, all with one signature: a batch size, what the method needs by keyword, a generator, and a
+`(B, T)` tensor of [`FrameRole`]s as the result.
+"""
+
+from enum import IntEnum
+
+import torch
+
+
+class FrameRole(IntEnum):
+    """What a frame of a window is to the network."""
+
+    ABSENT = 0
+    """Not there: masked out, or padding. The network gets zero."""
+    OBSERVED = 1
+    """Given and clean."""
+    LATENT = 2
+    """Noised, to be predicted."""
+
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def rand_tensor(shape: tuple[int, ...], generator: Generators, device: torch.device | str = "cpu") -> torch.Tensor:
+    """
+    Uniform random numbers in `[0, 1)`; the counterpart of Diffusers' `randn_tensor`.
+
+    Args:
+        shape (`tuple[int, ...]`): Shape of the result, batch first.
+        generator (`torch.Generator` or a list of them, *optional*):
+            The source. With a list, item `i` of the batch is drawn from generator `i` alone.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): Where the result lies.
+
+    Returns:
+        `torch.Tensor`: Of the given shape, float32.
+    """
+    if isinstance(generator, list):
+        if len(generator) != shape[0]:
+            raise ValueError(f"`generator` has {len(generator)} entries for a batch of {shape[0]}: one each is needed.")
+        rows = [torch.rand(shape[1:], generator=g, device=g.device) for g in generator]
+        return torch.stack(rows).to(device)
+    source = generator.device if generator is not None else device
+    return torch.rand(shape, generator=generator, device=source).to(device)
+
+
+def block_roles(
+    batch_size: int,
+    *,
+    num_past_frames: int,
+    num_frames: int,
+    num_future_frames: int,
+    is_past_kept: torch.Tensor,
+    is_future_kept: torch.Tensor,
+) -> torch.Tensor:
+    """
+    Roles of a window of past, block and future, where each side is there or not as a whole.
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_past_frames, num_frames, num_future_frames (`int`): Frames of the three parts.
+        is_past_kept, is_future_kept (`torch.Tensor` of shape `(B,)`): Whether the side is OBSERVED; else ABSENT.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, integer: The roles.
+    """
+    sides = [
+        kept.to(torch.long)[:, None].expand(batch_size, count) * FrameRole.OBSERVED
+        for kept, count in ((is_past_kept, num_past_frames), (is_future_kept, num_future_frames))
+    ]
+    block = torch.full((batch_size, num_frames), FrameRole.LATENT, dtype=torch.long, device=is_past_kept.device)
+    return torch.cat([sides[0], block, sides[1]], dim=1)
+
+
+def mcvd_roles(
+    batch_size: int,
+    *,
+    num_past_frames: int,
+    num_frames: int,
+    num_future_frames: int,
+    drop_past: float,
+    drop_future: float,
+    generator: Generators = None,
+) -> torch.Tensor:
+    """
+    MCVD's masks (paper, section 3.2): all past frames together, and independently all future frames together, are
+    left out with a probability; the block between them is always predicted.
+
+    One network then learns four tasks: prediction (past only), past prediction (future only), interpolation (both)
+    and generation (neither).
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_past_frames, num_frames, num_future_frames (`int`): Frames of the three parts of the window.
+        drop_past (`float`): Probability that the past is ABSENT, in `[0, 1]`.
+        drop_future (`float`): Probability that the future is ABSENT, in `[0, 1]`.
+        generator (`torch.Generator` or a list of them, *optional*):
+            The source of randomness. Clip `i` takes two numbers, past first, and does not depend on the batch size.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, integer: The [`FrameRole`] of each frame.
+
+    Raises:
+        ValueError: If a probability is outside `[0, 1]`, or a list of generators does not have one for each clip.
+    """
+    for name, value in (("drop_past", drop_past), ("drop_future", drop_future)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` is a probability, got {value}.")
+    draws = rand_tensor((batch_size, 2), generator)
+    return block_roles(
+        batch_size,
+        num_past_frames=num_past_frames,
+        num_frames=num_frames,
+        num_future_frames=num_future_frames,
+        is_past_kept=draws[:, 0] >= drop_past,
+        is_future_kept=draws[:, 1] >= drop_future,
+    )

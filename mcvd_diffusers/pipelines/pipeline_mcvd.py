@@ -1,0 +1,851 @@
+r"""`MCVDPipeline`: prediction, past prediction, interpolation and generation with one masked network.
+
+Source: MCVD (https://huggingface.co/papers/2205.09853), section 3.3 and algorithm 1. The sampling loop is
+[`MCVDPipeline.denoise`]; what is looped over, block by block, is a frame schedule ([`mcvd_diffusers.frame_schedules`]).
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput, replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from PIL import Image
+
+from mcvd_diffusers.frame_schedules import Window, blocks
+from mcvd_diffusers.guidance import classifier_free_guidance
+from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.models import MCVDUNet2DModel
+
+from .rollout import first_slot, rollout
+
+
+Frames = torch.Tensor | np.ndarray | list
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from mcvd_diffusers import MCVDPipeline
+
+        >>> pipe = MCVDPipeline.from_pretrained("path/to/checkpoint")
+        >>> past = torch.rand(1, pipe.unet.config.num_past_frames, 1, 64, 64)  # your frames, in [0, 1]
+
+        >>> video = pipe(past_frames=past, num_frames=20, output_type="pt").frames  # (1, 20, 1, 64, 64)
+        ```
+"""
+
+
+@dataclass
+class MCVDPipelineOutput(BaseOutput):
+    """
+    The output of [`MCVDPipeline`].
+
+    Args:
+        frames (`torch.Tensor`, `np.ndarray` or `list[list[PIL.Image.Image]]`):
+            The generated videos. `"pt"`: `(B, T, C, H, W)` in `[0, 1]`; `"np"`: `(B, T, H, W, C)` in `[0, 1]`;
+            `"pil"`: a list of frames for each video; `"latent"`: `(B, T, C, H, W)`, about `[-1, 1]`, not clamped.
+            With an ensemble, the `ensemble_size` futures of a video stand one after the other on the batch axis.
+        uncertainty (`torch.Tensor` or `np.ndarray`, *optional*):
+            Standard deviation over the ensemble of each pixel, in the units of `frames`, one map for each input
+            video: `(B, T, C, H, W)`, or `(B, T, H, W, C)` for `"np"` and `"pil"`.
+    """
+
+    frames: torch.Tensor | np.ndarray | list
+    uncertainty: torch.Tensor | np.ndarray | None = None
+
+
+@dataclass
+class _Request:
+    """One validated call of the pipeline."""
+
+    windows: list[Window] | Iterator[Window]
+    num_windows: int | None  # None: no end
+    given: dict[int, torch.Tensor]  # position -> (B, C, H, W) in [-1, 1]
+    past: torch.Tensor | None  # as given, in [0, 1]: (batch, p', C, H, W)
+    future: torch.Tensor | None
+    batch_size: int  # input videos
+    ensemble_size: int
+    frame_shape: tuple[int, int, int]
+    seeds: list[tuple[int, int]]  # (seed of the video, number of the ensemble member), one for each output video
+    generator_device: torch.device
+    latents: torch.Tensor | None
+    step_options: dict = field(default_factory=dict)  # what `denoise` takes
+
+    @property
+    def num_videos(self) -> int:
+        return self.batch_size * self.ensemble_size
+
+    def given_frames(self, like: torch.Tensor, is_latent: bool) -> list[torch.Tensor]:
+        """The frames before and after those to be made, once for each output video, (num_videos, T, C, H, W)."""
+        sides = []
+        for frames in (self.past, self.future):
+            frames = like[:, :0] if frames is None else frames.repeat_interleave(self.ensemble_size, dim=0).to(like)
+            sides.append(2 * frames - 1 if is_latent else frames)
+        return sides
+
+
+class MCVDPipeline(DiffusionPipeline):
+    r"""
+    Pipeline for video prediction, past prediction, interpolation and generation. Which one follows from what is given:
+
+    | given | task |
+    | --- | --- |
+    | `past_frames` | prediction of `num_frames` frames after them, block by block |
+    | `future_frames` | prediction of `num_frames` frames before them |
+    | both | interpolation: `num_frames` frames between them |
+    | neither | generation of `num_frames` frames |
+
+    This model inherits from [`DiffusionPipeline`]: see there for loading, saving, devices and offloading.
+
+    Args:
+        unet ([`MCVDUNet2DModel`]): The network.
+        scheduler ([`SchedulerMixin`]):
+            One of Diffusers' noise schedulers, with the noise schedule and the `prediction_type` of the training.
+            Swap with `OtherScheduler.from_config(pipe.scheduler.config)`.
+        final_denoise (`bool`, *optional*, defaults to `False`):
+            Default of the call's `final_denoise`.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, unet: MCVDUNet2DModel, scheduler: SchedulerMixin, final_denoise: bool = False) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(final_denoise=final_denoise)
+        # Frames are brought into [0, 1] here, and given ones are returned as they came.
+        self.video_processor = VideoProcessor(do_resize=False, do_normalize=False, vae_scale_factor=1)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Per-call state that Diffusers' callbacks read
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Entry points
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        past_frames: Frames | None = None,
+        future_frames: Frames | None = None,
+        num_frames: int | None = None,
+        batch_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 100,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        ensemble_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        final_denoise: bool | None = None,
+        cache_conditioning: bool = True,
+        max_batch_size: int | None = None,
+        return_given_frames: bool = False,
+        output_uncertainty: bool = False,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> MCVDPipelineOutput | tuple:
+        r"""
+        Make videos.
+
+        Args:
+            past_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*):
+                Frames before those to be made, in time order, at most as many as the network reads. A tensor
+                `(B, T, C, H, W)` or `(T, C, H, W)`; an array `(B, T, H, W, C)` as Diffusers returns them, or
+                `(B, T, C, H, W)` (told apart by the network's number of channels), or without `B`; a list of
+                `PIL.Image`s, or a list of such lists; a list of tensors or arrays, one each video. Floats in
+                `[0, 1]`, or `uint8` in `[0, 255]`. Fewer frames than the network reads: the others are ABSENT, if the
+                network was trained with masks.
+            future_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*): Frames after those to be made.
+            num_frames (`int`, *optional*):
+                How many frames to make, by default one block. Any number; an interpolation needs at least one block.
+            batch_size (`int`, *optional*, defaults to 1): Number of videos, when no frames are given.
+            height (`int`, *optional*): Height when no frames are given, by default the network's `sample_size`.
+            width (`int`, *optional*): Width when no frames are given, by default the network's `sample_size`.
+            num_inference_steps (`int`, *optional*, defaults to 100): Denoising steps a block.
+            timesteps (`list[int]`, *optional*): Own timesteps, if the scheduler takes them.
+            sigmas (`list[float]`, *optional*): Own noise levels, if the scheduler takes them.
+            eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity, for schedulers that know it.
+            guidance_scale (`float`, *optional*, defaults to 1.0):
+                Classifier-free guidance over absent frames: 1 is none, above 1 follows the given frames more closely.
+                Doubles the cost. The network must have been trained with masks.
+            ensemble_size (`int`, *optional*, defaults to 1): How many different videos to make for each input.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Randomness. Each video, ensemble member and block has a random stream of its own, seeded by a number
+                that is drawn for the video from `generator` (from the i-th of a list). So video `i` does not depend
+                on the batch size, member `j` not on the ensemble's size, and streaming gives the same frames.
+            latents (`torch.Tensor` of shape `(B * ensemble_size, blocks * k, C, H, W)`, *optional*):
+                The initial noise, block after block in the order in which they are made (`k` frames each, also when
+                the last is not needed whole).
+            final_denoise (`bool`, *optional*, defaults to the pipeline's `final_denoise`):
+                The original's last network call: subtracts what the network still takes for noise after the last
+                step. For reproducing published numbers only. The call tells the network a noise level that is too
+                high unless the steps are all 1000, which costs about 4 % of the contrast at 100 steps.
+            cache_conditioning (`bool`, *optional*, defaults to `True`):
+                Compute what depends on given frames only once a block instead of once a step. `False` saves memory.
+            max_batch_size (`int`, *optional*):
+                Videos that go through the network together, by default all. When the accelerator's memory does not
+                suffice, the number is halved until it does. Results do not depend on it, but for rounding.
+            return_given_frames (`bool`, *optional*, defaults to `False`):
+                Return the whole video, the given frames as they came.
+            output_uncertainty (`bool`, *optional*, defaults to `False`):
+                Also return the ensemble's standard deviation at each pixel.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, *optional*, defaults to `True`): Return an [`MCVDPipelineOutput`].
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, kwargs)` after each denoising step of each block; may return
+                `{"latents": ...}`.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
+                What the callback gets in `kwargs`; `"latents"` is all there is, `(b, k, C, H, W)`.
+
+        Examples:
+
+        Returns:
+            [`MCVDPipelineOutput`] or `tuple`:
+                With `return_dict=False` a tuple of the frames and, if asked for, the uncertainty.
+
+        Raises:
+            ValueError: If an argument does not fit the network, the scheduler or the others; before any work.
+        """
+        if output_uncertainty and ensemble_size == 1:
+            raise ValueError("`output_uncertainty=True` needs several futures to compare: pass `ensemble_size` > 1.")
+        request = self._check_request(
+            past_frames=past_frames,
+            future_frames=future_frames,
+            num_frames=num_frames,
+            batch_size=batch_size,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            guidance_scale=guidance_scale,
+            ensemble_size=ensemble_size,
+            generator=generator,
+            latents=latents,
+            final_denoise=final_denoise,
+            cache_conditioning=cache_conditioning,
+            max_batch_size=max_batch_size,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        made = {}
+        for window, block in self._generate(request):
+            made.update(zip(window.latent, block.unbind(dim=1)))
+        frames = torch.stack([made[position] for position in sorted(made)], dim=1)
+        if output_type != "latent":
+            frames = _to_unit_range(frames)
+
+        uncertainty = None
+        if output_uncertainty:
+            uncertainty = frames.unflatten(0, (request.batch_size, ensemble_size)).std(dim=1)
+        if return_given_frames:
+            before, after = request.given_frames(frames, is_latent=output_type == "latent")
+            frames = torch.cat([before, frames, after], dim=1)
+            if output_uncertainty:  # given frames are certain
+                padding = (0, 0, 0, 0, 0, 0, before.shape[1], after.shape[1])
+                uncertainty = torch.nn.functional.pad(uncertainty, padding)
+
+        frames = self._postprocess(frames, output_type)
+        if uncertainty is not None and output_type in ("np", "pil"):
+            uncertainty = uncertainty.movedim(2, -1).cpu().numpy()
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (frames, uncertainty) if output_uncertainty else (frames,)
+        return MCVDPipelineOutput(frames=frames, uncertainty=uncertainty)
+
+    def stream(
+        self,
+        past_frames: Frames | None = None,
+        future_frames: Frames | None = None,
+        num_frames: int | None = None,
+        *,
+        output_type: str = "pil",
+        **kwargs,
+    ) -> Iterator[torch.Tensor | np.ndarray | list]:
+        """
+        Make a video of any length, yielding each block as soon as it is finished. Memory stays flat: only the frames
+        that the next blocks read are kept.
+
+        Args:
+            past_frames, future_frames: As in [`~MCVDPipeline.__call__`].
+            num_frames (`int`, *optional*): Frames to make. `None`: no end (prediction and generation only).
+            output_type (`str`, *optional*, defaults to `"pil"`): As in `__call__`, of each block.
+            **kwargs: As in `__call__`, but for `latents`, `return_dict`, `return_given_frames` and
+                `output_uncertainty`, which a stream does not have.
+
+        Yields:
+            Blocks of frames `(B, n, ...)`, the same frames that `__call__` makes with the same generator. In time
+            order, except that past prediction goes backwards from block to block.
+
+        Raises:
+            ValueError: As in `__call__`, when the method is called, not when the first block is asked for.
+        """
+        unknown = set(kwargs) - (set(inspect.signature(self._check_request).parameters) - {"latents"})
+        if unknown:
+            raise TypeError(f"`stream` has no arguments {sorted(unknown)}.")
+        request = self._check_request(
+            past_frames=past_frames,
+            future_frames=future_frames,
+            num_frames=num_frames,
+            endless=num_frames is None and future_frames is None,
+            output_type=output_type,
+            **kwargs,
+        )
+
+        def run() -> Iterator:
+            for _, block in self._generate(request):
+                yield self._postprocess(block if output_type == "latent" else _to_unit_range(block), output_type)
+            self.maybe_free_model_hooks()
+
+        return run()
+
+    # ------------------------------------------------------------------------------------------------------------
+    # The loop over windows, and the loop over denoising steps
+
+    @torch.no_grad()
+    def _generate(self, request: _Request) -> Iterator[tuple[Window, torch.Tensor]]:
+        """Yield each window of the request with its latent frames, (num_videos, n, C, H, W) in [-1, 1]."""
+        config, device = self.unet.config, self._execution_device
+        slots = {name: config[name] for name in ("num_past_frames", "num_frames", "num_future_frames")}
+        size = config.num_frames
+        chunk_size = request.step_options["max_batch_size"] or request.num_videos
+        num_steps = len(self._set_timesteps(request.step_options, device))
+
+        def total() -> float:
+            num_chunks = -(-request.num_videos // chunk_size)
+            return (float("inf") if request.num_windows is None else request.num_windows) * num_steps * num_chunks
+
+        def generate(number: int, window: Window, frames: dict[int, torch.Tensor]) -> torch.Tensor:
+            nonlocal chunk_size
+            bar.set_description(f"block {number + 1}/{request.num_windows or '?'}")
+            start = first_slot(window, **slots)
+            sample, roles = self._fill_window(start, frames, request)
+            made = []
+            while len(made) < request.num_videos:
+                chunk = slice(len(made), min(len(made) + chunk_size, request.num_videos))
+                initial = None
+                if request.latents is not None:
+                    initial = request.latents[chunk, number * size : (number + 1) * size]
+                try:
+                    made += self.denoise(
+                        sample[chunk],
+                        roles[chunk],
+                        generator=_window_generators(request.seeds[chunk], number, request.generator_device),
+                        latents=initial,
+                        bar=bar,
+                        **request.step_options,
+                    )
+                except torch.OutOfMemoryError:
+                    if chunk_size == 1:
+                        raise
+                    chunk_size = (chunk_size + 1) // 2
+                    bar.total = total()
+            offset = min(window.latent) - start - config.num_past_frames
+            return torch.stack(made)[:, offset : offset + len(window.latent)]
+
+        with self.progress_bar(total=total()) as bar:
+            yield from rollout(request.windows, request.given, generate, memory=self._memory(request))
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        sample: torch.Tensor,
+        roles: torch.Tensor,
+        *,
+        generator: list[torch.Generator] | torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        num_inference_steps: int = 100,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        final_denoise: bool = False,
+        cache_conditioning: bool = True,
+        max_batch_size: int | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        bar=None,
+    ) -> torch.Tensor:
+        """
+        The sampling loop: denoise the block of one window (MCVD, algorithm 1, with any of Diffusers' schedulers).
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`):
+                The window with its OBSERVED frames. What stands at the others is not read.
+            roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame; the block is LATENT.
+            generator (`list[torch.Generator]`, *optional*): One random stream for each video, or one for all.
+            latents (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*): The initial noise, N(0, 1).
+            bar (*optional*): A progress bar, updated once a step.
+            num_inference_steps, timesteps, sigmas, eta, guidance_scale, final_denoise, cache_conditioning,
+                callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`~MCVDPipeline.__call__`].
+            max_batch_size: Not read here.
+
+        Returns:
+            `torch.Tensor` of shape `(B, k, C, H, W)`, float32: The block, about `[-1, 1]`, not clamped.
+        """
+        device, dtype = self._execution_device, self.unet.dtype
+        batch_size, block = sample.shape[0], self._block
+        # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
+        options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+        steps = self._set_timesteps(options, device)
+        step_takes = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {name: x for name, x in (("eta", eta), ("generator", generator)) if name in step_takes}
+
+        # The frames that are given, and a second time without them for guidance.
+        is_guided = guidance_scale != 1 and bool((roles == FrameRole.OBSERVED).any())
+        if is_guided:
+            absent = torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)
+            sample, roles = torch.cat([sample, sample]), torch.cat([roles, absent])
+        # A window of our own: the noisy block is written into it at each step.
+        sample = sample.to(device, dtype, copy=True)
+        roles = roles.to(device)
+        conditioning = self.unet.encode_conditioning(sample, roles) if cache_conditioning else None
+
+        if latents is None:
+            latents = randn_tensor(sample[:batch_size, block].shape, generator, device, torch.float32)
+        latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+        def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            sample[:, block] = (torch.cat([noisy, noisy]) if is_guided else noisy).to(dtype)
+            prediction = self.unet(sample, timestep, roles, conditioning=conditioning, return_dict=False)[0]
+            prediction = prediction[:, block].float()
+            if is_guided:
+                given, without = prediction.chunk(2)
+                prediction = classifier_free_guidance(given, without, guidance_scale)
+            return prediction
+
+        for i, t in enumerate(steps):
+            if self._interrupt:
+                continue
+            noisy = latents
+            if hasattr(self.scheduler, "scale_model_input"):
+                noisy = self.scheduler.scale_model_input(latents, t)
+            latents = self.scheduler.step(predict(noisy, t), t, latents, **step_kwargs, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                callback_kwargs = {}
+                for name in callback_on_step_end_tensor_inputs:
+                    callback_kwargs[name] = locals()[name]
+                outputs = callback_on_step_end(self, i, t, callback_kwargs)
+                latents = (outputs or {}).pop("latents", latents)
+            if bar is not None:
+                bar.update()
+
+        if final_denoise and not self._interrupt:
+            # The original numbers its steps 0, 1, 2, ... and tells the network the number of the last one instead of
+            # its noise level; in Diffusers' convention that is this timestep.
+            label_timestep = steps.new_tensor(self.unet.config.num_train_timesteps - len(steps))
+            sigma = (1 - self.scheduler.alphas_cumprod[steps[-1].long()]) ** 0.5
+            latents = latents - sigma.to(latents) * predict(latents, label_timestep)
+        return latents
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Windows
+
+    @property
+    def _block(self) -> slice:
+        """Where the block of frames to be denoised stands in the network's window."""
+        past = self.unet.config.num_past_frames
+        return slice(past, past + self.unet.config.num_frames)
+
+    def _fill_window(
+        self, start: int, frames: dict[int, torch.Tensor], request: _Request
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A window (num_videos, T, C, H, W) that starts at a position of the video, and its roles (num_videos, T)."""
+        num_window_frames = self.unet.num_window_frames
+        sample = torch.zeros(request.num_videos, num_window_frames, *request.frame_shape, device=self._execution_device)
+        roles = torch.full((request.num_videos, num_window_frames), FrameRole.ABSENT, device=sample.device)
+        roles[:, self._block] = FrameRole.LATENT
+        for position, frame in frames.items():
+            sample[:, position - start] = frame
+            roles[:, position - start] = FrameRole.OBSERVED
+        return sample, roles
+
+    def _memory(self, request: _Request) -> int | None:
+        return self.unet.config.num_past_frames if request.num_windows is None else None
+
+    def _set_timesteps(self, options: dict, device: torch.device, scheduler: SchedulerMixin | None = None):
+        """Reset the scheduler to its first step; returns its timesteps."""
+        scheduler = scheduler or self.scheduler
+        for name in ("timesteps", "sigmas"):
+            if options[name] is not None:
+                if name not in inspect.signature(scheduler.set_timesteps).parameters:
+                    raise ValueError(f"`{name}`: {type(scheduler).__name__} does not take own {name}.")
+                scheduler.set_timesteps(device=device, **{name: options[name]})
+                return scheduler.timesteps
+        scheduler.set_timesteps(options["num_inference_steps"], device=device)
+        return scheduler.timesteps
+
+    def _postprocess(self, frames: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
+        if output_type in ("latent", "pt"):
+            return frames
+        return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Checks, all before the first network call
+
+    def _check_request(
+        self,
+        *,
+        past_frames: Frames | None = None,
+        future_frames: Frames | None = None,
+        num_frames: int | None = None,
+        batch_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 100,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        ensemble_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        final_denoise: bool | None = None,
+        cache_conditioning: bool = True,
+        max_batch_size: int | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        endless: bool = False,
+    ) -> _Request:
+        """Check a call whole, and say what is to be done. The arguments are those of `__call__` and `stream`."""
+        config = self.unet.config
+        for name, value in (
+            ("num_frames", num_frames),
+            ("batch_size", batch_size),
+            ("height", height),
+            ("width", width),
+            ("num_inference_steps", num_inference_steps),
+            ("ensemble_size", ensemble_size),
+            ("max_batch_size", max_batch_size),
+        ):
+            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if num_inference_steps is None or ensemble_size is None:
+            raise ValueError("`num_inference_steps` and `ensemble_size` must be positive integers, got None.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
+        if output_type == "pil" and config.in_channels not in (1, 3, 4):
+            raise ValueError(
+                f'`output_type="pil"`: frames of {config.in_channels} channels are no images; use "np" or "pt".'
+            )
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        final_denoise = self.config.final_denoise if final_denoise is None else final_denoise
+
+        # Frames
+        past = self._check_frames("past_frames", past_frames, config.num_past_frames)
+        future = self._check_frames("future_frames", future_frames, config.num_future_frames)
+        given = [frames for frames in (past, future) if frames is not None]
+        if len({frames.shape[-2:] for frames in given}) > 1 or len({len(frames) for frames in given}) > 1:
+            raise ValueError(
+                f"`past_frames` and `future_frames` must agree in batch, height and width, got {tuple(past.shape)} and"
+                f" {tuple(future.shape)}."
+            )
+        sizes = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size]
+        actual = {"batch_size": 1, "height": sizes[0], "width": sizes[-1]}
+        if given:
+            actual = {"batch_size": len(given[0]), "height": given[0].shape[-2], "width": given[0].shape[-1]}
+        for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
+            if given and value is not None and value != actual[name]:
+                raise ValueError(f"`{name}` is {value}, but the given frames have {actual[name]}; leave it out.")
+            actual[name] = value or actual[name]
+        for name in ("height", "width"):
+            if actual[name] % self.unet.size_multiple:
+                raise ValueError(
+                    f"The {name} of the frames must be a multiple of {self.unet.size_multiple} for this network, got"
+                    f" {actual[name]}. Resize, crop or pad them."
+                )
+
+        # Windows
+        num_past = past.shape[1] if past is not None else 0
+        num_future = future.shape[1] if future is not None else 0
+        num_frames = num_frames or config.num_frames
+        if num_past and num_future and num_frames < config.num_frames:
+            raise ValueError(
+                f"`num_frames` must be at least {config.num_frames}, one block of this network, to interpolate; got"
+                f" {num_frames}."
+            )
+        total = num_past + num_frames + num_future
+        windows = blocks(
+            None if endless else total,
+            observed=[*range(num_past), *range(total - num_future, total)],
+            step=config.num_frames,
+            num_past_frames=config.num_past_frames,
+            num_future_frames=config.num_future_frames,
+        )
+        num_windows = None
+        if endless:
+            first = next(windows)
+            self._check_masks([first], num_past, num_future, guidance_scale)
+            windows = _chain(first, windows)
+        else:
+            windows = list(windows)
+            num_windows = len(windows)
+            self._check_masks(windows, num_past, num_future, guidance_scale)
+
+        # Sampler
+        options = {"num_inference_steps": int(num_inference_steps), "timesteps": timesteps, "sigmas": sigmas}
+        steps = self._check_scheduler(options, final_denoise)
+        num_videos = actual["batch_size"] * ensemble_size
+        frame_shape = (config.in_channels, actual["height"], actual["width"])
+        if latents is not None:
+            expected = (num_videos, (num_windows or 1) * config.num_frames, *frame_shape)
+            if not torch.is_tensor(latents) or tuple(latents.shape) != expected or not latents.is_floating_point():
+                got = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
+                raise ValueError(f"`latents` must be a float tensor of shape {expected} for this call, got {got}.")
+        if isinstance(generator, list) and len(generator) != actual["batch_size"]:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)} for {actual['batch_size']} videos: one each is needed."
+            )
+
+        self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, len(steps), False
+        device = self._execution_device
+        positions = [*range(num_past), *range(total - num_future, total)]
+        inside = [frame for frames in given for frame in (2 * frames.to(device) - 1).unbind(dim=1)]  # (B, C, H, W)
+        source = generator[0] if isinstance(generator, list) else generator
+        return _Request(
+            windows=windows,
+            num_windows=num_windows,
+            given={p: frame.repeat_interleave(ensemble_size, dim=0) for p, frame in zip(positions, inside)},
+            past=past,
+            future=future,
+            batch_size=actual["batch_size"],
+            ensemble_size=ensemble_size,
+            frame_shape=frame_shape,
+            seeds=_draw_seeds(generator, actual["batch_size"], ensemble_size),
+            generator_device=source.device if source is not None else device,
+            latents=latents,
+            step_options={
+                **options,
+                "eta": eta,
+                "guidance_scale": guidance_scale,
+                "final_denoise": final_denoise,
+                "cache_conditioning": cache_conditioning,
+                "max_batch_size": max_batch_size,
+                "callback_on_step_end": callback_on_step_end,
+                "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+            },
+        )
+
+    def _check_frames(self, name: str, frames: Frames | None, most: int) -> torch.Tensor | None:
+        """Frames as the caller has them -> (B, T, C, H, W), float32 in [0, 1]."""
+        if frames is None:
+            return None
+        if most == 0:
+            raise ValueError(f"`{name}`: this network reads none (`unet.config.num_{name}` is 0); leave it out.")
+        frames = _to_tensor(name, frames, self.unet.config.in_channels)
+        if 0 in frames.shape:
+            raise ValueError(f"`{name}` is empty: its shape is {tuple(frames.shape)}.")
+        if frames.shape[1] > most:
+            way_out = f"the last {most}, `past_frames[:, -{most}:]`" if name == "past_frames" else f"the first {most}"
+            raise ValueError(
+                f"`{name}` has {frames.shape[1]} frames, this network reads at most {most}: pass {way_out}."
+            )
+        if frames.shape[2] != self.unet.config.in_channels:
+            raise ValueError(
+                f"`{name}` must have {self.unet.config.in_channels} channels, got {frames.shape[2]} (shape"
+                f" {tuple(frames.shape)}, read as (B, T, C, H, W))."
+            )
+        if frames.dtype == torch.uint8:
+            return frames.float() / 255
+        if not frames.is_floating_point():
+            raise ValueError(f"`{name}` must be floats in [0, 1] or uint8 in [0, 255], got {frames.dtype}.")
+        frames = frames.float()
+        is_finite = torch.isfinite(frames)
+        if not is_finite.all():
+            bad = (~is_finite).flatten(2).any(dim=2).nonzero()
+            raise ValueError(
+                f"`{name}` has {int((~is_finite).sum())} values that are NaN or infinite, the first in frame"
+                f" {int(bad[0, 1])} of video {int(bad[0, 0])}. Fill them before."
+            )
+        low, high = float(frames.min()), float(frames.max())
+        if low < -1e-3 or high > 1 + 1e-3:
+            hint = "If they are in [-1, 1], pass (frames + 1) / 2." if low >= -1.001 and high <= 1.001 else ""
+            hint = "If they are in [0, 255], divide by 255." if low >= 0 and 2 < high <= 255 else hint
+            raise ValueError(f"`{name}` must be in [0, 1], got values from {low:.4g} to {high:.4g}. {hint}".strip())
+        return frames
+
+    def _check_masks(self, windows: list[Window], num_past: int, num_future: int, guidance_scale: float) -> None:
+        """Whether the network was trained with the frames missing that these windows leave out."""
+        if not isinstance(guidance_scale, (int, float)) or not guidance_scale >= 0:
+            raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
+        config = self.unet.config
+        for side, given, number in (("past", num_past, 0), ("future", num_future, 1)):
+            needed, dropped = config[f"num_{side}_frames"], config[f"drop_{side}"]
+            if needed == 0 or dropped > 0:
+                continue
+            for window in windows:
+                is_side = [position < min(window.latent) for position in window.observed]
+                have = sum(is_side) if side == "past" else len(is_side) - sum(is_side)
+                if have < needed:
+                    raise ValueError(
+                        f"This network always had its {needed} {side} frames in training (`unet.config.drop_{side}` is"
+                        f" 0), and frames {window.latent[0]} to {window.latent[-1]} would be made with {have} of them."
+                        f" `{side}_frames` has {given}: pass {needed}, or use a network that was trained with"
+                        f" `drop_{side}` > 0" + ("." if side == "past" else ", one block at a time otherwise.")
+                    )
+            if guidance_scale != 1:
+                raise ValueError(
+                    f"`guidance_scale` compares with absent frames, which this network never saw absent in training"
+                    f" (`unet.config.drop_{side}` is 0): leave it at 1."
+                )
+
+    def _check_scheduler(self, options: dict, final_denoise: bool) -> torch.Tensor:
+        """Try the scheduler's first step on a copy; returns its timesteps."""
+        name, config = type(self.scheduler).__name__, self.scheduler.config
+        prediction_type = config.get("prediction_type")
+        way_out = "Use another, such as DDIMScheduler.from_config(pipe.scheduler.config)."
+        knows_prediction_type = "prediction_type" in inspect.signature(type(self.scheduler).__init__).parameters
+        if prediction_type not in (None, "flow_prediction") and not knows_prediction_type:
+            raise ValueError(
+                f"`scheduler`: {name} cannot serve a network that was trained with"
+                f" prediction_type={prediction_type!r}. {way_out}"
+            )
+        num_train_timesteps = self.unet.config.num_train_timesteps
+        if config.get("num_train_timesteps", num_train_timesteps) != num_train_timesteps:
+            raise ValueError(
+                f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
+            )
+        trial = copy.deepcopy(self.scheduler)
+        try:
+            steps = self._set_timesteps(options, torch.device("cpu"), trial)
+            probe = torch.zeros(1, self.unet.config.num_frames, self.unet.config.in_channels, 2, 2)
+            if hasattr(trial, "scale_model_input"):
+                trial.scale_model_input(probe, steps[0])
+            takes_generator = "generator" in inspect.signature(trial.step).parameters  # spare the global stream
+            trial.step(probe, steps[0], probe, **({"generator": torch.Generator()} if takes_generator else {}))
+        except (ValueError, NotImplementedError, IndexError, TypeError, RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
+                f" {', '.join(f'{key}={value}' for key, value in options.items() if value is not None)}: {error}"
+                f" {way_out}"
+            ) from error
+        if steps.min() < 0 or steps.max() > num_train_timesteps:
+            raise ValueError(
+                f"`scheduler`: {name} counts noise levels from {float(steps.min()):.3g} to {float(steps.max()):.3g}; the"
+                f" network knows the timesteps 0 to {num_train_timesteps - 1}. {way_out}"
+            )
+        if final_denoise and (prediction_type != "epsilon" or not hasattr(self.scheduler, "alphas_cumprod")):
+            raise ValueError(
+                "`final_denoise=True` subtracts predicted noise: it needs prediction_type='epsilon' and a scheduler"
+                f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
+            )
+        return steps
+
+
+def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
+    """Any accepted form of frames -> (B, T, C, H, W) tensor, values untouched."""
+    if isinstance(frames, (list, tuple)):
+        if not frames:
+            raise ValueError(f"`{name}` is an empty list.")
+        if isinstance(frames[0], Image.Image):
+            frames = [frames]
+        if isinstance(frames[0], (list, tuple)) and all(isinstance(x, Image.Image) for video in frames for x in video):
+            frames = [torch.stack(_equal_shapes(name, [_image_to_tensor(x) for x in video])) for video in frames]
+        if not all(isinstance(video, (torch.Tensor, np.ndarray)) for video in frames):
+            raise ValueError(
+                f"`{name}` must be a list of PIL images, of lists of PIL images, of tensors or of arrays, got a list of"
+                f" {type(frames[0]).__name__}."
+            )
+        frames = _equal_shapes(name, frames)
+        frames = torch.stack(list(frames)) if torch.is_tensor(frames[0]) else np.stack(frames)
+    if not isinstance(frames, (torch.Tensor, np.ndarray)):
+        raise ValueError(f"`{name}` must be a tensor, an array or a list, got {type(frames).__name__}.")
+    if frames.ndim == 4:
+        frames = frames[None]
+    if frames.ndim != 5:
+        raise ValueError(
+            f"`{name}` must have 5 axes (B, T, C, H, W), or 4 without B, got shape {tuple(frames.shape)}. A single"
+            " frame or a channel axis may be missing: add it with `[:, None]`."
+        )
+    if isinstance(frames, np.ndarray):
+        first, last = frames.shape[2] == num_channels, frames.shape[4] == num_channels
+        if first and last:
+            raise ValueError(
+                f"`{name}`: an array of shape {frames.shape} could be (B, T, C, H, W) or (B, T, H, W, C); pass a"
+                " tensor, which always is (B, T, C, H, W)."
+            )
+        if frames.dtype == object or not np.issubdtype(frames.dtype, np.number):
+            raise ValueError(f"`{name}` must be an array of numbers, got dtype {frames.dtype}.")
+        frames = np.moveaxis(frames, -1, 2) if last else frames
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+    return frames
+
+
+def _image_to_tensor(image: Image.Image) -> torch.Tensor:
+    """A PIL image -> (C, H, W), with the channels that its mode has; palettes are resolved."""
+    if image.mode in ("P", "1", "CMYK", "YCbCr"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    array = np.array(image)
+    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
+
+
+def _equal_shapes(name: str, items: list) -> list:
+    shapes = {tuple(item.shape) for item in items}
+    if len(shapes) > 1:
+        raise ValueError(f"`{name}` mixes shapes: {sorted(shapes)}.")
+    return items
+
+
+def _to_unit_range(frames: torch.Tensor) -> torch.Tensor:
+    return ((frames + 1) / 2).clamp(0, 1)
+
+
+def _chain(first: Window, rest: Iterator[Window]) -> Iterator[Window]:
+    yield first
+    yield from rest
+
+
+def _draw_seeds(
+    generator: torch.Generator | list[torch.Generator] | None, batch_size: int, ensemble_size: int
+) -> list[tuple[int, int]]:
+    """(seed, member) of each video: one number drawn for each input video, one after the other."""
+    generators = generator if isinstance(generator, list) else [generator] * batch_size
+    seeds = [
+        int(torch.randint(2**63 - 1, (), generator=g, device=g.device if g is not None else "cpu")) for g in generators
+    ]
+    return [(seed, member) for seed in seeds for member in range(ensemble_size)]
+
+
+def _window_generators(seeds: list[tuple[int, int]], number: int, device: torch.device) -> list[torch.Generator]:
+    """The random stream of each video for one window."""
+    keys = [np.random.SeedSequence([*seed, number]).generate_state(1, np.uint64)[0] for seed in seeds]
+    return [torch.Generator(device).manual_seed(int(key)) for key in keys]

@@ -1,0 +1,122 @@
+"""The training settings of MCVD's published checkpoints, for `train_mcvd.py --preset NAME`.
+
+Source: the scripts `example_scripts/final/*.sh` of the original code, which is what the checkpoints were trained with
+(its bare YAML files are not); `ORIGINAL_NAMES` gives the script's name for each. The paper's table of results names
+the same models by data set, conditioning and frames.
+"""
+
+# Common to all: Adam without weight decay, epsilon prediction, linear betas, the summed loss with its gradient norm
+# clipped at 1, a constant learning rate after a linear warm-up, and an average of the weights with constant decay.
+_COMMON = {
+    "layers_per_block": 2,
+    "prediction_type": "epsilon",
+    "beta_schedule": "linear",
+    "loss_reduction": "sum",
+    "max_grad_norm": 1.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "adam_weight_decay": 0.0,
+    "lr_scheduler": "constant_with_warmup",
+    "ema_decay": 0.999,
+    "ema_warmup": False,
+    "sampling_scheduler": "DDPMScheduler",
+    "validation_inference_steps": 100,
+    "seed": 1234,
+}
+
+# Data set: (channels, size, multiples of the first level's width, levels with attention)
+_DATA = {
+    "smmnist": (1, 64, (1, 2, 3, 4), (1, 2, 3)),
+    "kth": (1, 64, (1, 2, 3, 4), (1, 2, 3)),
+    "bair": (3, 64, (1, 2, 3, 4), (1, 2, 3)),
+    "cityscapes": (3, 128, (1, 1, 2, 3, 4), (2, 3, 4)),
+    "ucf101": (3, 64, (1, 2, 3, 4), (1, 2, 3)),
+}
+
+# Name: past/block/future frames, width, head width, SPATIN channels (0: concat), dropout, batch, learning rate,
+# warm-up, probability of an absent past and future, steps of the checkpoint that the paper used, original's name.
+# fmt: off
+_ROWS = {
+    #                                         p   k  f  width head spatin drop batch   rate warmup past future    steps
+    "smmnist-concat-p5k5":                   ( 5,  5, 0,   64,  64,    0, 0.1,  64, 2e-4,  1000, 0.0, 0.0,   700_000, "smmnist_big_5c5_unetm_b2"),
+    "smmnist-spatin-p5k5":                   ( 5,  5, 0,   64,  64,  128, 0.1,  64, 2e-4,  1000, 0.0, 0.0,   140_000, "SMMNIST_big_c5t5_SPADE"),
+    "smmnist-spatin-p5k5f5-interpolation":   ( 5,  5, 5,   64,  64,  128, 0.1,  64, 2e-4,  1000, 0.0, 0.0,   150_000, "smmnist_interp_big_c5t5f5_SPADE"),
+    "smmnist-spatin-p5k10f5-interpolation":  ( 5, 10, 5,   64,  64,  128, 0.1,  64, 2e-4,  1000, 0.0, 0.0,   125_000, "smmnist_interp_big_c5t10f5_SPADE"),
+    "smmnist-spatin-p5k5f5-futuremask":      ( 5,  5, 5,   64,  64,  128, 0.1,  64, 2e-4,  1000, 0.0, 0.5,   125_000, "smmnist_PredPlusInterp_big_c5t5f5_SPADE"),
+    "smmnist-spatin-p5k5f5-general":         ( 5,  5, 5,   64,  64,  128, 0.1,  64, 2e-4,  1000, 0.5, 0.5,   375_000, "smmnist_PredPlusInterp_PlusGen_big_c5t5f5_SPADE"),
+    "smmnist-concat-p5k5f5-general":         ( 5,  5, 5,   64,  64,    0, 0.1,  64, 2e-4,  1000, 0.5, 0.5,   650_000, "smmnist_64_5c5f5_futurepast"),
+    "kth-concat-p10k5":                      (10,  5, 0,   96,  96,    0, 0.1,  64, 2e-4,  5000, 0.0, 0.0,   400_000, "kth64_big_5c10_unetm_b2"),
+    "kth-spatin-p10k5":                      (10,  5, 0,  192,  96,  192, 0.1,  64, 2e-4,  5000, 0.0, 0.0,   480_000, "kth64_verybigbig_5c10_spade"),
+    "kth-spatin-p10k10f5-futuremask":        (10, 10, 5,   96,  96,  128, 0.1,  64, 2e-4,  5000, 0.0, 0.5,   125_000, "kth64_interp_big_c10t10f5_SPADE"),
+    "kth-spatin-p5k5f5-futuremask":          ( 5,  5, 5,   96,  96,  128, 0.1,  64, 2e-4,  5000, 0.0, 0.5,   375_000, "kth64_interp_big_c5t5f5_SPADE"),
+    "kth-concat-p5k5f5-general":             ( 5,  5, 5,   96,  96,    0, 0.1,  64, 2e-4,  5000, 0.5, 0.5,   300_000, "kth64_big_5c5f5_futmask50_general"),
+    "bair-concat-p1k5":                      ( 1,  5, 0,  192, 192,    0, 0.1,  64, 1e-4,  5000, 0.0, 0.0,   750_000, "bair64_big192_5c1_unetm"),
+    "bair-concat-p1k5-pastmask":             ( 1,  5, 0,  192, 192,    0, 0.1,  64, 1e-4,  5000, 0.5, 0.0,   650_000, "bair64_big192_5c1_pmask50_unetm"),
+    "bair-concat-p2k5":                      ( 2,  5, 0,  192, 192,    0, 0.1,  64, 1e-4,  5000, 0.0, 0.0,   450_000, "bair64_big192_5c2_unetm"),
+    "bair-concat-p2k5-pastmask":             ( 2,  5, 0,  192, 192,    0, 0.1,  64, 1e-4,  5000, 0.5, 0.0,   650_000, "bair64_big192_5c2_pmask50_unetm"),
+    "bair-spatin-p1k5":                      ( 1,  5, 0,  192, 192,  128, 0.1,  64, 1e-4,  5000, 0.0, 0.0,   210_000, "bair64_big192_5c1_unetm_spade"),
+    "bair-spatin-p1k5-pastmask":             ( 1,  5, 0,  192, 192,  128, 0.1,  64, 1e-4,  5000, 0.5, 0.0,   170_000, "bair64_big192_5c1_pmask50_unetm_spade"),
+    "bair-spatin-p2k5":                      ( 2,  5, 0,  192, 192,  128, 0.1,  64, 1e-4,  5000, 0.0, 0.0,   390_000, "bair64_big192_5c2_unetm_spade"),
+    "bair-spatin-p2k5-pastmask":             ( 2,  5, 0,  192, 192,  128, 0.1,  64, 1e-4,  5000, 0.5, 0.0,   270_000, "bair64_big192_5c2_pmask50_unetm_spade"),
+    # The original trains this one with 1 future frame and samples with 2; the config of a checkpoint decides.
+    "bair-concat-p1k5f2-general":            ( 1,  5, 2,  192, 192,    0, 0.1,  64, 1e-4,  5000, 0.5, 0.5,   530_000, "bair64_big192_5c1_prevfutpmask50_general"),
+    "bair-concat-p2k5f2-general":            ( 2,  5, 2,  192, 192,    0, 0.1,  64, 1e-4,  5000, 0.5, 0.5,   490_000, "bair64_big192_5c2_prevfutpmask50_general"),
+    "cityscapes-concat-p2k5":                ( 2,  5, 0,  192, 192,    0, 0.0,  32, 1e-4,  5000, 0.0, 0.0,   900_000, "city32_big192_5c2_unetm_long"),
+    "cityscapes-spatin-p2k5":                ( 2,  5, 0,  256, 256,  128, 0.0,  16, 1e-4,  5000, 0.0, 0.0,   650_000, "city16_big128_256_5c2_unetm_long_spade"),
+    # Not used in the paper, so no step is known.
+    "cityscapes-spatin-p2k5f2-general":      ( 2,  5, 2,  256, 256,  128, 0.0,  16, 1e-4,  5000, 0.5, 0.5,      None, "city16_big128_256_5c2f2_unetm_long_spade"),
+    "ucf101-concat-p4k4":                    ( 4,  4, 0,  288, 288,    0, 0.1,  32, 1e-4,  5000, 0.0, 0.0, 1_050_000, "ucf10132_big288_4c4_unetm"),
+    "ucf101-concat-p4k4-pastmask":           ( 4,  4, 0,  288, 288,    0, 0.1,  32, 1e-4,  5000, 0.5, 0.0,   900_000, "ucf10132_big288_4c4_pmask50_unetm"),
+    "ucf101-spatin-p4k4":                    ( 4,  4, 0,  288, 288,  192, 0.1,  32, 1e-4,  5000, 0.0, 0.0,   550_000, "ucf10132_big192_288_4c4_unetm_spade"),
+    "ucf101-spatin-p4k4-pastmask":           ( 4,  4, 0,  288, 288,  192, 0.1,  32, 1e-4,  5000, 0.5, 0.0,   650_000, "ucf10132_big192_288_4c4_pmask50_unetm_spade"),
+    # Not used in the paper, so no step is known.
+    "ucf101-spatin-p4k4f4-general":          ( 4,  4, 4,  288, 288,  192, 0.1,  32, 1e-4,  5000, 0.5, 0.5,      None, "ucf10132_big192_288_4c4f4_pmask50_unetm_spade"),
+}
+# fmt: on
+
+ORIGINAL_NAMES = {name: row[-1] for name, row in _ROWS.items()}
+
+
+def preset(name: str) -> dict:
+    """
+    The settings of a published checkpoint, under the names of `train_mcvd.py`'s flags.
+
+    Args:
+        name (`str`): For instance `"smmnist-concat-p5k5f5-general"`; `ORIGINAL_NAMES` lists all.
+
+    Returns:
+        `dict`: Settings that differ from the script's defaults, and those that define the model.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    if name not in _ROWS:
+        raise ValueError(f"There is no preset {name!r}. There are: {', '.join(_ROWS)}.")
+    past, block, future, width, head, spatin, dropout, batch, rate, warmup, drop_past, drop_future, steps, _ = _ROWS[name]  # fmt: skip
+    channels, size, multiples, attention = _DATA[name.split("-")[0]]
+    settings = {
+        **_COMMON,
+        "in_channels": channels,
+        "resolution": [size],
+        "num_past_frames": past,
+        "num_frames": block,
+        "num_future_frames": future,
+        "conditioning": "spatin" if spatin else "concat",
+        "block_out_channels": [width * multiple for multiple in multiples],
+        "down_block_types": [
+            "AttnDownBlock2D" if level in attention else "DownBlock2D" for level in range(len(multiples))
+        ],
+        "attention_head_dim": head,
+        "dropout": dropout,
+        "train_batch_size": batch,
+        "learning_rate": rate,
+        "lr_warmup_steps": warmup,
+        "drop_past": drop_past,
+        "drop_future": drop_future,
+    }
+    if spatin:
+        settings["spatin_channels"] = spatin
+    if steps is not None:
+        settings["max_train_steps"] = steps
+    return settings

@@ -1,0 +1,20 @@
+"""Set-up of all tests: one thread, no network, quiet bars."""
+
+import os
+
+
+# Two threads on two busy cores are several times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def keep_global_random_state():
+    """Library code must not depend on the global random stream, nor a test on what ran before it."""
+    torch.manual_seed(0)

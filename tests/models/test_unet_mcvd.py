@@ -1,0 +1,421 @@
+"""MCVDUNet2DModel: parity with the original, roles, shapes, and Diffusers' model contract."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, window
+
+from mcvd_diffusers import FrameRole, MCVDUNet2DModel
+from mcvd_diffusers.masking import block_roles
+from mcvd_diffusers.models import unet_mcvd
+
+
+NETWORKS = [
+    "concat_gray_p2k2",
+    "concat_gray_p2k2f2",
+    "concat_gray_4level_p5k5",
+    "concat_gray_p2k2f2_condemb",
+    "spatin_gray_p2k2",
+]
+
+TINY = {
+    "sample_size": 16,
+    "in_channels": 1,
+    "num_past_frames": 2,
+    "num_frames": 3,
+    "num_future_frames": 2,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "layers_per_block": 1,
+    "spatin_channels": 8,
+}
+
+
+def tiny_unet(conditioning="concat", **overrides):
+    torch.manual_seed(0)
+    unet = MCVDUNet2DModel(**{**TINY, "conditioning": conditioning, **overrides})
+    with torch.no_grad():  # the last layers start at nearly zero, which would hide mistakes
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return unet.eval()
+
+
+def roles_for(unet, batch_size=2, past=True, future=True):
+    return block_roles(
+        batch_size,
+        num_past_frames=unet.config.num_past_frames,
+        num_frames=unet.config.num_frames,
+        num_future_frames=unet.config.num_future_frames,
+        is_past_kept=torch.full((batch_size,), past),
+        is_future_kept=torch.full((batch_size,), future),
+    )
+
+
+def random_window(unet, batch_size=2, height=16, width=16, seed=0):
+    shape = (batch_size, unet.num_window_frames, unet.config.in_channels, height, width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Parity
+
+
+def original_forward(unet, x, label, cond, past_kept, *, cached):
+    """Our network called as the original is. The frames come from `cond`, the embedded mask from `past_kept`."""
+    sample = window(unet, x, cond)
+    kept = torch.ones(len(x), dtype=torch.bool) if past_kept is None else past_kept.bool()
+    roles = roles_for(unet, len(x))
+    roles[~kept, : unet.config.num_past_frames] = FrameRole.ABSENT
+    # The original tells the embedding and masks the frames in two places, and its golden cases let them differ.
+    is_plain = past_kept is None
+    conditioning = None
+    if cached or not is_plain:
+        conditioning = unet.encode_conditioning(sample, roles_for(unet, len(x)))
+    with torch.no_grad():
+        return block_of(unet, unet(sample, 999 - label, roles, conditioning=conditioning).sample)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["every_step", "once_a_window"])
+@pytest.mark.parametrize("case", NETWORKS)
+def test_against_mcvd_unet(case, cached):
+    unet = load_rule_weights(build_unet(CASES[case]["config"])).eval()
+    golden = load_reference(case)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == CASES[case]["n_params"]
+
+    def check(name, x, label, cond, past_kept, model=unet, tolerance=5e-5):
+        out = original_forward(model, x, label, cond, past_kept, cached=cached)
+        torch.testing.assert_close(out.float(), golden[name], atol=tolerance, rtol=0)
+
+    mask = golden.get("cond_mask")
+    no_mask = None if mask is None else torch.zeros_like(mask)
+    x, label, cond = golden["x"], golden["t"], golden["cond"]
+    check("out", x, label, cond, mask)
+    check("out2", x, golden["t2"], cond, golden.get("cond_mask2"))
+    check("out_cond0", x, label, torch.zeros_like(cond), no_mask)
+    if "out_mask_none" in golden:
+        check("out_mask_none", x, label, cond, None)
+    # A thousandth of the input exposes a wrong epsilon in a normalisation, but also blows up rounding, differently on
+    # each kind of CPU; in float64 what is left is the rounding of the golden run itself, 2.1e-5.
+    double = unet.double()
+    check("out_small", 1e-3 * x.double(), label, torch.zeros_like(cond).double(), no_mask, model=double)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["eps", "heads", "fir", "sqrt2"],
+)
+def test_parity_tolerance_notices_a_mistake(change, monkeypatch):
+    """The tolerance is worth something: small deliberate mistakes exceed it."""
+    case = "concat_gray_4level_p5k5"
+    unet = load_rule_weights(build_unet(CASES[case]["config"])).eval()
+    if change == "eps":
+        for module in unet.modules():
+            if isinstance(module, torch.nn.GroupNorm) and not module.affine:
+                module.eps = 1e-6
+    elif change == "heads":
+        for module in unet.modules():
+            if isinstance(module, unet_mcvd.MCVDAttention):
+                module.heads = 1
+    elif change == "fir":
+        for module in unet.modules():
+            if isinstance(module, unet_mcvd.MCVDFirResample2D):
+                module.kernel.fill_(module.kernel.mean())
+    else:
+        monkeypatch.setattr(unet_mcvd, "SQRT2", 1.414)
+    golden = load_reference(case)
+    x = golden["x"] * (1e-3 if change == "eps" else 1)
+    cond = golden["cond"] * (0 if change == "eps" else 1)
+    out = original_forward(unet, x, golden["t"], cond, None, cached=False)
+    error = (out - golden["out_small" if change == "eps" else "out"]).abs().max()
+    assert error > 2e-4
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Roles
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_observed_frames_change_the_output(conditioning):
+    unet = tiny_unet(conditioning)
+    sample, roles = random_window(unet), roles_for(unet)
+    out = unet(sample, 500, roles).sample
+    for frame in (0, 1, 5, 6):
+        changed = sample.clone()
+        changed[:, frame] += 1
+        assert (unet(changed, 500, roles).sample - out).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("junk", [0.0, 1e6, float("nan"), float("inf")])
+def test_absent_content_changes_nothing(conditioning, junk):
+    unet = tiny_unet(conditioning, embed_past_kept=True)
+    sample, roles = random_window(unet), roles_for(unet)
+    roles[0, :2] = FrameRole.ABSENT
+    roles[1, 5] = FrameRole.ABSENT
+    roles[1, 3] = FrameRole.ABSENT  # a frame of the block
+    out = unet(sample, 500, roles).sample
+    sample = torch.where((roles == FrameRole.ABSENT)[:, :, None, None, None], junk, sample)
+    assert torch.equal(unet(sample, 500, roles).sample, out)
+    assert torch.equal(unet(sample, 500, roles, conditioning=unet.encode_conditioning(sample, roles)).sample, out)
+
+
+def test_absent_is_not_the_same_as_black():
+    unet = tiny_unet()
+    sample, roles = random_window(unet), roles_for(unet)
+    sample[:, :2] = -1
+    absent = roles.clone()
+    absent[:, :2] = FrameRole.ABSENT
+    assert (unet(sample, 500, roles).sample - unet(sample, 500, absent).sample).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kept, row", [((1, 1), 1), ((0, 1), 1), ((0, 0), 0)])
+def test_embedding_of_the_past_is_row_one_if_any_past_frame_is_observed(kept, row):
+    unet = tiny_unet(embed_past_kept=True)
+    with torch.no_grad():
+        unet.past_embedding.weight[1 - row].fill_(1e6)  # reading the wrong row shows
+    sample, roles = random_window(unet), roles_for(unet)
+    roles[:, :2] = torch.tensor(kept)
+    out = unet(sample, 500, roles).sample
+    with torch.no_grad():
+        unet.past_embedding.weight[1 - row].fill_(0)
+    assert torch.equal(unet(sample, 500, roles).sample, out)
+
+
+def test_roles_are_those_of_frame_role():
+    assert (unet_mcvd.ABSENT, unet_mcvd.OBSERVED, unet_mcvd.LATENT) == tuple(FrameRole)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_conditioning_once_a_window_equals_every_step(conditioning):
+    unet = tiny_unet(conditioning)
+    sample, roles = random_window(unet), roles_for(unet, past=False)
+    encoded = unet.encode_conditioning(sample, roles)
+    for timestep in (0, 10, 999):
+        noisy = sample.clone()
+        noisy[:, 2:5] = torch.randn(2, 3, 1, 16, 16)
+        out = unet(noisy, timestep, roles).sample
+        noisy[:, :2], noisy[:, 5:] = 7, 7  # not read any more
+        assert torch.equal(unet(noisy, timestep, roles, conditioning=encoded).sample, out)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_one_conditioning_serves_many_samples(conditioning):
+    unet = tiny_unet(conditioning)
+    one = random_window(unet, batch_size=1)
+    encoded = unet.encode_conditioning(one, roles_for(unet, 1))
+    many = one.repeat(3, 1, 1, 1, 1)
+    many[:, 2:5] = torch.randn(3, 3, 1, 16, 16)
+    out = unet(many, 500, roles_for(unet, 3), conditioning=encoded).sample
+    torch.testing.assert_close(out, unet(many, 500, roles_for(unet, 3)).sample, atol=1e-5, rtol=0)
+
+
+def test_output_is_zero_outside_the_block():
+    unet = tiny_unet()
+    out = unet(random_window(unet), 500, roles_for(unet)).sample
+    assert out[:, 2:5].abs().min() > 0 and not out[:, :2].any() and not out[:, 5:].any()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Shapes
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    conditioning=st.sampled_from(["concat", "spatin"]),
+    channels=st.sampled_from([1, 2, 3, 8]),
+    frames=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(0, 2)),
+    depth=st.integers(1, 4),
+    layers=st.integers(1, 2),
+    cells=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_any_channels_frames_depth_and_size(conditioning, channels, frames, depth, layers, cells):
+    past, current, future = frames
+    if past + future == 0:
+        conditioning = "concat"
+    unet = tiny_unet(
+        conditioning,
+        in_channels=channels,
+        num_past_frames=past,
+        num_frames=current,
+        num_future_frames=future,
+        block_out_channels=[8] + [12] * (depth - 1),
+        down_block_types=["DownBlock2D"] * (depth - 1) + ["AttnDownBlock2D"],
+        layers_per_block=layers,
+    )
+    height, width = (2 ** (depth - 1) * cell for cell in cells)
+    sample = random_window(unet, 1, height, width)
+    out = unet(sample, 3, roles_for(unet, 1)).sample
+    assert out.shape == sample.shape and torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("timestep", [7, 7.0, torch.tensor(7), torch.tensor([7]), torch.tensor([7, 7])])
+def test_timestep_may_be_a_number_or_a_tensor(timestep):
+    unet = tiny_unet()
+    sample, roles = random_window(unet), roles_for(unet)
+    assert torch.equal(unet(sample, timestep, roles).sample, unet(sample, torch.tensor([7, 7]), roles).sample)
+
+
+def test_timesteps_may_differ_in_a_batch():
+    unet = tiny_unet()
+    sample, roles = random_window(unet), roles_for(unet)
+    both = unet(sample, torch.tensor([3, 900]), roles).sample
+    for i, timestep in enumerate((3, 900)):
+        single = unet(sample[i : i + 1], timestep, roles[i : i + 1]).sample
+        torch.testing.assert_close(both[i : i + 1], single, atol=1e-5, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Diffusers' contract
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_saved_and_loaded_network_is_bit_equal(conditioning, tmp_path):
+    unet = tiny_unet(conditioning)
+    unet.save_pretrained(tmp_path)
+    loaded = MCVDUNet2DModel.from_pretrained(tmp_path)
+    sample, roles = random_window(unet), roles_for(unet)
+    assert torch.equal(unet(sample, 500, roles).sample, loaded(sample, 500, roles).sample)
+    for name in inspect.signature(MCVDUNet2DModel.__init__).parameters.keys() - {"self"}:
+        value = unet.config[name]
+        assert loaded.config[name] == (list(value) if isinstance(value, tuple) else value), name
+
+
+@pytest.mark.parametrize("variant, dtype", [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_half_precision_variant_loads_and_runs(variant, dtype, tmp_path):
+    unet = tiny_unet().to(dtype)
+    unet.save_pretrained(tmp_path, variant=variant)
+    assert (tmp_path / f"diffusion_pytorch_model.{variant}.safetensors").is_file()
+    loaded = MCVDUNet2DModel.from_pretrained(tmp_path, variant=variant, torch_dtype=dtype)
+    sample = random_window(unet).to(dtype)
+    out = loaded(sample, torch.tensor([500, 1]), roles_for(unet)).sample
+    assert out.dtype == dtype and torch.isfinite(out).all()
+
+
+def test_tuple_equals_dictionary():
+    unet = tiny_unet()
+    sample, roles = random_window(unet), roles_for(unet)
+    assert torch.equal(unet(sample, 1, roles, return_dict=False)[0], unet(sample, 1, roles).sample)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_every_parameter_gets_a_gradient(conditioning):
+    unet = tiny_unet(conditioning, embed_past_kept=True).train()
+    unet(random_window(unet), 500, roles_for(unet)).sample.square().mean().backward()
+    without = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_gradient_checkpointing_changes_no_gradient(conditioning):
+    gradients = []
+    for checkpointing in (False, True):
+        unet = tiny_unet(conditioning).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(random_window(unet), 500, roles_for(unet)).sample.square().mean().backward()
+        gradients.append({name: p.grad for name, p in unet.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_attention_backend_really_switches():
+    unet = tiny_unet()
+    sample, roles = random_window(unet), roles_for(unet)
+    out = unet(sample, 1, roles).sample
+    unet.set_attention_backend("_native_math")
+    processors = unet.attn_processors.values()
+    assert processors and all(processor._attention_backend == "_native_math" for processor in processors)
+    torch.testing.assert_close(unet(sample, 1, roles).sample, out, atol=1e-5, rtol=0)
+
+
+def test_fused_projections_change_nothing():
+    unet = tiny_unet()
+    sample, roles = random_window(unet), roles_for(unet)
+    out = unet(sample, 1, roles).sample
+    unet.fuse_qkv_projections()
+    assert all(m.fused_projections for m in unet.modules() if isinstance(m, unet_mcvd.MCVDAttention))
+    torch.testing.assert_close(unet(sample, 1, roles).sample, out, atol=1e-5, rtol=0)
+
+
+def test_classes_that_diffusers_asks_for_exist():
+    names = {type(module).__name__ for module in tiny_unet().modules()}
+    assert set(MCVDUNet2DModel._no_split_modules) <= names
+    assert set(MCVDUNet2DModel._repeated_blocks) <= names
+
+
+def test_model_file_needs_torch_and_diffusers_only():
+    code = (
+        "import importlib.util, sys; before = set(sys.modules);"
+        f"spec = importlib.util.spec_from_file_location('copied_unet', {inspect.getfile(unet_mcvd)!r});"
+        "module = importlib.util.module_from_spec(spec); sys.modules['copied_unet'] = module;"
+        "spec.loader.exec_module(module); module.MCVDUNet2DModel();"
+        "assert not any(name.split('.')[0] == 'mcvd_diffusers' for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_forward_documents_its_arguments():
+    for function in (MCVDUNet2DModel.forward, MCVDUNet2DModel.encode_conditioning):
+        for name in list(inspect.signature(function).parameters)[1:]:
+            assert f"{name} (" in function.__doc__, name
+    for name in list(inspect.signature(MCVDUNet2DModel.__init__).parameters)[1:]:
+        assert f"{name} (" in MCVDUNet2DModel.__doc__, name
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"in_channels": 0}, "`in_channels` must be an integer of at least 1, got 0"),
+        ({"num_frames": 0}, "`num_frames` must be an integer of at least 1"),
+        ({"num_past_frames": -1}, "`num_past_frames` must be an integer of at least 0"),
+        ({"num_future_frames": 1.5}, "`num_future_frames` must be an integer"),
+        ({"layers_per_block": 0}, "`layers_per_block`"),
+        ({"conditioning": "spade"}, "`conditioning` must be \"concat\" or \"spatin\", got 'spade'"),
+        ({"conditioning": "spatin", "num_past_frames": 0, "num_future_frames": 0}, "needs past or future frames"),
+        ({"block_out_channels": (2, 16)}, "`block_out_channels` must be numbers of at least 4"),
+        ({"block_out_channels": (8, 16, 16)}, "one entry for each level"),
+        ({"down_block_types": ("DownBlock2D", "Attention")}, "`down_block_types` knows"),
+        ({"attention_head_dim": 12, "block_out_channels": (8, 16)}, r"`attention_head_dim` \(12\) must divide"),
+        ({"attention_head_dim": 0}, "`attention_head_dim` must be a positive integer"),
+        ({"dropout": 1.0}, "`dropout` is a probability"),
+        ({"drop_past": 1.5}, "`drop_past` is a probability"),
+        ({"sample_size": 0}, "`sample_size` must be a positive integer"),
+    ],
+)
+def test_bad_config_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        MCVDUNet2DModel(**{**TINY, **config})
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((7, 1, 16, 16), r"`sample` must have shape \(B, T, C, H, W\)"),
+        ((2, 6, 1, 16, 16), "must hold 7 frames .2 past, 3 current, 2 future., got 6"),
+        ((2, 7, 3, 16, 16), "must have 1 channels a frame, got 3"),
+        ((2, 7, 1, 15, 16), "must be multiples of 2 for a network of 2 levels, got 15x16"),
+    ],
+)
+def test_bad_window_is_refused(shape, message):
+    unet = tiny_unet()
+    sample = torch.zeros(shape)
+    for function in (unet.encode_conditioning, lambda *args: unet(args[0], 1, args[1])):
+        with pytest.raises(ValueError, match=message):
+            function(sample, torch.zeros(shape[:2]))
+
+
+def test_bad_roles_and_segments_are_refused():
+    unet = tiny_unet()
+    with pytest.raises(ValueError, match="`roles` must have shape"):
+        unet(random_window(unet), 1, torch.zeros(2, 6))
+    with pytest.raises(ValueError, match="`segment_ids` must be None"):
+        unet(random_window(unet), 1, roles_for(unet), segment_ids=torch.zeros(2, 7))

@@ -1,0 +1,747 @@
+"""MCVDPipeline: parity with the original's sampling, the four tasks, and what a call promises."""
+
+import itertools
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, rule_normal, window
+from PIL import Image
+
+from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
+from mcvd_diffusers.pipelines import pipeline_mcvd
+
+
+LINEAR = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+}
+
+
+def original_ddpm():
+    return DDPMScheduler(**LINEAR, variance_type="fixed_small")
+
+
+def original_ddim():
+    return DDIMScheduler(**LINEAR, set_alpha_to_one=True, steps_offset=0)
+
+
+def tiny_pipeline(scheduler=None, conditioning="concat", **config):
+    torch.manual_seed(0)
+    arguments = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "num_past_frames": 2,
+        "num_frames": 3,
+        "num_future_frames": 2,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "layers_per_block": 1,
+        "spatin_channels": 8,
+    }
+    unet = MCVDUNet2DModel(conditioning=conditioning, **{**arguments, **config})
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pipe = MCVDPipeline(unet, scheduler or DDIMScheduler(**{**LINEAR, "prediction_type": "v_prediction"}))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def frames(count, batch=2, channels=1, size=(8, 8), seed=0):
+    return torch.rand(batch, count, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def call(pipe, *, seed=0, steps=3, output_type="pt", **kwargs):
+    generator = kwargs.pop("generator", torch.Generator().manual_seed(seed))
+    return pipe(num_inference_steps=steps, generator=generator, output_type=output_type, **kwargs).frames
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Parity
+
+
+def test_noise_schedule_is_the_originals():
+    golden = load_reference("schedule")
+    for scheduler in (original_ddpm(), original_ddim()):
+        assert torch.equal(scheduler.betas.flip(0), golden["betas"])
+        assert torch.equal(scheduler.alphas_cumprod.flip(0), golden["alphas"])
+        previous = torch.cat([torch.ones(1), scheduler.alphas_cumprod[:-1]]).flip(0)
+        assert torch.equal(previous, golden["alphas_prev"])
+
+
+def test_cosine_schedule_is_the_originals_but_for_the_clip():
+    golden = load_reference("schedule")
+    ours = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2").alphas_cumprod.flip(0)
+    # Diffusers keeps beta at or below 0.999, the original does not; only the noisiest steps differ.
+    torch.testing.assert_close(ours, golden["cosine_alphas"], atol=1e-5, rtol=0)
+
+
+class RecordedNoise:
+    """Stands in for the random numbers of a sampling run: initial noise, then one array a step but the last."""
+
+    def __init__(self, monkeypatch, draws, num_steps):
+        self.draws, self.num_steps, self.count = iter(draws), num_steps, 0
+        monkeypatch.setattr(pipeline_mcvd, "randn_tensor", self)
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", self)
+
+    def __call__(self, shape, *args, **kwargs):
+        if shape[-1] == 2:
+            return torch.zeros(shape)  # the pipeline trying its scheduler
+        self.count += 1
+        if self.count % (self.num_steps + 1) == 0:
+            return torch.zeros(shape)  # Diffusers draws after the last step too, and multiplies by 1e-10
+        return next(self.draws).reshape(shape)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["once_a_window", "every_step"])
+@pytest.mark.parametrize("final_denoise", [False, True])
+def test_against_mcvd_ddpm_trajectory(final_denoise, cached, monkeypatch):
+    golden = load_reference("trajectory_10steps")
+    unet = load_rule_weights(build_unet(CASES["concat_gray_p2k2"]["config"])).eval()
+    pipe = MCVDPipeline(unet, original_ddpm())
+    noise = RecordedNoise(monkeypatch, [golden["xT"], *golden["noise"]], num_steps=10)
+    calls = []
+    unet.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((block_of(unet, args[0]).clone(), 999 - int(args[1]))), with_kwargs=True
+    )
+    past = golden["cond"]
+    sample = window(unet, torch.full_like(golden["xT"], torch.nan), past)
+    roles = torch.tensor([[1, 1, 2, 2]] * 2)
+    pipe._interrupt = False
+    out = pipe.denoise(
+        sample, roles, num_inference_steps=10, final_denoise=final_denoise, cache_conditioning=cached
+    ).flatten(1, 2)
+
+    name = "ddpm_final" if final_denoise else "ddpm_final_nodenoise"
+    torch.testing.assert_close(out, golden[name], atol=5e-5, rtol=0)
+    for (x, label), x_golden, label_golden in zip(calls, golden["ddpm_x_in"], golden["ddpm_labels"]):
+        torch.testing.assert_close(x, x_golden, atol=5e-5, rtol=0)
+        assert label == label_golden
+    assert len(calls) == (11 if final_denoise else 10)
+    assert next(noise.draws, None) is None
+
+
+@pytest.mark.parametrize("name, make", [("ddpm", original_ddpm), ("ddim", original_ddim)])
+def test_against_each_mcvd_step(name, make, monkeypatch):
+    golden = load_reference("trajectory_10steps")
+    scheduler = make()
+    scheduler.set_timesteps(10)
+    assert [999 - int(t) for t in scheduler.timesteps] == golden[f"{name}_labels"][:10].tolist()
+    steps = zip(scheduler.timesteps, golden[f"{name}_x_in"], golden[f"{name}_x_in"][1:], golden[f"{name}_eps"])
+    for i, (t, x, x_next, epsilon) in enumerate(steps):
+        noise = golden["noise"][i] if i < 9 else torch.zeros_like(x)
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, noise=noise, **k: noise)
+        out = scheduler.step(epsilon, t, x).prev_sample
+        # Rounding is amplified by 1 / sqrt(alpha-bar), the factor of the network's output at this step.
+        tolerance = 1e-5 / float(scheduler.alphas_cumprod[t]) ** 0.5
+        torch.testing.assert_close(out, x_next, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def converted():
+    """The original's general checkpoint: 2 past, 2 current and 1 future frame, averaged weights."""
+    config = CASES["train_steps"]["config"]
+    return MCVDPipeline(load_rule_weights(build_unet(config), "/ema").eval(), original_ddpm(), final_denoise=True)
+
+
+def real_clips(count, num_frames, channels, size):
+    b, t, c, y, x = np.meshgrid(*map(np.arange, (count, num_frames, channels, size, size)), indexing="ij")
+    value = 0.5 + 0.5 * np.sin(2 * np.pi * (x + 2 * y + (b + 1) * t + 3 * c) / 16)
+    return torch.from_numpy((np.floor(value * 255 + 0.5) / 255).astype(np.float32))
+
+
+def test_against_mcvd_video_gen(converted, monkeypatch):
+    """The original's runner, end to end: interpolation, prediction and generation, several blocks, in one stream."""
+    golden = load_reference("video_gen")
+    clips = real_clips(3, 11, 1, 16)  # 2 past, 8 to predict, 1 future
+    assert torch.allclose(golden["general_ddpm__pred__cond"], clips[:, :2, 0])
+    RecordedNoise(monkeypatch, (rule_normal(f"vg/{i}", (3, 2, 16, 16)) for i in itertools.count()), num_steps=10)
+
+    def run(**kwargs):
+        return call(converted, steps=10, **kwargs)[:, :, 0]
+
+    tasks = {
+        "interp__pred": run(past_frames=clips[:, :2], future_frames=clips[:, 4:5]),
+        "pred__pred": run(past_frames=clips[:, :2], num_frames=8),
+        "gen__gen": run(batch_size=3, num_frames=10),
+    }
+    for name, out in tasks.items():
+        # With these random weights rounding grows from block to block; the first block is held to the usual tolerance.
+        for block, tolerance in ((slice(0, 2), 5e-5), (slice(2, None), 3e-4)):
+            expected = golden[f"general_ddpm__{name}"][:, block]
+            torch.testing.assert_close(out[:, block], expected, atol=tolerance, rtol=0, msg=lambda m: f"{name}: {m}")
+
+
+def test_against_mcvd_past_prediction(converted, monkeypatch):
+    golden = load_reference("past_prediction")
+    RecordedNoise(monkeypatch, (rule_normal(f"past/{i}", (2, 2, 16, 16)) for i in itertools.count()), num_steps=10)
+    future = (golden["cond"][:, 2:][:, :, None] + 1) / 2
+    out = call(converted, steps=10, future_frames=future, output_type="latent")
+    torch.testing.assert_close(out[:, :, 0], golden["out_m11"], atol=5e-5, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tasks
+
+TASKS = {
+    "prediction": lambda: {"past_frames": frames(2), "num_frames": 7},
+    "past prediction": lambda: {"future_frames": frames(2, seed=1), "num_frames": 7},
+    "interpolation": lambda: {"past_frames": frames(2), "future_frames": frames(2, seed=1), "num_frames": 7},
+    "generation": lambda: {"num_frames": 7, "batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("task", TASKS)
+def test_one_network_does_every_task(task, conditioning):
+    pipe = tiny_pipeline(conditioning=conditioning)
+    out = call(pipe, **TASKS[task]())
+    assert out.shape == (2, 7, 1, 8, 8) and out.min() >= 0 and out.max() <= 1 and out.std() > 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_given_frames_come_back_untouched(task):
+    given = TASKS[task]()
+    pipe = tiny_pipeline()
+    whole = call(pipe, return_given_frames=True, ensemble_size=2, **given)
+    made = call(pipe, ensemble_size=2, **given)
+    past, future = given.get("past_frames", frames(0)), given.get("future_frames", frames(0))
+    for i in range(4):
+        assert torch.equal(whole[i, : past.shape[1]], past[i // 2])
+        assert torch.equal(whole[i, past.shape[1] + 7 :], future[i // 2])
+    assert torch.equal(whole[:, past.shape[1] : past.shape[1] + 7], made)
+
+
+@pytest.mark.parametrize("changed", ["past_frames", "future_frames"])
+def test_given_frames_change_what_is_made(changed):
+    pipe = tiny_pipeline()
+    given = {"past_frames": frames(2), "future_frames": frames(2, seed=1)}
+    out = call(pipe, **given)
+    given[changed] = frames(2, seed=2)
+    assert (call(pipe, **given) - out).abs().max() > 1e-2
+
+
+def test_fewer_given_frames_are_absent():
+    pipe = tiny_pipeline()
+    seen = record_roles(pipe)
+    call(pipe, past_frames=frames(1))
+    assert seen[0].tolist() == [[0, 1, 2, 2, 2, 0, 0]] * 2
+
+
+def record_roles(pipe):
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(args[2].clone()))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "task, expected",
+    [
+        ("prediction", ["1122200", "1122200", "1122200"]),
+        ("past prediction", ["0022211", "0022211", "0022211"]),
+        ("interpolation", ["1122200", "1122200", "1122211"]),
+        ("generation", ["0022200", "1122200", "1122200"]),
+    ],
+)
+def test_blocks_read_what_is_next_to_them(task, expected):
+    pipe = tiny_pipeline()
+    seen = record_roles(pipe)
+    call(pipe, steps=1, **TASKS[task]())
+    assert ["".join(str(int(role)) for role in roles[0]) for roles in seen] == expected
+
+
+def test_generated_frames_are_fed_back():
+    """Two calls with one block each, the second given what the first made, equal one call with two blocks."""
+    pipe = tiny_pipeline()
+    noise = torch.randn(1, 6, 1, 8, 8)
+    past = frames(2, batch=1)
+    both = call(pipe, past_frames=past, num_frames=6, latents=noise, output_type="latent")
+    first = call(pipe, past_frames=past, latents=noise[:, :3], output_type="latent")
+    assert torch.equal(both[:, :3], first)
+    between = (first[:, 1:].clamp(-1, 1) + 1) / 2
+    assert torch.equal(first.clamp(-1, 1), first)  # nothing is clamped away here, so the two are comparable
+    second = call(pipe, past_frames=between, latents=noise[:, 3:], output_type="latent")
+    torch.testing.assert_close(both[:, 3:], second, atol=1e-5, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Randomness, batches, ensembles, streams
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
+def test_a_video_does_not_depend_on_its_batch(task, scheduler):
+    pipe = tiny_pipeline(scheduler(**{**LINEAR, "prediction_type": "v_prediction"}))
+    given = TASKS[task]()
+    both = call(pipe, generator=[torch.Generator().manual_seed(i) for i in range(2)], **given)
+    for i in range(2):
+        alone = {name: x if name == "num_frames" else 1 if name == "batch_size" else x[i : i + 1] for name, x in given.items()}
+        single = call(pipe, generator=torch.Generator().manual_seed(i), **alone)
+        torch.testing.assert_close(both[i : i + 1], single, atol=1e-4, rtol=0)  # other noise differs by 0.05 and more
+
+
+def test_first_video_of_one_generator_does_not_depend_on_the_batch_size():
+    pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
+    both, single = call(pipe, num_frames=7, batch_size=2), call(pipe, num_frames=7)
+    torch.testing.assert_close(both[:1], single, atol=1e-5, rtol=0)
+    assert (both[0] - both[1]).abs().max() > 0.05
+
+
+def test_same_generator_gives_the_same_video_and_the_global_stream_is_not_touched():
+    pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
+    state = torch.get_rng_state()
+    first = call(pipe, past_frames=frames(2), num_frames=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    assert torch.equal(call(pipe, past_frames=frames(2), num_frames=7), first)
+    assert (call(pipe, past_frames=frames(2), num_frames=7, seed=1) - first).abs().max() > 0.05
+
+
+def test_without_a_generator_torch_manual_seed_decides():
+    pipe = tiny_pipeline()
+    videos = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        videos.append(call(pipe, past_frames=frames(2), generator=None))
+    assert torch.equal(videos[0], videos[1]) and not torch.equal(videos[0], videos[2])
+
+
+@pytest.mark.parametrize("max_batch_size", [None, 1, 3])
+def test_ensemble_members_are_different_futures_of_one_past(max_batch_size):
+    pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
+    past = frames(2)
+    four = call(pipe, past_frames=past, num_frames=4, ensemble_size=4, max_batch_size=max_batch_size)
+    two = call(pipe, past_frames=past, num_frames=4, ensemble_size=2)
+    assert four.shape == (8, 4, 1, 8, 8)
+    torch.testing.assert_close(four.unflatten(0, (2, 4))[:, :2], two.unflatten(0, (2, 2)), atol=1e-5, rtol=0)
+    for a, b in itertools.combinations(four[:4], 2):
+        assert (a - b).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("output_type", ["pt", "np", "pil", "latent"])
+def test_uncertainty_is_the_standard_deviation_of_the_ensemble(output_type):
+    pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
+    arguments = {"past_frames": frames(2), "ensemble_size": 5, "num_inference_steps": 2, "output_type": output_type}
+    out = pipe(**arguments, generator=torch.Generator().manual_seed(0), output_uncertainty=True)
+    members = call(pipe, past_frames=frames(2), ensemble_size=5, steps=2, output_type="latent" if output_type == "latent" else "pt")
+    expected = members.unflatten(0, (2, 5)).std(dim=1)
+    uncertainty = torch.as_tensor(out.uncertainty)
+    if output_type in ("np", "pil"):
+        uncertainty = uncertainty.movedim(-1, 2)
+    torch.testing.assert_close(uncertainty, expected)
+    assert uncertainty.shape == (2, 3, 1, 8, 8) and uncertainty.mean() > 0.01
+
+
+def test_uncertainty_of_given_frames_is_zero():
+    pipe = tiny_pipeline()
+    out = pipe(
+        past_frames=frames(2),
+        future_frames=frames(1, seed=1),
+        ensemble_size=2,
+        num_inference_steps=2,
+        output_type="pt",
+        output_uncertainty=True,
+        return_given_frames=True,
+    )
+    assert out.frames.shape == (4, 6, 1, 8, 8) and out.uncertainty.shape == (2, 6, 1, 8, 8)
+    assert not out.uncertainty[:, :2].any() and not out.uncertainty[:, 5:].any() and out.uncertainty[:, 2:5].any()
+
+
+def test_memory_that_does_not_suffice_halves_the_batch():
+    pipe = tiny_pipeline()
+    sizes = []
+
+    def refuse(module, args):
+        sizes.append(len(args[0]))
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("no memory left")
+
+    expected = call(pipe, past_frames=frames(2), ensemble_size=4, num_frames=4)
+    pipe.unet.register_forward_pre_hook(refuse)
+    out = call(pipe, past_frames=frames(2), ensemble_size=4, num_frames=4)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+    assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) == 2
+
+
+def test_memory_that_does_not_suffice_for_one_video_is_an_error():
+    pipe = tiny_pipeline()
+
+    def refuse(module, args):
+        raise torch.OutOfMemoryError("no memory left")
+
+    pipe.unet.register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        call(pipe, past_frames=frames(2))
+
+
+@pytest.mark.parametrize("task", ["prediction", "past prediction", "generation", "interpolation"])
+def test_stream_yields_the_blocks_of_the_call(task):
+    pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
+    whole = call(pipe, **TASKS[task]())
+    blocks = list(
+        pipe.stream(
+            **TASKS[task](), num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt"
+        )
+    )
+    if task == "past prediction":
+        blocks = blocks[::-1]
+    assert len(blocks) == 3 and torch.equal(torch.cat(blocks, dim=1), whole)
+
+
+def test_stream_without_an_end_goes_on():
+    stream = tiny_pipeline().stream(past_frames=frames(2), num_inference_steps=1, output_type="pt")
+    made = [block.shape for block in itertools.islice(stream, 30)]
+    assert made == [(2, 3, 1, 8, 8)] * 30
+
+
+def test_streams_do_not_disturb_each_other():
+    pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
+
+    def start(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return pipe.stream(past_frames=frames(2, seed=seed), num_inference_steps=3, generator=generator, output_type="pt")
+
+    alone = [list(itertools.islice(start(seed), 3)) for seed in (0, 1)]
+    a, b = start(0), start(1)
+    for i in range(3):
+        assert torch.equal(next(a), alone[0][i]) and torch.equal(next(b), alone[1][i])
+
+
+def test_latents_are_the_initial_noise():
+    pipe = tiny_pipeline()
+    noise = torch.randn(2, 9, 1, 8, 8)
+    first = call(pipe, past_frames=frames(2), num_frames=7, latents=noise)
+    assert torch.equal(call(pipe, past_frames=frames(2), num_frames=7, latents=noise, seed=1), first)
+    other = noise.clone()
+    other[:, 6:] = 0
+    changed = call(pipe, past_frames=frames(2), num_frames=7, latents=other)
+    assert torch.equal(changed[:, :6], first[:, :6]) and not torch.equal(changed[:, 6:], first[:, 6:])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Guidance, schedulers, callbacks
+
+
+def test_guidance_of_one_is_none_and_more_moves_away_from_the_unconditional():
+    pipe = tiny_pipeline()
+    past, noise = frames(2), torch.randn(2, 3, 1, 8, 8)
+    one = {"steps": 1, "latents": noise, "output_type": "latent"}
+    pipe.scheduler.register_to_config(clip_sample=False)
+    given = call(pipe, past_frames=past, **one)
+    without = call(pipe, batch_size=2, **one)
+    guided = call(pipe, past_frames=past, guidance_scale=3.0, **one)
+    torch.testing.assert_close(guided, without + 3 * (given - without), atol=1e-4, rtol=0)
+    assert torch.equal(call(pipe, past_frames=past, guidance_scale=1.0, **one), given)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_cached_conditioning_changes_nothing(conditioning, guidance_scale):
+    pipe = tiny_pipeline(conditioning=conditioning)
+    a, b = (
+        call(pipe, past_frames=frames(2), num_frames=7, guidance_scale=guidance_scale, cache_conditioning=cached)
+        for cached in (True, False)
+    )
+    assert torch.equal(a, b)
+
+
+SCHEDULERS = {
+    "DDIMScheduler": ("epsilon", "sample", "v_prediction"),
+    "DDPMScheduler": ("epsilon", "sample", "v_prediction"),
+    "DEISMultistepScheduler": ("epsilon", "sample", "v_prediction"),
+    "DPMSolverMultistepScheduler": ("epsilon", "sample", "v_prediction"),
+    "DPMSolverSinglestepScheduler": ("epsilon", "sample", "v_prediction"),
+    "EulerDiscreteScheduler": ("epsilon", "sample", "v_prediction"),
+    "EulerAncestralDiscreteScheduler": ("epsilon", "v_prediction"),
+    "HeunDiscreteScheduler": ("epsilon", "sample", "v_prediction"),
+    "KDPM2DiscreteScheduler": ("epsilon", "v_prediction"),
+    "KDPM2AncestralDiscreteScheduler": ("epsilon", "v_prediction"),
+    "LCMScheduler": ("epsilon", "sample", "v_prediction"),
+    "PNDMScheduler": ("epsilon", "v_prediction"),
+    "TCDScheduler": ("epsilon", "sample", "v_prediction"),
+    "UniPCMultistepScheduler": ("epsilon", "sample", "v_prediction"),
+    "EDMEulerScheduler": (),
+    "FlowMatchEulerDiscreteScheduler": (),
+}
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scheduler_serves_or_is_refused(name, prediction_type):
+    config = DDPMScheduler(**{**LINEAR, "prediction_type": prediction_type}).config
+    pipe = tiny_pipeline(getattr(diffusers, name).from_config(config))
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
+    if prediction_type not in SCHEDULERS[name]:
+        with pytest.raises(ValueError, match=f"`scheduler`: {name} c.*Use another, such as"):
+            call(pipe, steps=6, past_frames=frames(2), num_frames=7)
+        assert not calls
+        return
+    out = call(pipe, steps=6, past_frames=frames(2), num_frames=7)
+    assert torch.isfinite(out).all() and out.shape == (2, 7, 1, 8, 8)
+    # A scheduler that remembers steps must not carry them from one window to the next.
+    second = call(pipe, steps=6, past_frames=frames(2), num_frames=7)
+    assert torch.equal(out, second)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "PNDMScheduler"])
+def test_scheduler_state_is_reset_for_each_window(name):
+    pipe = tiny_pipeline(getattr(diffusers, name).from_config(DDPMScheduler(**LINEAR).config))
+    past, noise = frames(2, batch=1), torch.randn(1, 6, 1, 8, 8)
+    both = call(pipe, steps=6, past_frames=past, num_frames=6, latents=noise, output_type="latent")
+    between = (both[:, 1:3] + 1) / 2
+    if between.min() < 0 or between.max() > 1:  # what is fed back is not clamped, what is given must be in range
+        pipe._check_frames = lambda name, x, most: x
+    fresh = tiny_pipeline(getattr(diffusers, name).from_config(DDPMScheduler(**LINEAR).config))
+    fresh._check_frames = lambda name, x, most: x
+    second = call(fresh, steps=6, past_frames=between, latents=noise[:, 3:], output_type="latent")
+    torch.testing.assert_close(both[:, 3:], second, atol=1e-4, rtol=1e-4)
+
+
+def test_callback_sees_every_step_and_may_replace_latents():
+    pipe = tiny_pipeline()
+    seen = []
+
+    def callback(pipeline, step, timestep, kwargs):
+        seen.append((step, int(timestep), kwargs["latents"].shape))
+        return {"latents": torch.zeros_like(kwargs["latents"])} if step == 2 else {}
+
+    out = call(pipe, past_frames=frames(2), num_frames=6, callback_on_step_end=callback)
+    assert [step for step, _, _ in seen] == [0, 1, 2] * 2 and seen[0][2] == (2, 3, 1, 8, 8)
+    assert torch.equal(out, torch.full_like(out, 0.5))
+    assert pipe.num_timesteps == 3
+
+
+def test_interrupt_stops_calling_the_network():
+    pipe = tiny_pipeline()
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
+
+    def callback(pipeline, step, timestep, kwargs):
+        pipeline._interrupt = True
+        return kwargs
+
+    call(pipe, past_frames=frames(2), num_frames=6, callback_on_step_end=callback)
+    assert len(calls) == 1
+    call(pipe, past_frames=frames(2))
+    assert len(calls) == 4
+
+
+def test_progress_runs_over_blocks_and_steps(capfd):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=False)
+    call(pipe, past_frames=frames(2), num_frames=6, max_batch_size=1)
+    err = capfd.readouterr().err
+    assert "block 2/2" in err and "12/12" in err  # 2 blocks, 3 steps, 2 chunks
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Forms of input and output
+
+
+def test_every_form_of_input_gives_the_same_video():
+    pipe = tiny_pipeline(in_channels=3)
+    pixels = torch.randint(0, 256, (2, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    as_float = pixels.float() / 255
+    channels_last = pixels.movedim(2, -1).numpy()
+    images = [[Image.fromarray(frame) for frame in video] for video in channels_last]
+    expected = call(pipe, past_frames=as_float)
+    for form in (
+        pixels,
+        pixels.numpy(),
+        channels_last,
+        as_float.numpy(),
+        as_float.movedim(2, -1).numpy().astype(np.float64),
+        images,
+        list(as_float),
+        list(channels_last),
+    ):
+        assert torch.equal(call(pipe, past_frames=form), expected)
+    single = call(pipe, past_frames=as_float[:1])
+    for form in (as_float[0], channels_last[0], images[0], [as_float[0]]):
+        assert torch.equal(call(pipe, past_frames=form), single)
+
+
+def test_inputs_are_not_changed():
+    pipe = tiny_pipeline()
+    past, noise = frames(2), torch.randn(2, 3, 1, 8, 8)
+    copies = past.clone(), noise.clone()
+    call(pipe, past_frames=past, latents=noise)
+    assert torch.equal(past, copies[0]) and torch.equal(noise, copies[1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_form_of_output_holds_the_same_video(channels):
+    pipe = tiny_pipeline(in_channels=channels)
+    given = {"past_frames": frames(2, channels=channels), "num_frames": 4}
+    out = {kind: call(pipe, output_type=kind, **given) for kind in ("pt", "np", "pil", "latent")}
+    assert out["pt"].shape == (2, 4, channels, 8, 8) and out["np"].shape == (2, 4, 8, 8, channels)
+    torch.testing.assert_close(((out["latent"] + 1) / 2).clamp(0, 1), out["pt"])
+    assert np.array_equal(out["np"], out["pt"].movedim(2, -1).numpy())
+    assert len(out["pil"]) == 2 and len(out["pil"][0]) == 4
+    pixels = np.asarray(out["pil"][1][3]).reshape(8, 8, channels)
+    assert np.array_equal(pixels, (out["np"][1, 3] * 255).round().astype(np.uint8))
+
+
+def test_output_can_be_given_again():
+    pipe = tiny_pipeline(in_channels=3)
+    for kind in ("pt", "np", "pil"):
+        made = call(pipe, past_frames=frames(2, channels=3), output_type=kind)
+        last = [video[-2:] for video in made]
+        assert call(pipe, past_frames=last).shape == (2, 3, 3, 8, 8)
+
+
+def test_eight_channels_and_frames_that_are_not_square():
+    pipe = tiny_pipeline(in_channels=8, sample_size=(8, 12))
+    out = call(pipe, past_frames=frames(2, channels=8, size=(8, 20)), num_frames=4)
+    assert out.shape == (2, 4, 8, 8, 20)
+    assert call(pipe).shape == (1, 3, 8, 8, 12)
+    assert call(pipe, height=16, width=4).shape == (1, 3, 8, 16, 4)
+
+
+def test_tuple_output():
+    pipe = tiny_pipeline()
+    arguments = {"past_frames": frames(2), "num_inference_steps": 2, "output_type": "pt", "return_dict": False}
+    assert len(pipe(**arguments)) == 1
+    assert len(pipe(**arguments, ensemble_size=2, output_uncertainty=True)) == 2
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bad input: refused with a clear message, and before the network is called
+
+BAD_CALLS = {
+    "wrong channels": ({"past_frames": frames(2, channels=3)}, "`past_frames` must have 1 channels, got 3"),
+    "not divisible": ({"past_frames": frames(2, size=(8, 9))}, "width of the frames must be a multiple of 2.*got 9"),
+    "height not divisible": ({"height": 7}, "height of the frames must be a multiple of 2.*got 7"),
+    "past too long": ({"past_frames": frames(3)}, r"has 3 frames, this network reads at most 2: pass the last 2"),
+    "future too long": ({"future_frames": frames(3)}, "`future_frames` has 3 frames.*the first 2"),
+    "no frames": ({"past_frames": frames(0)}, "`past_frames` is empty"),
+    "empty list": ({"past_frames": []}, "`past_frames` is an empty list"),
+    "zero frames": ({"num_frames": 0}, "`num_frames` must be a positive integer, got 0"),
+    "negative frames": ({"past_frames": frames(2), "num_frames": -4}, "`num_frames` must be a positive integer, got -4"),
+    "half a frame": ({"num_frames": 2.5}, "`num_frames` must be a positive integer, got 2.5"),
+    "zero steps": ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer, got 0"),
+    "zero batch": ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
+    "zero ensemble": ({"ensemble_size": 0}, "`ensemble_size` must be a positive integer, got 0"),
+    "too many steps": ({"num_inference_steps": 1001}, "DDIMScheduler cannot serve.*num_inference_steps=1001"),
+    "integers": ({"past_frames": torch.ones(1, 2, 1, 8, 8, dtype=torch.int64)}, "floats in .0, 1. or uint8.*int64"),
+    "booleans": ({"past_frames": torch.ones(1, 2, 1, 8, 8, dtype=torch.bool)}, "floats in .0, 1. or uint8.*bool"),
+    "objects": ({"past_frames": np.full((1, 2, 1, 8, 8), None)}, "must be an array of numbers, got dtype object"),
+    "in [-1, 1]": ({"past_frames": 2 * frames(2) - 1}, r"must be in \[0, 1\], got values from -.*pass \(frames \+ 1\) / 2"),
+    "in [0, 255]": ({"past_frames": 255 * frames(2)}, r"must be in \[0, 1\], got values.*divide by 255"),
+    "NaN": ({"past_frames": torch.full((1, 2, 1, 8, 8), torch.nan)}, "128 values that are NaN.*first in frame 0 of video 0"),
+    "a number": ({"past_frames": 3}, "must be a tensor, an array or a list, got int"),
+    "a list of numbers": ({"past_frames": [1, 2]}, "must be a list of PIL images.*got a list of int"),
+    "three axes": ({"past_frames": torch.rand(2, 8, 8)}, r"must have 5 axes \(B, T, C, H, W\)"),
+    "mixed sizes": ({"past_frames": [torch.rand(2, 1, 8, 8), torch.rand(1, 1, 8, 8)]}, "`past_frames` mixes shapes"),
+    "colour images": ({"past_frames": [Image.new("RGB", (8, 8))]}, "`past_frames` must have 1 channels, got 3"),
+    "sizes disagree": (
+        {"past_frames": frames(2), "future_frames": frames(2, size=(8, 10))},
+        "`past_frames` and `future_frames` must agree",
+    ),
+    "batches disagree": (
+        {"past_frames": frames(2), "future_frames": frames(2, batch=1)},
+        "`past_frames` and `future_frames` must agree",
+    ),
+    "batch size disagrees": ({"past_frames": frames(2), "batch_size": 5}, "`batch_size` is 5, but the given frames have 2"),
+    "short gap": (
+        {"past_frames": frames(2), "future_frames": frames(2), "num_frames": 2},
+        "`num_frames` must be at least 3, one block of this network, to interpolate; got 2",
+    ),
+    "output type": ({"output_type": "jpg"}, '`output_type` must be "pil", "np", "pt" or "latent"'),
+    "generators": ({"generator": [torch.Generator()] * 3}, "`generator` is a list of 3 for 1 videos"),
+    "latents": ({"latents": torch.zeros(1, 2, 1, 8, 8)}, r"`latents` must be a float tensor of shape \(1, 3, 1, 8, 8\)"),
+    "callback": ({"callback_on_step_end_tensor_inputs": ["frames"]}, "`callback_on_step_end_tensor_inputs` has to be in"),
+    "guidance": ({"guidance_scale": -1}, "`guidance_scale` must be a number of at least 0"),
+    "uncertainty of one": ({"output_uncertainty": True}, "pass `ensemble_size` > 1"),
+    "own timesteps": ({"timesteps": [900, 500]}, "DDIMScheduler does not take own timesteps"),
+    "final denoise": ({"final_denoise": True}, "`final_denoise=True`.*needs prediction_type='epsilon'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_call_is_refused_before_any_work(name):
+    arguments, message = BAD_CALLS[name]
+    pipe = tiny_pipeline()
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments)
+    assert not calls
+
+
+@pytest.mark.parametrize("name", ["past too long", "NaN", "zero frames"])
+def test_bad_stream_is_refused_when_it_is_made(name):
+    arguments, message = BAD_CALLS[name]
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline().stream(**arguments)
+
+
+def test_stream_names_arguments_it_does_not_have():
+    with pytest.raises(TypeError, match="`stream` has no arguments .'latents'"):
+        tiny_pipeline().stream(latents=torch.zeros(1))
+
+
+def test_ambiguous_array_is_refused():
+    with pytest.raises(ValueError, match="could be .B, T, C, H, W. or .B, T, H, W, C."):
+        tiny_pipeline(in_channels=8)(past_frames=np.zeros((1, 2, 8, 8, 8), np.float32), output_type="pt")
+
+
+def test_images_of_eight_channels_are_refused():
+    with pytest.raises(ValueError, match='`output_type="pil"`: frames of 8 channels are no images'):
+        tiny_pipeline(in_channels=8)()
+
+
+@pytest.mark.parametrize(
+    "config, arguments, message",
+    [
+        ({"drop_past": 0.0}, {}, "always had its 2 past frames in training"),
+        ({"drop_past": 0.0}, {"past_frames": frames(1)}, "always had its 2 past frames.*`past_frames` has 1: pass 2"),
+        ({"drop_past": 0.0}, {"future_frames": frames(2)}, "always had its 2 past frames"),
+        ({"drop_future": 0.0}, {"past_frames": frames(2)}, "always had its 2 future frames"),
+        (
+            {"drop_future": 0.0},
+            {"past_frames": frames(2), "future_frames": frames(2), "num_frames": 6},
+            "always had its 2 future frames",
+        ),
+        (
+            {"drop_past": 0.0, "drop_future": 0.0},
+            {"past_frames": frames(2), "future_frames": frames(2), "guidance_scale": 2.0},
+            "never saw absent in training",
+        ),
+        ({"num_future_frames": 0}, {"future_frames": frames(1)}, "`future_frames`: this network reads none"),
+    ],
+)
+def test_task_that_was_never_trained_is_refused(config, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline(**config)(**arguments)
+
+
+def test_task_that_was_trained_without_masks_runs():
+    pipe = tiny_pipeline(drop_past=0.0, drop_future=0.0)
+    assert call(pipe, past_frames=frames(2), future_frames=frames(2)).shape == (2, 3, 1, 8, 8)
+    pipe = tiny_pipeline(drop_past=0.0, num_future_frames=0)
+    assert call(pipe, past_frames=frames(2), num_frames=7).shape == (2, 7, 1, 8, 8)
+
+
+def test_scheduler_of_another_length_is_refused():
+    pipe = tiny_pipeline(DDIMScheduler(num_train_timesteps=100))
+    with pytest.raises(ValueError, match="`scheduler` has 100 training timesteps, the network 1000"):
+        pipe()
+
+
+def test_roles_reach_the_network_as_integers_it_knows():
+    pipe = tiny_pipeline()
+    seen = record_roles(pipe)
+    call(pipe, past_frames=frames(2), guidance_scale=2.0)
+    assert set(seen[0].unique().tolist()) <= set(FrameRole)
+    assert seen[0].tolist() == [[1, 1, 2, 2, 2, 0, 0]] * 2 + [[0, 0, 2, 2, 2, 0, 0]] * 2

@@ -1,0 +1,569 @@
+# Copyright 2026 The mcvd-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Train a masked conditional video diffusion model, and save it as a pipeline.
+
+    accelerate launch train_mcvd.py --output_dir runs/digits                        # moving digits, all defaults
+    accelerate launch train_mcvd.py --preset smmnist-concat-p5k5f5-general --digits mnist --output_dir runs/smmnist
+    accelerate launch train_mcvd.py --train_data_dir videos/ --in_channels 3 --resolution 64 --output_dir runs/mine
+    accelerate launch train_mcvd.py settings.yaml --learning_rate 1e-4              # a file, and flags on top of it
+    accelerate launch --multi_gpu --num_processes 8 train_mcvd.py ...               # several GPUs
+    accelerate launch --config_file cluster.yaml train_mcvd.py ...                  # several machines
+
+Flags go before the file, the file before the preset, the preset before the defaults. `--help` explains each flag; the
+training loop is `main`, below.
+
+All randomness is keyed: clip i of epoch e by (seed, e, i); masks, timesteps and noise of training sample n by
+(seed, n); dropout of a step by (seed, step, process). Nothing is drawn from a global stream that outlives a step.
+"""
+
+import contextlib
+import itertools
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, Dataset
+from transformers import HfArgumentParser
+
+from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers.data import ClipDataset, MovingDigits, load_digits, open_reader, split_by_name
+from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
+from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from mcvd_diffusers.visualization import save_comparison_gif
+
+
+logger = get_logger("train_mcvd", log_level="INFO")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+def flag(default, help: str):
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    pretrained_model_name_or_path: str | None = flag(
+        None, "Pipeline (folder or Hub id) whose network to go on training. Its config then counts, not these flags."
+    )
+    conditioning: Literal["concat", "spatin"] = flag("concat", "How given frames enter the network.")
+    in_channels: int = flag(1, "Channels of a frame.")
+    resolution: list[int] = flag([32], "Height and width of the frames in pixels, or one number for both.")
+    num_past_frames: int = flag(4, "Frames before the block that the network reads.")
+    num_frames: int = flag(4, "Frames of the block that the network makes.")
+    num_future_frames: int = flag(2, "Frames after the block that the network reads.")
+    block_out_channels: list[int] = flag([32, 64, 96], "Channels of each level of the UNet, finest first.")
+    down_block_types: list[str] = flag(
+        ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"], "DownBlock2D or AttnDownBlock2D for each level."
+    )
+    layers_per_block: int = flag(1, "Residual blocks of a level.")
+    attention_head_dim: int | None = flag(None, "Channels of an attention head; one head if not given.")
+    spatin_channels: int = flag(128, "Hidden channels of SPATIN's convolutions.")
+    dropout: float = flag(0.0, "Dropout in the residual blocks.")
+    embed_past_kept: bool = flag(False, "Tell the network in its time embedding whether the past is there.")
+
+
+@dataclass
+class DataArguments:
+    train_data_dir: str | None = flag(
+        None, "Folder of videos, or of folders of frames. Without it: moving digits, drawn as they are needed."
+    )
+    digits: Literal["sklearn", "mnist"] = flag(
+        "sklearn", "Handwritten digits that move: scikit-learn's (no download) or MNIST (from the Hub)."
+    )
+    num_digits: int = flag(1, "Digits in a clip.")
+    digit_size: int | None = flag(None, "Height and width of a digit in pixels; half the frame's height if not given.")
+    max_speed: int | None = flag(None, "Largest speed of a digit in pixels a frame; a 16th of the height if not given.")
+    num_train_clips: int = flag(10_000, "Moving digits: clips in an epoch.")
+    validation_fraction: float = flag(0.1, "Folder: share of the videos that is held out, chosen by their names.")
+    frame_stride: int = flag(1, "Folder: take every n-th frame.")
+    random_flip: bool = flag(False, "Folder: mirror half of the clips.")
+    dataloader_num_workers: int = flag(0, "Processes that load clips.")
+
+
+@dataclass
+class TrainingArguments:
+    output_dir: str = flag("", "Where to save; must not exist, or be empty. Required.")
+    preset: str | None = flag(None, f"Settings of a published checkpoint: {', '.join(ORIGINAL_NAMES)}.")
+    seed: int = flag(0, "Key of all randomness.")
+
+    drop_past: float = flag(0.5, "Probability that all past frames of a sample are absent.")
+    drop_future: float = flag(0.5, "Probability that all future frames of a sample are absent.")
+
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = flag(
+        "v_prediction", "What the network predicts. The original's is epsilon; v_prediction learns faster."
+    )
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = flag(
+        "squaredcos_cap_v2", "Noise schedule: the original's linear one, or cosine, which learns faster."
+    )
+    num_train_timesteps: int = flag(1000, "Timesteps of the noise schedule.")
+    loss_type: Literal["l2", "l1"] = flag("l2", "Squared or absolute error.")
+    loss_reduction: Literal["mean", "sum"] = flag(
+        "mean",
+        "Over a clip's pixels. The original adds up, so that clipping its gradient to norm 1 always bites: another"
+        " optimiser than the mean, whose value does not depend on the frames' size.",
+    )
+
+    train_batch_size: int = flag(16, "Clips a process and step.")
+    gradient_accumulation_steps: int = flag(1, "Steps whose gradients make one update.")
+    max_train_steps: int = flag(5_000, "Updates.")
+    learning_rate: float = flag(1e-3, "Learning rate.")
+    lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "constant"] = flag(
+        "cosine", "Learning rate over the updates."
+    )
+    lr_warmup_steps: int = flag(100, "Updates until the learning rate is reached.")
+    adam_beta1: float = flag(0.9, "Adam.")
+    adam_beta2: float = flag(0.999, "Adam.")
+    adam_epsilon: float = flag(1e-8, "Adam.")
+    adam_weight_decay: float = flag(0.0, "AdamW's decoupled weight decay.")
+    max_grad_norm: float = flag(1.0, "Largest norm of the gradient.")
+    use_ema: bool = flag(True, "Keep a moving average of the weights, and save that.")
+    ema_decay: float = flag(0.999, "Decay of the average.")
+    ema_warmup: bool = flag(True, "Let the decay grow to its value, (1 + n) / (10 + n); else constant from the start.")
+    mixed_precision: Literal["no", "fp16", "bf16"] = flag("no", "Precision of the network's computations.")
+    gradient_checkpointing: bool = flag(False, "Trade time for memory.")
+
+    sampling_scheduler: Literal["DDIMScheduler", "DDPMScheduler"] = flag(
+        "DDIMScheduler", "Noise scheduler that is saved in the pipeline."
+    )
+    validation_steps: int = flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
+    num_validation_videos: int = flag(4, "Held-out clips to make videos of; 0: none.")
+    validation_inference_steps: int = flag(25, "Denoising steps of a validation video.")
+    logging_steps: int = flag(100, "Updates between two lines of the log.")
+    report_to: str = flag("none", "Trackers: none, tensorboard, wandb, trackio, all, ...")
+    tracker_project_name: str = flag("train_mcvd", "Project in the tracker.")
+
+
+@dataclass
+class Settings:
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.model.resolution[0], self.model.resolution[-1])
+
+    def as_dict(self) -> dict:
+        return {**asdict(self.model), **asdict(self.data), **asdict(self.training)}
+
+
+def parse_args(args: list[str] | None = None) -> Settings:
+    """Read flags, settings file and preset. Exits with a message on anything unknown."""
+    args = list(sys.argv[1:] if args is None else args)
+    groups = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(groups, description=__doc__.split("\n\n")[0])
+    from_file = {}
+    if args and args[0].endswith((".yaml", ".yml")):
+        path = Path(args.pop(0))
+        if not path.is_file():
+            parser.error(f"there is no settings file {path}")
+        from_file = yaml.safe_load(path.read_text()) or {}
+        known = {f.name for group in groups for f in fields(group)}
+        if not isinstance(from_file, dict) or set(from_file) - known:
+            unknown = sorted(set(from_file) - known) if isinstance(from_file, dict) else type(from_file).__name__
+            parser.error(f"{path} has settings that do not exist: {unknown}")
+        # YAML reads 1e-4 as text; argparse converts the text of defaults as it does flags, but not inside lists.
+        parser.set_defaults(**from_file)
+    name = parser.parse_known_args(args)[0].preset
+    if name is not None:
+        try:
+            parser.set_defaults(**{**preset(name), **from_file})
+        except ValueError as error:
+            parser.error(str(error))
+    settings = Settings(*parser.parse_args_into_dataclasses(args, look_for_args_file=False))
+    try:
+        check_settings(settings)
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
+
+
+def check_settings(settings: Settings) -> None:
+    """
+    Refuse settings that could not work, before anything is loaded.
+
+    Raises:
+        ValueError: Naming the setting, what was expected and what came.
+    """
+    model, data, training = settings.model, settings.data, settings.training
+    if not training.output_dir:
+        raise ValueError("--output_dir is required: the folder to save to.")
+    output_dir = Path(training.output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(
+            f"--output_dir {output_dir} exists and is not empty. Nothing is overwritten here: choose another folder, or"
+            " move that one away."
+        )
+    for group, names in (
+        (model, ["in_channels", "num_frames", "layers_per_block"]),
+        (data, ["num_digits", "num_train_clips", "frame_stride"]),
+        (
+            training,
+            ["num_train_timesteps", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"]
+            + ["validation_inference_steps", "logging_steps"],
+        ),
+    ):
+        for name in names:
+            if getattr(group, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(group, name)}.")
+    for group, names in (
+        (model, ["num_past_frames", "num_future_frames"]),
+        (data, ["dataloader_num_workers"]),
+        (training, ["seed", "lr_warmup_steps", "validation_steps", "num_validation_videos"]),
+    ):
+        for name in names:
+            if getattr(group, name) < 0:
+                raise ValueError(f"--{name} must not be negative, got {getattr(group, name)}.")
+    for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+        value = getattr(training, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"--{name} must be a positive number, got {value}.")
+    for name in ("drop_past", "drop_future", "ema_decay"):
+        if not 0 <= getattr(training, name) <= 1:
+            raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
+    if len(model.resolution) not in (1, 2) or min(model.resolution) < 1:
+        raise ValueError(f"--resolution must be one or two positive numbers, got {model.resolution}.")
+    multiple = 2 ** (len(model.block_out_channels) - 1)
+    if any(size % multiple for size in model.resolution):
+        raise ValueError(
+            f"--resolution must be multiples of {multiple} for {len(model.block_out_channels)} levels, got"
+            f" {model.resolution}."
+        )
+    if training.num_validation_videos and training.validation_inference_steps > training.num_train_timesteps:
+        raise ValueError(
+            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
+            f" --num_train_timesteps ({training.num_train_timesteps})."
+        )
+    if data.train_data_dir is None:
+        if training.preset and not training.preset.startswith("smmnist"):
+            raise ValueError(f"--preset {training.preset} is for your copy of its data: pass --train_data_dir.")
+        if model.in_channels != 1:
+            raise ValueError(
+                f"--in_channels is {model.in_channels}, but moving digits have 1. For own videos pass --train_data_dir."
+            )
+    elif not Path(data.train_data_dir).exists():
+        raise ValueError(f"--train_data_dir {data.train_data_dir} does not exist.")
+    elif model.in_channels not in (1, 3):
+        raise ValueError(f"--in_channels must be 1 or 3 to read videos and images, got {model.in_channels}.")
+    if not 0 < data.validation_fraction < 1:
+        raise ValueError(f"--validation_fraction must be between 0 and 1, got {data.validation_fraction}.")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is trained, and on what
+
+
+def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out clips of `num_frames` frames: `{"video": (T, C, H, W) in [-1, 1]}`, no video in both."""
+    data, seed = settings.data, settings.training.seed
+    if data.train_data_dir is None:
+        size = data.digit_size or settings.size[0] // 2
+        speed = data.max_speed or max(1, settings.size[0] // 16)
+        common = {
+            "num_frames": num_frames,
+            "canvas_size": settings.size,
+            "num_digits": data.num_digits,
+            "max_speed": speed,
+            "seed": seed,
+        }
+        train, held_out = (load_digits(data.digits, split=split, size=size) for split in ("train", "validation"))
+        return (
+            MovingDigits(train, num_clips=data.num_train_clips, **common),
+            MovingDigits(held_out, num_clips=256, **common),
+        )
+    common = {
+        "num_frames": num_frames,
+        "frame_size": settings.size,
+        "num_channels": settings.model.in_channels,
+        "stride": data.frame_stride,
+        "seed": seed,
+    }
+    train, held_out = split_by_name(open_reader(data.train_data_dir), data.validation_fraction)
+    return (
+        ClipDataset(train, random_flip=data.random_flip, **common),
+        ClipDataset(held_out, random_start=False, **common),
+    )
+
+
+def make_unet(settings: Settings) -> MCVDUNet2DModel:
+    """The network: new from the settings, or a saved one to go on with."""
+    training = settings.training
+    statements = {name: getattr(training, name) for name in ("drop_past", "drop_future", "num_train_timesteps")}
+    if settings.model.pretrained_model_name_or_path is not None:
+        unet = MCVDUNet2DModel.from_pretrained(
+            settings.model.pretrained_model_name_or_path, subfolder="unet", low_cpu_mem_usage=False
+        )
+        unet.register_to_config(sample_size=list(settings.size), **statements)
+        return unet
+    shape = {name: x for name, x in asdict(settings.model).items() if name not in ("resolution", "pretrained_model_name_or_path")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        return MCVDUNet2DModel(sample_size=list(settings.size), **shape, **statements)
+
+
+def make_pipeline(settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DDPMScheduler) -> MCVDPipeline:
+    """The network with the scheduler it is sampled with: steps from pure noise, frames kept in [-1, 1]."""
+    scheduler_class = getattr(diffusers, settings.training.sampling_scheduler)
+    config = {**noise_scheduler.config, "timestep_spacing": "trailing", "clip_sample": True, "clip_sample_range": 1.0}
+    return MCVDPipeline(unet=unet, scheduler=scheduler_class.from_config(config))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def main(settings: Settings) -> Path:
+    """Train. Returns the folder of the saved pipeline."""
+    training = settings.training
+    output_dir = Path(training.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        log_with=None if training.report_to == "none" else training.report_to,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed),
+        # Windows of accumulation run across the end of an epoch, so that each has the same number of samples.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=training.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+    )
+    rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+
+    unet = make_unet(settings)
+    if training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    config = unet.config
+    noise_scheduler = DDPMScheduler(
+        training.num_train_timesteps,
+        beta_schedule=training.beta_schedule,
+        prediction_type=training.prediction_type,
+        variance_type="fixed_small",
+    )
+    train_set, held_out = make_datasets(settings, unet.num_window_frames)
+    if len(train_set) < training.train_batch_size * world_size:
+        raise ValueError(
+            f"--train_batch_size: {training.train_batch_size} clips on each of {world_size} processes are more than the"
+            f" {len(train_set)} training clips."
+        )
+    loader = DataLoader(
+        train_set,
+        batch_size=training.train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=settings.data.dataloader_num_workers,
+        persistent_workers=settings.data.dataloader_num_workers > 0,
+    )
+    ema = None
+    if training.use_ema:
+        # Diffusers' average copies the weights at its first step and lets the decay grow; with a constant decay from
+        # the very first update, it is the original's.
+        constant = {} if training.ema_warmup else {"min_decay": training.ema_decay, "update_after_step": -1}
+        ema = EMAModel(unet.parameters(), decay=training.ema_decay, foreach=True, **constant)
+        ema.to(device)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        weight_decay=training.adam_weight_decay,
+    )
+    # Not prepared by Accelerate, which would step it once for each process: here a step is an update.
+    lr_scheduler = get_scheduler(
+        training.lr_scheduler,
+        optimizer,
+        num_warmup_steps=training.lr_warmup_steps,
+        num_training_steps=training.max_train_steps,
+    )
+    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
+
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "training_settings.yaml").write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
+    if training.report_to != "none":
+        flat = {name: x if isinstance(x, (int, float, str, bool)) else str(x) for name, x in settings.as_dict().items()}
+        accelerator.init_trackers(training.tracker_project_name, config=flat)
+    num_parameters = sum(parameter.numel() for parameter in accelerator.unwrap_model(unet).parameters())
+    log(
+        accelerator,
+        f"{num_parameters:,} parameters, {len(train_set):,} clips, {training.max_train_steps:,} updates of"
+        f" {training.train_batch_size * world_size * training.gradient_accumulation_steps} clips"
+        f" on {world_size} x {device.type}",
+    )
+
+    update = 0
+    total_loss, num_losses = torch.zeros((), device=device), 0
+    started = last_time = time.perf_counter()
+    unet.train()
+    for step, batch in enumerate(batches_forever(loader, train_set)):
+        # The numbers of these samples in the run, over all processes.
+        first = (step * world_size + rank) * training.train_batch_size
+        numbers = range(first, first + training.train_batch_size)
+        generators = sample_generators(training.seed, numbers, device)
+        torch.manual_seed(int(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0]))  # dropout
+
+        with accelerator.accumulate(unet):
+            roles = mcvd_roles(
+                len(numbers),
+                num_past_frames=config.num_past_frames,
+                num_frames=config.num_frames,
+                num_future_frames=config.num_future_frames,
+                drop_past=training.drop_past,
+                drop_future=training.drop_future,
+                generator=generators,
+            )
+            loss = denoising_loss(
+                unet,
+                noise_scheduler,
+                batch["video"],
+                roles,
+                generator=generators,
+                loss_type=training.loss_type,
+                reduction=training.loss_reduction,
+            ).mean()
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(unet.parameters(), training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        total_loss, num_losses = total_loss + loss.detach(), num_losses + 1
+        if not accelerator.sync_gradients:
+            continue
+        if not accelerator.optimizer_step_was_skipped:  # by fp16's loss scaling
+            lr_scheduler.step()
+            if ema is not None:
+                ema.step(unet.parameters())
+        update += 1
+
+        if update % training.logging_steps == 0 or update == training.max_train_steps:
+            mean_loss = accelerator.reduce(total_loss / num_losses, "mean").item()
+            now = time.perf_counter()
+            num_updates = (update - 1) % training.logging_steps + 1
+            values = {
+                "loss": mean_loss,
+                "grad_norm": float(grad_norm),
+                "learning_rate": lr_scheduler.get_last_lr()[0],
+                "steps_per_second": num_updates / (now - last_time),
+            }
+            log(accelerator, f"step {update:>6}  " + "  ".join(f"{name} {x:.4g}" for name, x in values.items()))
+            accelerator.log(values, step=update)
+            total_loss, num_losses, last_time = torch.zeros((), device=device), 0, now
+        is_end = update == training.max_train_steps
+        is_due = training.validation_steps > 0 and update % training.validation_steps == 0
+        if training.num_validation_videos and (is_end or is_due):
+            paused = time.perf_counter()
+            with averaged_weights(accelerator, unet, ema) as model:
+                if accelerator.is_main_process:
+                    pipeline = make_pipeline(settings, model, noise_scheduler).to(device)
+                    accelerator.log(validate(settings, pipeline, held_out, update), step=update)
+            accelerator.wait_for_everyone()
+            last_time += time.perf_counter() - paused
+            started += time.perf_counter() - paused
+        if is_end:
+            break
+
+    seconds = time.perf_counter() - started
+    log(accelerator, f"trained in {seconds:.0f} s, {training.max_train_steps / seconds:.2f} steps/s")
+    with averaged_weights(accelerator, unet, ema) as model:
+        if accelerator.is_main_process:
+            make_pipeline(settings, model, noise_scheduler).save_pretrained(output_dir)
+            log(accelerator, f"saved to {output_dir}" + (" (averaged weights)" if ema is not None else ""))
+    accelerator.end_training()
+    return output_dir
+
+
+def batches_forever(loader: DataLoader, dataset: Dataset):
+    """Epoch after epoch, each in an order and with clips of its own."""
+    for epoch in itertools.count():
+        dataset.set_epoch(epoch)
+        loader.set_epoch(epoch)
+        yield from loader
+
+
+@contextlib.contextmanager
+def averaged_weights(accelerator: Accelerator, unet: torch.nn.Module, ema: EMAModel | None):
+    """The bare network in evaluation mode, with the averaged weights if there are any; afterwards all is as before."""
+    model = accelerator.unwrap_model(unet)
+    if ema is not None:
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train()
+        if ema is not None:
+            ema.restore(model.parameters())
+
+
+@torch.no_grad()
+def validate(settings: Settings, pipeline: MCVDPipeline, held_out: Dataset, update: int) -> dict[str, float]:
+    """Make videos of held-out clips, the same ones with the same noise every time; returns PSNRs beside baselines."""
+    training, config = settings.training, pipeline.unet.config
+    num_videos = min(training.num_validation_videos, len(held_out))
+    video = torch.stack([held_out[i]["video"] for i in range(num_videos)])
+    past, block, future = ((video + 1) / 2).split(
+        [config.num_past_frames, config.num_frames, config.num_future_frames], dim=1
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    tasks = {}
+    if config.num_past_frames and (training.drop_future > 0 or not config.num_future_frames):
+        tasks["prediction"] = ({"past_frames": past}, repeat_last_frame(past, config.num_frames))
+    if config.num_past_frames and config.num_future_frames:
+        given = {"past_frames": past, "future_frames": future}
+        tasks["interpolation"] = (given, blend_linearly(past, future, config.num_frames))
+
+    values = {}
+    for task, (given, baseline) in tasks.items():
+        samples = pipeline(
+            **given,
+            num_inference_steps=training.validation_inference_steps,
+            generator=[torch.Generator().manual_seed(i) for i in range(num_videos)],
+            output_type="pt",
+        ).frames.cpu()
+        # Of the mean error over all clips: a clip in which nothing moves would make the baseline's mean PSNR infinite.
+        psnr, baseline_psnr = (float(psnr_of_mse(video_mse(x, block).mean())) for x in (samples, baseline))
+        values |= {f"validation/{task}_psnr": psnr, f"validation/{task}_psnr_of_baseline": baseline_psnr}
+        shown = [past] if task == "prediction" else [past, future]
+        before, after = past, torch.cat(shown[1:], dim=1) if shown[1:] else past[:, :0]
+        is_given = [True] * before.shape[1] + [False] * config.num_frames + [True] * after.shape[1]
+        save_comparison_gif(
+            Path(training.output_dir) / "samples" / f"step-{update}" / f"{task}.gif",
+            {
+                "truth": torch.cat([before, block, after], dim=1),
+                "sample": torch.cat([before, samples, after], dim=1),
+                "baseline": torch.cat([before, baseline, after], dim=1),
+            },
+            is_given,
+        )
+        logger.info(
+            f"step {update:>6}  {task}: PSNR {psnr:.2f} dB, baseline {baseline_psnr:.2f} dB (of the mean squared error,"
+            f" {num_videos} held-out clips, one sample each)"
+        )
+    return values
+
+
+def log(accelerator: Accelerator, message: str) -> None:
+    logger.info(message, main_process_only=True)
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    main(parse_args())
