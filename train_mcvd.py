@@ -89,7 +89,9 @@ class DataArguments:
     )
     num_digits: int = flag(1, "Digits in a clip.")
     digit_size: int | None = flag(None, "Height and width of a digit in pixels; half the frame's height if not given.")
-    max_speed: int | None = flag(None, "Largest speed of a digit in pixels a frame; a 16th of the height if not given.")
+    max_speed: int | None = flag(
+        None, "Largest speed of a digit in pixels a frame; a 16th of the height if not given."
+    )
     num_train_clips: int = flag(10_000, "Moving digits: clips in an epoch.")
     validation_fraction: float = flag(0.1, "Folder: share of the videos that is held out, chosen by their names.")
     frame_stride: int = flag(1, "Folder: take every n-th frame.")
@@ -312,7 +314,11 @@ def make_unet(settings: Settings) -> MCVDUNet2DModel:
         )
         unet.register_to_config(sample_size=list(settings.size), **statements)
         return unet
-    shape = {name: x for name, x in asdict(settings.model).items() if name not in ("resolution", "pretrained_model_name_or_path")}
+    shape = {
+        name: x
+        for name, x in asdict(settings.model).items()
+        if name not in ("resolution", "pretrained_model_name_or_path")
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         return MCVDUNet2DModel(sample_size=list(settings.size), **shape, **statements)
@@ -396,7 +402,9 @@ def main(settings: Settings) -> Path:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "training_settings.yaml").write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
     if training.report_to != "none":
-        flat = {name: x if isinstance(x, (int, float, str, bool)) else str(x) for name, x in settings.as_dict().items()}
+        flat = {
+            name: x if isinstance(x, (int, float, str, bool)) else str(x) for name, x in settings.as_dict().items()
+        }
         accelerator.init_trackers(training.tracker_project_name, config=flat)
     num_parameters = sum(parameter.numel() for parameter in accelerator.unwrap_model(unet).parameters())
     log(

@@ -1,12 +1,13 @@
 """Masked conditional video diffusion for Hugging Face Diffusers.
 
-    >>> from mcvd_diffusers import MCVDPipeline
-    >>> pipe = MCVDPipeline.from_pretrained("path/to/checkpoint")
-    >>> future = pipe(past_frames=past, num_frames=28).frames
+>>> from mcvd_diffusers import MCVDPipeline
+>>> pipe = MCVDPipeline.from_pretrained("path/to/checkpoint")
+>>> future = pipe(past_frames=past, num_frames=28).frames
 """
 
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # looked up here by Diffusers' loader: see hub.py
 
+from ._version import __version__
 from .frame_schedules import Window, blocks
 from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
@@ -14,8 +15,6 @@ from .models import MCVDUNet2DModel, MCVDUNet2DOutput
 from .pipelines import MCVDPipeline, MCVDPipelineOutput
 from .training import denoising_loss, sample_generators
 
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "DiffusionPipeline",
@@ -27,6 +26,7 @@ __all__ = [
     "ModelMixin",
     "SchedulerMixin",
     "Window",
+    "__version__",
     "blocks",
     "denoising_loss",
     "mcvd_roles",

@@ -27,4 +27,4 @@ def register_with_diffusers() -> None:
             ' registers itself. Install a version it was made for: pip install "diffusers>=0.42,<0.43".'
         ) from error
     methods = ["save_pretrained", "from_pretrained"]
-    table.setdefault(LIBRARY, {name: methods for name in ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")})
+    table.setdefault(LIBRARY, dict.fromkeys(("ModelMixin", "SchedulerMixin", "DiffusionPipeline"), methods))

@@ -38,7 +38,9 @@ def rand_tensor(shape: tuple[int, ...], generator: Generators, device: torch.dev
     """
     if isinstance(generator, list):
         if len(generator) != shape[0]:
-            raise ValueError(f"`generator` has {len(generator)} entries for a batch of {shape[0]}: one each is needed.")
+            raise ValueError(
+                f"`generator` has {len(generator)} entries for a batch of {shape[0]}: one each is needed."
+            )
         rows = [torch.rand(shape[1:], generator=g, device=g.device) for g in generator]
         return torch.stack(rows).to(device)
     source = generator.device if generator is not None else device

@@ -113,7 +113,9 @@ def original_state_dict(unet):
         "actnorm1.Norm_0.mlp_beta": "norm2.conv_beta",
     }
     attention_parts = {"NIN_0": "to_q", "NIN_1": "to_k", "NIN_2": "to_v", "NIN_3": "to_out.0"}
-    spatin_parts = {f"Norm_0.mlp_{a}": f"conv_{b}" for a, b in (("shared.0", "shared"), ("gamma", "gamma"), ("beta", "beta"))}
+    spatin_parts = {
+        f"Norm_0.mlp_{a}": f"conv_{b}" for a, b in (("shared.0", "shared"), ("gamma", "gamma"), ("beta", "beta"))
+    }
     state, split = {}, None
     for module, name in original_names(unet):
         kind = type(module).__name__

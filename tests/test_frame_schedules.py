@@ -22,9 +22,7 @@ def test_every_frame_is_generated_once_from_known_ones(num_past, num_future, gap
         return
     total = num_past + gap + num_future
     known = {*range(num_past), *range(total - num_future, total)}
-    windows = list(
-        blocks(total, observed=known, step=step, num_past_frames=past, num_future_frames=future)
-    )
+    windows = list(blocks(total, observed=known, step=step, num_past_frames=past, num_future_frames=future))
     for window in windows:
         assert window.observed == tuple(sorted(set(window.observed))) and set(window.observed) <= known
         assert 1 <= len(window.latent) <= step and not known & set(window.latent)

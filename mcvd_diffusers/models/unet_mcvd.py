@@ -68,7 +68,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     Height and width may differ from `sample_size` and from one another; each must be a multiple of
     `2 ** (len(block_out_channels) - 1)`.
 
-    Parameters:
+    Parameters
+    ----------
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the network was made for. A pipeline generates this size when
             nothing else tells it; the network itself does not read it.
@@ -101,7 +102,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         drop_future (`float`, *optional*, defaults to `0.5`): The same for the future frames.
         num_train_timesteps (`int`, *optional*, defaults to `1000`): Number of timesteps of the noise schedule.
 
-    Raises:
+    Raises
+    ------
         ValueError: If an argument is outside what is stated above.
     """
 
@@ -204,6 +206,22 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
         self.gradient_checkpointing = False
         self._init_weights()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        Load a saved network; the arguments are those of [`~ModelMixin.from_pretrained`].
+
+        Diffusers leaves weights on the CPU where the file is mapped into memory, at any address. Matrix products on
+        some CPUs depend on the address in their last bit, and a file that is replaced would pull the weights away, so
+        those are copied here: a loaded network computes exactly what the saved one did.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info=True`
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
+        return loaded
 
     def _init_weights(self) -> None:
         """The original's initialisation: uniform, variance scaling by the average of fan-in and fan-out."""
@@ -609,9 +627,7 @@ class MCVDSpatinNorm(nn.Module):
         self.conv_gamma = nn.Conv2d(hidden_channels, channels, 3, padding=1)
         self.conv_beta = nn.Conv2d(hidden_channels, channels, 3, padding=1)
 
-    def encode_conditioning(
-        self, frames: torch.Tensor, size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_conditioning(self, frames: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         frames = F.interpolate(frames, size=size, mode="nearest")  # (B, cond_channels, h, w)
         hidden_states = F.silu(self.conv_shared(frames))
         return self.conv_gamma(hidden_states), self.conv_beta(hidden_states)  # (B, channels, h, w) each

@@ -129,18 +129,22 @@ class MCVDPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
+        """The guidance scale of the call that runs or ran last."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
+        """Whether that call uses classifier-free guidance."""
         return self._guidance_scale != 1
 
     @property
     def num_timesteps(self) -> int:
+        """Denoising steps a block of that call."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
+        """Whether the call is to stop calling the network; a callback sets `pipe._interrupt`."""
         return self._interrupt
 
     # ------------------------------------------------------------------------------------------------------------
@@ -484,7 +488,9 @@ class MCVDPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A window (num_videos, T, C, H, W) that starts at a position of the video, and its roles (num_videos, T)."""
         num_window_frames = self.unet.num_window_frames
-        sample = torch.zeros(request.num_videos, num_window_frames, *request.frame_shape, device=self._execution_device)
+        sample = torch.zeros(
+            request.num_videos, num_window_frames, *request.frame_shape, device=self._execution_device
+        )
         roles = torch.full((request.num_videos, num_window_frames), FrameRole.ABSENT, device=sample.device)
         roles[:, self._block] = FrameRole.LATENT
         for position, frame in frames.items():
@@ -551,7 +557,9 @@ class MCVDPipeline(DiffusionPipeline):
             ("ensemble_size", ensemble_size),
             ("max_batch_size", max_batch_size),
         ):
-            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
+            if value is not None and (
+                not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1
+            ):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if num_inference_steps is None or ensemble_size is None:
             raise ValueError("`num_inference_steps` and `ensemble_size` must be positive integers, got None.")

@@ -387,7 +387,7 @@ def test_clip_starts_are_exactly_those_whose_frames_exist(num_video_frames, num_
 
 def test_every_start_is_drawn_including_the_last():
     dataset = ClipDataset(ArrayReader(video=counting_video(7)), num_frames=3, stride=2)
-    counts = {clip: 0 for clip in [(0, 2, 4), (1, 3, 5), (2, 4, 6)]}
+    counts = dict.fromkeys([(0, 2, 4), (1, 3, 5), (2, 4, 6)], 0)
     for clip in drawn_frames(dataset, 300):
         counts[clip] += 1
     # 100 each on average; 50 is six standard deviations away.

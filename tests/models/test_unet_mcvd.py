@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, window
 
 from mcvd_diffusers import FrameRole, MCVDUNet2DModel
 from mcvd_diffusers.masking import block_roles
 from mcvd_diffusers.models import unet_mcvd
+from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, window
 
 
 NETWORKS = [
@@ -379,7 +379,7 @@ def test_forward_documents_its_arguments():
         ({"num_past_frames": -1}, "`num_past_frames` must be an integer of at least 0"),
         ({"num_future_frames": 1.5}, "`num_future_frames` must be an integer"),
         ({"layers_per_block": 0}, "`layers_per_block`"),
-        ({"conditioning": "spade"}, "`conditioning` must be \"concat\" or \"spatin\", got 'spade'"),
+        ({"conditioning": "spade"}, '`conditioning` must be "concat" or "spatin", got \'spade\''),
         ({"conditioning": "spatin", "num_past_frames": 0, "num_future_frames": 0}, "needs past or future frames"),
         ({"block_out_channels": (2, 16)}, "`block_out_channels` must be numbers of at least 4"),
         ({"block_out_channels": (8, 16, 16)}, "one entry for each level"),

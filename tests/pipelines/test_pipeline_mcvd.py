@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, rule_normal, window
 from PIL import Image
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.pipelines import pipeline_mcvd
+from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, rule_normal, window
 
 
 LINEAR = {
@@ -111,7 +111,8 @@ def test_against_mcvd_ddpm_trajectory(final_denoise, cached, monkeypatch):
     noise = RecordedNoise(monkeypatch, [golden["xT"], *golden["noise"]], num_steps=10)
     calls = []
     unet.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append((block_of(unet, args[0]).clone(), 999 - int(args[1]))), with_kwargs=True
+        lambda module, args, kwargs: calls.append((block_of(unet, args[0]).clone(), 999 - int(args[1]))),
+        with_kwargs=True,
     )
     past = golden["cond"]
     sample = window(unet, torch.full_like(golden["xT"], torch.nan), past)
@@ -284,7 +285,10 @@ def test_a_video_does_not_depend_on_its_batch(task, scheduler):
     given = TASKS[task]()
     both = call(pipe, generator=[torch.Generator().manual_seed(i) for i in range(2)], **given)
     for i in range(2):
-        alone = {name: x if name == "num_frames" else 1 if name == "batch_size" else x[i : i + 1] for name, x in given.items()}
+        alone = {
+            name: x if name == "num_frames" else 1 if name == "batch_size" else x[i : i + 1]
+            for name, x in given.items()
+        }
         single = call(pipe, generator=torch.Generator().manual_seed(i), **alone)
         torch.testing.assert_close(both[i : i + 1], single, atol=1e-4, rtol=0)  # other noise differs by 0.05 and more
 
@@ -332,7 +336,13 @@ def test_uncertainty_is_the_standard_deviation_of_the_ensemble(output_type):
     pipe = tiny_pipeline(DDPMScheduler(**LINEAR))
     arguments = {"past_frames": frames(2), "ensemble_size": 5, "num_inference_steps": 2, "output_type": output_type}
     out = pipe(**arguments, generator=torch.Generator().manual_seed(0), output_uncertainty=True)
-    members = call(pipe, past_frames=frames(2), ensemble_size=5, steps=2, output_type="latent" if output_type == "latent" else "pt")
+    members = call(
+        pipe,
+        past_frames=frames(2),
+        ensemble_size=5,
+        steps=2,
+        output_type="latent" if output_type == "latent" else "pt",
+    )
     expected = members.unflatten(0, (2, 5)).std(dim=1)
     uncertainty = torch.as_tensor(out.uncertainty)
     if output_type in ("np", "pil"):
@@ -408,7 +418,9 @@ def test_streams_do_not_disturb_each_other():
 
     def start(seed):
         generator = torch.Generator().manual_seed(seed)
-        return pipe.stream(past_frames=frames(2, seed=seed), num_inference_steps=3, generator=generator, output_type="pt")
+        return pipe.stream(
+            past_frames=frames(2, seed=seed), num_inference_steps=3, generator=generator, output_type="pt"
+        )
 
     alone = [list(itertools.islice(start(seed), 3)) for seed in (0, 1)]
     a, b = start(0), start(1)
@@ -627,7 +639,10 @@ BAD_CALLS = {
     "no frames": ({"past_frames": frames(0)}, "`past_frames` is empty"),
     "empty list": ({"past_frames": []}, "`past_frames` is an empty list"),
     "zero frames": ({"num_frames": 0}, "`num_frames` must be a positive integer, got 0"),
-    "negative frames": ({"past_frames": frames(2), "num_frames": -4}, "`num_frames` must be a positive integer, got -4"),
+    "negative frames": (
+        {"past_frames": frames(2), "num_frames": -4},
+        "`num_frames` must be a positive integer, got -4",
+    ),
     "half a frame": ({"num_frames": 2.5}, "`num_frames` must be a positive integer, got 2.5"),
     "zero steps": ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer, got 0"),
     "zero batch": ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
@@ -636,9 +651,15 @@ BAD_CALLS = {
     "integers": ({"past_frames": torch.ones(1, 2, 1, 8, 8, dtype=torch.int64)}, "floats in .0, 1. or uint8.*int64"),
     "booleans": ({"past_frames": torch.ones(1, 2, 1, 8, 8, dtype=torch.bool)}, "floats in .0, 1. or uint8.*bool"),
     "objects": ({"past_frames": np.full((1, 2, 1, 8, 8), None)}, "must be an array of numbers, got dtype object"),
-    "in [-1, 1]": ({"past_frames": 2 * frames(2) - 1}, r"must be in \[0, 1\], got values from -.*pass \(frames \+ 1\) / 2"),
+    "in [-1, 1]": (
+        {"past_frames": 2 * frames(2) - 1},
+        r"must be in \[0, 1\], got values from -.*pass \(frames \+ 1\) / 2",
+    ),
     "in [0, 255]": ({"past_frames": 255 * frames(2)}, r"must be in \[0, 1\], got values.*divide by 255"),
-    "NaN": ({"past_frames": torch.full((1, 2, 1, 8, 8), torch.nan)}, "128 values that are NaN.*first in frame 0 of video 0"),
+    "NaN": (
+        {"past_frames": torch.full((1, 2, 1, 8, 8), torch.nan)},
+        "128 values that are NaN.*first in frame 0 of video 0",
+    ),
     "a number": ({"past_frames": 3}, "must be a tensor, an array or a list, got int"),
     "a list of numbers": ({"past_frames": [1, 2]}, "must be a list of PIL images.*got a list of int"),
     "three axes": ({"past_frames": torch.rand(2, 8, 8)}, r"must have 5 axes \(B, T, C, H, W\)"),
@@ -652,15 +673,24 @@ BAD_CALLS = {
         {"past_frames": frames(2), "future_frames": frames(2, batch=1)},
         "`past_frames` and `future_frames` must agree",
     ),
-    "batch size disagrees": ({"past_frames": frames(2), "batch_size": 5}, "`batch_size` is 5, but the given frames have 2"),
+    "batch size disagrees": (
+        {"past_frames": frames(2), "batch_size": 5},
+        "`batch_size` is 5, but the given frames have 2",
+    ),
     "short gap": (
         {"past_frames": frames(2), "future_frames": frames(2), "num_frames": 2},
         "`num_frames` must be at least 3, one block of this network, to interpolate; got 2",
     ),
     "output type": ({"output_type": "jpg"}, '`output_type` must be "pil", "np", "pt" or "latent"'),
     "generators": ({"generator": [torch.Generator()] * 3}, "`generator` is a list of 3 for 1 videos"),
-    "latents": ({"latents": torch.zeros(1, 2, 1, 8, 8)}, r"`latents` must be a float tensor of shape \(1, 3, 1, 8, 8\)"),
-    "callback": ({"callback_on_step_end_tensor_inputs": ["frames"]}, "`callback_on_step_end_tensor_inputs` has to be in"),
+    "latents": (
+        {"latents": torch.zeros(1, 2, 1, 8, 8)},
+        r"`latents` must be a float tensor of shape \(1, 3, 1, 8, 8\)",
+    ),
+    "callback": (
+        {"callback_on_step_end_tensor_inputs": ["frames"]},
+        "`callback_on_step_end_tensor_inputs` has to be in",
+    ),
     "guidance": ({"guidance_scale": -1}, "`guidance_scale` must be a number of at least 0"),
     "uncertainty of one": ({"output_uncertainty": True}, "pass `ensemble_size` > 1"),
     "own timesteps": ({"timesteps": [900, 500]}, "DDIMScheduler does not take own timesteps"),

@@ -1,0 +1,328 @@
+"""train_mcvd.py: settings, presets, and training runs in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import train_mcvd
+from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
+from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "resolution": [16],
+    "num_past_frames": 2,
+    "num_frames": 2,
+    "num_future_frames": 1,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "train_batch_size": 4,
+    "num_train_clips": 64,
+    "max_train_steps": 4,
+    "lr_warmup_steps": 2,
+    "logging_steps": 2,
+    "num_validation_videos": 2,
+    "validation_inference_steps": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerator():
+    """Accelerate's state is one for the process; each test starts without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def flags(output_dir, **settings):
+    arguments = []
+    for name, value in {**TINY, **settings, "output_dir": str(output_dir)}.items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+def run(output_dir, **settings):
+    """Train in this process."""
+    return train_mcvd.main(train_mcvd.parse_args(flags(output_dir, **settings)))
+
+
+def weights(folder):
+    return MCVDUNet2DModel.from_pretrained(folder, subfolder="unet").state_dict()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings
+
+PARAMETERS = {  # counted by instantiating the original
+    "smmnist-concat-p5k5": 27_941_765,
+    "smmnist-spatin-p5k5": 53_953_989,
+    "smmnist-spatin-p5k5f5-general": 54_282_309,
+    "smmnist-spatin-p5k10f5-interpolation": 54_288_074,
+    "smmnist-concat-p5k5f5-general": 27_944_645,
+    "kth-concat-p10k5": 62_831_141,
+    "kth-spatin-p10k5": 367_650_437,
+    "kth-spatin-p10k10f5-futuremask": 102_342_634,
+    "kth-spatin-p5k5f5-futuremask": 102_005_669,
+    "kth-concat-p5k5f5-general": 62_831_141,
+    "bair-concat-p1k5": 251_169_807,
+    "bair-concat-p2k5": 251_174_991,
+    "bair-spatin-p1k5": 328_407_375,
+    "bair-spatin-p2k5": 328_604_367,
+    "bair-concat-p1k5f2-general": 251_180_175,
+    "bair-concat-p2k5f2-general": 251_185_359,
+    "cityscapes-concat-p2k5": 262_133_775,
+    "cityscapes-spatin-p2k5": 579_159_695,
+    "cityscapes-spatin-p2k5f2-general": 579_650_447,
+    "ucf101-concat-p4k4": 564_990_060,
+    "ucf101-spatin-p4k4": 739_438_572,
+    "ucf101-spatin-p4k4f4-general": 740_620_524,
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL_NAMES)
+def test_preset_has_the_size_of_the_published_model(name, tmp_path):
+    arguments = ["--preset", name, "--output_dir", str(tmp_path / "out"), "--train_data_dir", str(tmp_path)]
+    settings = train_mcvd.parse_args(arguments)
+    for key, value in preset(name).items():
+        assert settings.as_dict()[key] == value
+    with torch.device("meta"):
+        unet = train_mcvd.make_unet(settings)
+    without_mask = name.removesuffix("-pastmask").removesuffix("-futuremask").removesuffix("-interpolation")
+    expected = {**PARAMETERS, "smmnist-spatin-p5k5f5-interpolation": 54_282_309}
+    expected |= {"smmnist-spatin-p5k5f5-futuremask": 54_282_309}
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    assert count == expected.get(name, expected.get(without_mask))
+
+
+def test_flags_beat_the_file_which_beats_the_preset(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"preset": "smmnist-concat-p5k5", "dropout": 0.3, "seed": 5}))
+    settings = train_mcvd.parse_args([str(file), "--seed", "6", "--output_dir", str(tmp_path / "out")])
+    values = settings.as_dict()
+    assert (values["seed"], values["dropout"], values["loss_reduction"], values["num_frames"]) == (6, 0.3, "sum", 5)
+
+
+def test_numbers_in_a_file_may_be_written_as_people_write_them(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("learning_rate: 2e-4\nblock_out_channels: [8, 16, 24]\n")
+    settings = train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
+    assert settings.training.learning_rate == 2e-4 and settings.model.block_out_channels == [8, 16, 24]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--max_train_steps", "0"], "--max_train_steps must be at least 1, got 0"),
+        (["--num_frames", "-1"], "--num_frames must be at least 1, got -1"),
+        (["--num_past_frames", "-1"], "--num_past_frames must not be negative"),
+        (["--learning_rate", "nan"], "--learning_rate must be a positive number, got nan"),
+        (["--drop_past", "2"], r"--drop_past must be in [0, 1], got 2.0"),
+        (["--resolution", "30", "32"], "--resolution must be multiples of 4 for 3 levels, got [30, 32]"),
+        (["--resolution", "8", "8", "8"], "--resolution must be one or two positive numbers"),
+        (["--in_channels", "3"], "--in_channels is 3, but moving digits have 1"),
+        (["--train_data_dir", "does/not/exist"], "--train_data_dir does/not/exist does not exist"),
+        (["--preset", "kth-concat-p10k5"], "--preset kth-concat-p10k5 is for your copy of its data"),
+        (["--preset", "mnist"], "There is no preset 'mnist'. There are: smmnist-concat-p5k5"),
+        (["--conditioning", "spade"], "invalid choice: 'spade'"),
+        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--validation_inference_steps", "2000"], "must not exceed --num_train_timesteps"),
+    ],
+)
+def test_bad_setting_is_refused_before_anything_is_made(arguments, message, tmp_path, capsys):
+    with pytest.raises((SystemExit, ValueError)) as error:
+        train_mcvd.parse_args([*arguments, "--output_dir", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err + str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_folder_is_required(capsys):
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args([])
+    assert "--output_dir is required" in capsys.readouterr().err
+
+
+def test_output_folder_that_holds_something_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / "weights").write_text("three weeks of work")
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(["--output_dir", str(tmp_path)])
+    assert "exists and is not empty. Nothing is overwritten" in capsys.readouterr().err
+    assert (tmp_path / "weights").read_text() == "three weeks of work"
+
+
+def test_unknown_setting_in_a_file_is_named(tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text("lerning_rate: 1\n")
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
+    assert "settings that do not exist: ['lerning_rate']" in capsys.readouterr().err
+
+
+def test_fewer_clips_than_a_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--train_batch_size: 4 clips on each of 1 processes are more than the 3"):
+        run(tmp_path / "out", num_train_clips=3)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_training_saves_a_pipeline_that_does_every_task(conditioning, prediction_type, tmp_path):
+    folder = run(tmp_path / "out", conditioning=conditioning, prediction_type=prediction_type, spatin_channels=8)
+    pipe = MCVDPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.prediction_type == prediction_type
+    assert pipe.unet.config.drop_past == 0.5 and pipe.unet.config.sample_size == [16, 16]
+    past, future = torch.rand(1, 2, 1, 16, 16), torch.rand(1, 1, 1, 16, 16)
+    for given in (
+        {"past_frames": past},
+        {"future_frames": future},
+        {"past_frames": past, "future_frames": future},
+        {},
+    ):
+        assert pipe(**given, num_inference_steps=2, output_type="pt").frames.shape == (1, 2, 1, 16, 16)
+    assert (folder / "samples" / "step-4" / "prediction.gif").is_file()
+    assert (folder / "samples" / "step-4" / "interpolation.gif").is_file()
+    assert yaml.safe_load((folder / "training_settings.yaml").read_text())["conditioning"] == conditioning
+
+
+def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    first, again, other = (
+        weights(run(tmp_path / name, seed=seed, dropout=0.1)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_validation_does_not_touch_training(tmp_path):
+    with_validation = weights(run(tmp_path / "a", validation_steps=1, dropout=0.1))
+    without = weights(run(tmp_path / "b", num_validation_videos=0, dropout=0.1))
+    assert all(torch.equal(without[name], with_validation[name]) for name in without)
+
+
+def test_one_batch_of_eight_equals_eight_batches_of_one(tmp_path):
+    """The samples, their masks, timesteps and noise are the same, so the update is, but for rounding."""
+    common = {"num_train_clips": 24, "max_train_steps": 5, "use_ema": False, "num_validation_videos": 0}
+    # A gradient near zero has a sign that rounding decides, and Adam moves by the sign; a large epsilon makes it smooth.
+    common |= {"adam_epsilon": 1e-2, "learning_rate": 1e-2}
+    together = weights(run(tmp_path / "a", train_batch_size=8, **common))
+    apart = weights(run(tmp_path / "b", train_batch_size=1, gradient_accumulation_steps=8, **common))
+    for name in together:
+        torch.testing.assert_close(together[name], apart[name], atol=1e-6, rtol=1e-4)
+
+
+def test_averaged_weights_are_saved_unless_not_wanted(tmp_path):
+    raw = weights(run(tmp_path / "raw", use_ema=False))
+    averaged = weights(run(tmp_path / "averaged"))
+    assert not all(torch.equal(raw[name], averaged[name]) for name in raw)
+
+
+def test_gradient_checkpointing_changes_only_rounding(tmp_path):
+    plain = weights(run(tmp_path / "a", adam_epsilon=1e-2))
+    checkpointed = weights(run(tmp_path / "b", adam_epsilon=1e-2, gradient_checkpointing=True))
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-6, rtol=1e-4)
+
+
+def test_training_goes_on_from_a_saved_pipeline(tmp_path):
+    first = run(tmp_path / "first")
+    second = run(tmp_path / "second", pretrained_model_name_or_path=str(first), learning_rate=1e-9, lr_warmup_steps=0)
+    before, after = weights(first), weights(second)
+    for name in before:
+        torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
+
+
+def test_trains_on_a_folder_of_frame_folders(tmp_path):
+    random = np.random.RandomState(0)
+    for video in range(8):
+        (tmp_path / "data" / f"video {video}").mkdir(parents=True)
+        for frame in range(7):
+            pixels = random.randint(0, 256, (20, 28, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / f"video {video}" / f"{frame}.png")
+    folder = run(
+        tmp_path / "out",
+        train_data_dir=str(tmp_path / "data"),
+        in_channels=3,
+        resolution=[8, 12],
+        validation_fraction=0.3,
+        train_batch_size=2,
+    )
+    out = MCVDPipeline.from_pretrained(folder)(num_inference_steps=2, output_type="pt").frames
+    assert out.shape == (1, 2, 3, 8, 12)
+
+
+def test_mixed_precision_trains(tmp_path):
+    folder = run(tmp_path / "out", mixed_precision="bf16")
+    assert all(parameter.dtype == torch.float32 for parameter in weights(folder).values())
+    assert all(torch.isfinite(parameter).all() for parameter in weights(folder).values())
+
+
+def launch(*command, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", *command], check=True, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains(tmp_path):
+    options = ["--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    out = launch("accelerate.commands.launch", *options, "train_mcvd.py", *flags(tmp_path / "out"))
+    assert "saved to" in out.stderr + out.stdout
+    assert MCVDPipeline.from_pretrained(tmp_path / "out").unet.config.num_frames == 2
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_double_batch(tmp_path):
+    common = {"adam_epsilon": 1e-2, "learning_rate": 1e-2, "num_train_clips": 40}
+    arguments = flags(tmp_path / "two", train_batch_size=4, **common)
+    out = launch("torch.distributed.run", "--nproc_per_node=2", "--master_port=29617", "train_mcvd.py", *arguments)
+    assert "on 2 x cpu" in out.stderr + out.stdout  # a launch on the CPU can silently become one process
+    run(tmp_path / "one", train_batch_size=8, **common)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_tracker_gets_losses_and_validation(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tmp_path / "out", report_to="tensorboard", validation_steps=2)
+    events = EventAccumulator(str(folder / "logs" / "train_mcvd")).Reload()
+    assert {"loss", "grad_norm", "learning_rate", "validation/prediction_psnr"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
+
+
+@pytest.mark.slow
+def test_training_learns_to_predict(tmp_path):
+    """A block that bounces: after a short training the prediction beats repeating the last frame."""
+    random = np.random.RandomState(0)
+    for video in range(40):
+        (tmp_path / "data" / f"{video}").mkdir(parents=True)
+        (y, x), (dy, dx) = random.randint(0, 12, 2), random.choice([-1, 1], 2)
+        for frame in range(20):
+            canvas = np.zeros((16, 16), np.uint8)
+            canvas[y : y + 5, x : x + 5] = 255
+            Image.fromarray(canvas).save(tmp_path / "data" / f"{video}" / f"{frame}.png")
+            dy, dx = (-v if not 0 <= p + v <= 11 else v for p, v in ((y, dy), (x, dx)))
+            y, x = y + dy, x + dx
+    settings = {"train_data_dir": str(tmp_path / "data"), "max_train_steps": 900, "learning_rate": 2e-3}
+    settings |= {"block_out_channels": [16, 32], "train_batch_size": 16, "validation_fraction": 0.2}
+    settings |= {"logging_steps": 100, "num_validation_videos": 4, "validation_inference_steps": 20}
+    settings = train_mcvd.parse_args(flags(tmp_path / "out", **settings))
+    folder = train_mcvd.main(settings)
+    pipe = MCVDPipeline.from_pretrained(folder)
+    _, held_out = train_mcvd.make_datasets(settings, pipe.unet.num_window_frames)
+    values = train_mcvd.validate(settings, pipe, held_out, 901)
+    assert values["validation/prediction_psnr"] > values["validation/prediction_psnr_of_baseline"] + 3
