@@ -17,17 +17,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
-from PIL import Image
 
 from mcvd_diffusers.frame_schedules import Window, blocks
 from mcvd_diffusers.guidance import classifier_free_guidance
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models import MCVDUNet2DModel
 
+from .frame_inputs import Frames, read_frames
 from .rollout import first_slot, rollout
 
-
-Frames = torch.Tensor | np.ndarray | list
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -579,8 +577,12 @@ class MCVDPipeline(DiffusionPipeline):
         final_denoise = self.config.final_denoise if final_denoise is None else final_denoise
 
         # Frames
-        past = self._check_frames("past_frames", past_frames, config.num_past_frames)
-        future = self._check_frames("future_frames", future_frames, config.num_future_frames)
+        past, future = (
+            None
+            if frames is None
+            else read_frames(name, frames, num_channels=config.in_channels, most=config[f"num_{name}"])
+            for name, frames in (("past_frames", past_frames), ("future_frames", future_frames))
+        )
         given = [frames for frames in (past, future) if frames is not None]
         if len({frames.shape[-2:] for frames in given}) > 1 or len({len(frames) for frames in given}) > 1:
             raise ValueError(
@@ -673,44 +675,6 @@ class MCVDPipeline(DiffusionPipeline):
             },
         )
 
-    def _check_frames(self, name: str, frames: Frames | None, most: int) -> torch.Tensor | None:
-        """Frames as the caller has them -> (B, T, C, H, W), float32 in [0, 1]."""
-        if frames is None:
-            return None
-        if most == 0:
-            raise ValueError(f"`{name}`: this network reads none (`unet.config.num_{name}` is 0); leave it out.")
-        frames = _to_tensor(name, frames, self.unet.config.in_channels)
-        if 0 in frames.shape:
-            raise ValueError(f"`{name}` is empty: its shape is {tuple(frames.shape)}.")
-        if frames.shape[1] > most:
-            way_out = f"the last {most}, `past_frames[:, -{most}:]`" if name == "past_frames" else f"the first {most}"
-            raise ValueError(
-                f"`{name}` has {frames.shape[1]} frames, this network reads at most {most}: pass {way_out}."
-            )
-        if frames.shape[2] != self.unet.config.in_channels:
-            raise ValueError(
-                f"`{name}` must have {self.unet.config.in_channels} channels, got {frames.shape[2]} (shape"
-                f" {tuple(frames.shape)}, read as (B, T, C, H, W))."
-            )
-        if frames.dtype == torch.uint8:
-            return frames.float() / 255
-        if not frames.is_floating_point():
-            raise ValueError(f"`{name}` must be floats in [0, 1] or uint8 in [0, 255], got {frames.dtype}.")
-        frames = frames.float()
-        is_finite = torch.isfinite(frames)
-        if not is_finite.all():
-            bad = (~is_finite).flatten(2).any(dim=2).nonzero()
-            raise ValueError(
-                f"`{name}` has {int((~is_finite).sum())} values that are NaN or infinite, the first in frame"
-                f" {int(bad[0, 1])} of video {int(bad[0, 0])}. Fill them before."
-            )
-        low, high = float(frames.min()), float(frames.max())
-        if low < -1e-3 or high > 1 + 1e-3:
-            hint = "If they are in [-1, 1], pass (frames + 1) / 2." if low >= -1.001 and high <= 1.001 else ""
-            hint = "If they are in [0, 255], divide by 255." if low >= 0 and 2 < high <= 255 else hint
-            raise ValueError(f"`{name}` must be in [0, 1], got values from {low:.4g} to {high:.4g}. {hint}".strip())
-        return frames
-
     def _check_masks(self, windows: list[Window], num_past: int, num_future: int, guidance_scale: float) -> None:
         """Whether the network was trained with the frames missing that these windows leave out."""
         if not isinstance(guidance_scale, (int, float)) or not guidance_scale >= 0:
@@ -777,60 +741,6 @@ class MCVDPipeline(DiffusionPipeline):
                 f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
             )
         return steps
-
-
-def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
-    """Any accepted form of frames -> (B, T, C, H, W) tensor, values untouched."""
-    if isinstance(frames, (list, tuple)):
-        if not frames:
-            raise ValueError(f"`{name}` is an empty list.")
-        if isinstance(frames[0], Image.Image):
-            frames = [frames]
-        if isinstance(frames[0], (list, tuple)) and all(isinstance(x, Image.Image) for video in frames for x in video):
-            frames = [torch.stack(_equal_shapes(name, [_image_to_tensor(x) for x in video])) for video in frames]
-        if not all(isinstance(video, (torch.Tensor, np.ndarray)) for video in frames):
-            raise ValueError(
-                f"`{name}` must be a list of PIL images, of lists of PIL images, of tensors or of arrays, got a list of"
-                f" {type(frames[0]).__name__}."
-            )
-        frames = _equal_shapes(name, frames)
-        frames = torch.stack(list(frames)) if torch.is_tensor(frames[0]) else np.stack(frames)
-    if not isinstance(frames, (torch.Tensor, np.ndarray)):
-        raise ValueError(f"`{name}` must be a tensor, an array or a list, got {type(frames).__name__}.")
-    if frames.ndim == 4:
-        frames = frames[None]
-    if frames.ndim != 5:
-        raise ValueError(
-            f"`{name}` must have 5 axes (B, T, C, H, W), or 4 without B, got shape {tuple(frames.shape)}. A single"
-            " frame or a channel axis may be missing: add it with `[:, None]`."
-        )
-    if isinstance(frames, np.ndarray):
-        first, last = frames.shape[2] == num_channels, frames.shape[4] == num_channels
-        if first and last:
-            raise ValueError(
-                f"`{name}`: an array of shape {frames.shape} could be (B, T, C, H, W) or (B, T, H, W, C); pass a"
-                " tensor, which always is (B, T, C, H, W)."
-            )
-        if frames.dtype == object or not np.issubdtype(frames.dtype, np.number):
-            raise ValueError(f"`{name}` must be an array of numbers, got dtype {frames.dtype}.")
-        frames = np.moveaxis(frames, -1, 2) if last else frames
-        frames = torch.from_numpy(np.ascontiguousarray(frames))
-    return frames
-
-
-def _image_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A PIL image -> (C, H, W), with the channels that its mode has; palettes are resolved."""
-    if image.mode in ("P", "1", "CMYK", "YCbCr"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    array = np.array(image)
-    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
-
-
-def _equal_shapes(name: str, items: list) -> list:
-    shapes = {tuple(item.shape) for item in items}
-    if len(shapes) > 1:
-        raise ValueError(f"`{name}` mixes shapes: {sorted(shapes)}.")
-    return items
 
 
 def _to_unit_range(frames: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ def test_window_lies_next_to_what_it_reads(window, start):
     [
         Window((0, 1), (36, 65, 94)),
         Window((0, 1), (3, 4, 5)),
-        Window((0, 5), (2, 3)),
+        Window((0, 6), (2, 3)),
         Window((0,), (1, 2, 3, 4)),
     ],
 )

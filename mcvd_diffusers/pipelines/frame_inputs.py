@@ -1,0 +1,113 @@
+"""Frames as callers have them: images, arrays, tensors, in any of the usual forms. One place checks and converts."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+Frames = torch.Tensor | np.ndarray | list
+
+
+def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> torch.Tensor:
+    """
+    Check given frames and bring them into one form.
+
+    Args:
+        name (`str`): The caller's argument, for messages: `"past_frames"` or `"future_frames"`.
+        frames (`torch.Tensor`, `np.ndarray` or `list`):
+            A tensor `(B, T, C, H, W)` or `(T, C, H, W)`; an array of the same axes or with `C` last; a list of
+            `PIL.Image`s, of lists of them, of tensors or of arrays. Floats in `[0, 1]` or `uint8`.
+        num_channels (`int`): Channels that the network takes.
+        most (`int`): Frames that the network reads, at most; 0 if it reads none.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T, C, H, W)`, float32 in `[0, 1]`: The frames; float32 input keeps its bits.
+
+    Raises:
+        ValueError: If form, shape, type, range or number of the frames do not fit, or a value is not finite.
+    """
+    if most == 0:
+        raise ValueError(f"`{name}`: this network reads none (`unet.config.num_{name}` is 0); leave it out.")
+    frames = _to_tensor(name, frames, num_channels)
+    if 0 in frames.shape:
+        raise ValueError(f"`{name}` is empty: its shape is {tuple(frames.shape)}.")
+    if frames.shape[1] > most:
+        way_out = f"the last {most}, `past_frames[:, -{most}:]`" if name == "past_frames" else f"the first {most}"
+        raise ValueError(f"`{name}` has {frames.shape[1]} frames, this network reads at most {most}: pass {way_out}.")
+    if frames.shape[2] != num_channels:
+        raise ValueError(
+            f"`{name}` must have {num_channels} channels, got {frames.shape[2]} (shape"
+            f" {tuple(frames.shape)}, read as (B, T, C, H, W))."
+        )
+    if frames.dtype == torch.uint8:
+        return frames.float() / 255
+    if not frames.is_floating_point():
+        raise ValueError(f"`{name}` must be floats in [0, 1] or uint8 in [0, 255], got {frames.dtype}.")
+    frames = frames.float()
+    is_finite = torch.isfinite(frames)
+    if not is_finite.all():
+        bad = (~is_finite).flatten(2).any(dim=2).nonzero()
+        raise ValueError(
+            f"`{name}` has {int((~is_finite).sum())} values that are NaN or infinite, the first in frame"
+            f" {int(bad[0, 1])} of video {int(bad[0, 0])}. Fill them before."
+        )
+    low, high = float(frames.min()), float(frames.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        hint = "If they are in [-1, 1], pass (frames + 1) / 2." if low >= -1.001 and high <= 1.001 else ""
+        hint = "If they are in [0, 255], divide by 255." if low >= 0 and 2 < high <= 255 else hint
+        raise ValueError(f"`{name}` must be in [0, 1], got values from {low:.4g} to {high:.4g}. {hint}".strip())
+    return frames
+
+
+def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
+    """Any accepted form of frames -> (B, T, C, H, W) tensor, values untouched."""
+    if isinstance(frames, (list, tuple)):
+        if not frames:
+            raise ValueError(f"`{name}` is an empty list.")
+        if isinstance(frames[0], Image.Image):
+            frames = [frames]
+        if isinstance(frames[0], (list, tuple)) and all(isinstance(x, Image.Image) for video in frames for x in video):
+            frames = [torch.stack(_equal_shapes(name, [_image_to_tensor(x) for x in video])) for video in frames]
+        if not all(isinstance(video, (torch.Tensor, np.ndarray)) for video in frames):
+            raise ValueError(
+                f"`{name}` must be a list of PIL images, of lists of PIL images, of tensors or of arrays, got a list of"
+                f" {type(frames[0]).__name__}."
+            )
+        frames = _equal_shapes(name, frames)
+        frames = torch.stack(list(frames)) if torch.is_tensor(frames[0]) else np.stack(frames)
+    if not isinstance(frames, (torch.Tensor, np.ndarray)):
+        raise ValueError(f"`{name}` must be a tensor, an array or a list, got {type(frames).__name__}.")
+    if frames.ndim == 4:
+        frames = frames[None]
+    if frames.ndim != 5:
+        raise ValueError(
+            f"`{name}` must have 5 axes (B, T, C, H, W), or 4 without B, got shape {tuple(frames.shape)}. A single"
+            " frame or a channel axis may be missing: add it with `[:, None]`."
+        )
+    if isinstance(frames, np.ndarray):
+        first, last = frames.shape[2] == num_channels, frames.shape[4] == num_channels
+        if first and last:
+            raise ValueError(
+                f"`{name}`: an array of shape {frames.shape} could be (B, T, C, H, W) or (B, T, H, W, C); pass a"
+                " tensor, which always is (B, T, C, H, W)."
+            )
+        if frames.dtype == object or not np.issubdtype(frames.dtype, np.number):
+            raise ValueError(f"`{name}` must be an array of numbers, got dtype {frames.dtype}.")
+        frames = np.moveaxis(frames, -1, 2) if last else frames
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+    return frames
+
+
+def _image_to_tensor(image: Image.Image) -> torch.Tensor:
+    """A PIL image -> (C, H, W), with the channels that its mode has; palettes are resolved."""
+    if image.mode in ("P", "1", "CMYK", "YCbCr"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    array = np.array(image)
+    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
+
+
+def _equal_shapes(name: str, items: list) -> list:
+    shapes = {tuple(item.shape) for item in items}
+    if len(shapes) > 1:
+        raise ValueError(f"`{name}` mixes shapes: {sorted(shapes)}.")
+    return items

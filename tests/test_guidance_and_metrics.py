@@ -1,0 +1,73 @@
+"""Guidance, frame quality, baselines and pictures."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from mcvd_diffusers.guidance import classifier_free_guidance
+from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
+from mcvd_diffusers.visualization import GIVEN_COLOR, MADE_COLOR, save_comparison_gif, save_contact_sheet
+
+
+def test_guidance_scale_zero_is_unconditional_one_is_conditional():
+    given, absent = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(classifier_free_guidance(given, absent, 0.0), absent)
+    torch.testing.assert_close(classifier_free_guidance(given, absent, 1.0), given)
+    torch.testing.assert_close(classifier_free_guidance(given, absent, 3.0), 3 * given - 2 * absent)
+
+
+def test_psnr_of_a_known_error():
+    target = torch.full((2, 3, 1, 4, 4), 0.5)
+    prediction = target.clone()
+    prediction[0] += 0.1
+    prediction[1, 0] += 0.3  # one of three frames
+    psnr = psnr_of_mse(video_mse(prediction, target))
+    expected = [20.0, -10 * math.log10(0.09 / 3)]
+    torch.testing.assert_close(psnr, torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_error_that_cannot_be_computed_raises():
+    video = torch.zeros(1, 2, 1, 4, 4)
+    with pytest.raises(ValueError, match="must both have shape"):
+        video_mse(video, video[:, :1])
+    with pytest.raises(ValueError, match="NaN"):
+        video_mse(video, torch.full_like(video, torch.nan))
+
+
+def test_baselines():
+    past, future = torch.rand(2, 3, 1, 4, 4), torch.rand(2, 2, 1, 4, 4)
+    repeated = repeat_last_frame(past, 4)
+    assert repeated.shape == (2, 4, 1, 4, 4) and all(torch.equal(repeated[:, t], past[:, -1]) for t in range(4))
+    blend = blend_linearly(past, future, 3)
+    for t, weight in enumerate((0.25, 0.5, 0.75)):
+        torch.testing.assert_close(blend[:, t], (1 - weight) * past[:, -1] + weight * future[:, 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_animation_marks_given_frames(channels, tmp_path):
+    videos = torch.rand(2, 3, channels, 8, 10)
+    path = tmp_path / "new folder" / "videos.gif"
+    save_comparison_gif(path, {"truth": videos, "sample": videos}, [True, False, False], frame_height=16)
+    with Image.open(path) as animation:
+        assert animation.n_frames == 3 and animation.info["loop"] == 0
+        for t, color in enumerate((GIVEN_COLOR, MADE_COLOR, MADE_COLOR)):
+            animation.seek(t)
+            colors = {c for _, c in animation.convert("RGB").getcolors(maxcolors=100_000)}
+            assert color in colors and GIVEN_COLOR in colors  # truth is always green
+
+
+def test_contact_sheet_is_one_line_for_each_version(tmp_path):
+    videos = torch.rand(2, 3, 1, 8, 8)
+    save_contact_sheet(tmp_path / "sheet.png", {"truth": videos, "sample": videos}, [True, False, False])
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size[1] == 4 * (48 + 6) + 2 * 6
+
+
+def test_columns_that_do_not_fit_are_refused(tmp_path):
+    videos = torch.rand(1, 3, 1, 8, 8)
+    with pytest.raises(ValueError, match="`columns` must hold videos of one shape"):
+        save_comparison_gif(tmp_path / "a.gif", {"truth": videos, "sample": videos[:, :2]}, [True] * 3)
+    with pytest.raises(ValueError, match="`is_given` must have 3 entries, one for each frame, got 2"):
+        save_comparison_gif(tmp_path / "a.gif", {"truth": videos}, [True] * 2)

@@ -1,0 +1,74 @@
+"""The README is true: its Python runs, its commands parse, the files it names exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+import train_mcvd
+from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def saved_pipeline(tmp_path):
+    """A small network of the demo's frames and size."""
+    torch.manual_seed(0)
+    unet = MCVDUNet2DModel(
+        sample_size=32,
+        in_channels=1,
+        num_past_frames=4,
+        num_frames=4,
+        num_future_frames=2,
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownBlock2D",) * 4,
+        layers_per_block=1,
+    )
+    MCVDPipeline(unet, DDIMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "demo")
+    return tmp_path / "demo"
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(saved_pipeline, monkeypatch):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
+    assert "runs/demo" in code and "DPMSolverMultistepScheduler" in code
+    scope = {}
+    exec(code.replace("runs/demo", str(saved_pipeline)), scope)
+    assert scope["out"].frames.shape == (10, 8, 1, 32, 32)  # as its comments say
+    assert scope["out"].uncertainty.shape == (1, 8, 1, 32, 32)
+    assert len(scope["block"][0]) == 4
+
+
+def test_commands_of_the_readme_parse(tmp_path):
+    text = README.replace("\\\n", " ")
+    commands = re.findall(r"^accelerate launch train_mcvd.py (.*)$", text, re.M)
+    assert commands
+    for command in commands:
+        arguments = shlex.split(
+            command.replace("my_videos/", str(tmp_path)).replace("runs/mine", str(tmp_path / "out"))
+        )
+        settings = train_mcvd.parse_args(arguments)
+        assert settings.model.num_past_frames == 5
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
+    for target in re.findall(r"^make ([\w-]+)", text, re.M):
+        assert target in targets
+
+
+def test_files_of_the_readme_exist():
+    table = README.split("## One line for each file")[1].split("##")[0]
+    named = re.findall(r"^\| `([^`]+)`", table, re.M)
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists(), name
+    modules = {
+        path for path in (ROOT / "mcvd_diffusers").rglob("*.py") if path.name not in ("__init__.py", "_version.py")
+    }
+    for path in modules:
+        relative = path.relative_to(ROOT)
+        assert any(str(relative).startswith(name) for name in named), f"{relative} has no line in the README"
