@@ -125,6 +125,9 @@ class TrainingArguments:
     train_batch_size: int = flag(16, "Clips a process and step.")
     gradient_accumulation_steps: int = flag(1, "Steps whose gradients make one update.")
     max_train_steps: int = flag(5_000, "Updates.")
+    max_train_minutes: float | None = flag(
+        None, "Stop and save after so many minutes of training, if the updates are not done by then."
+    )
     learning_rate: float = flag(1e-3, "Learning rate.")
     lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "constant"] = flag(
         "cosine", "Learning rate over the updates."
@@ -237,6 +240,8 @@ def check_settings(settings: Settings) -> None:
         value = getattr(training, name)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"--{name} must be a positive number, got {value}.")
+    if training.max_train_minutes is not None and not training.max_train_minutes > 0:
+        raise ValueError(f"--max_train_minutes must be positive, got {training.max_train_minutes}.")
     for name in ("drop_past", "drop_future", "ema_decay"):
         if not 0 <= getattr(training, name) <= 1:
             raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
@@ -414,7 +419,7 @@ def main(settings: Settings) -> Path:
         f" on {world_size} x {device.type}",
     )
 
-    update = 0
+    update, is_late = 0, False
     total_loss, num_losses = torch.zeros((), device=device), 0
     started = last_time = time.perf_counter()
     unet.train()
@@ -457,8 +462,13 @@ def main(settings: Settings) -> Path:
             if ema is not None:
                 ema.step(unet.parameters())
         update += 1
+        if training.max_train_minutes is not None:
+            if rank == 0 and time.perf_counter() - started > 60 * training.max_train_minutes:
+                accelerator.set_trigger()
+            is_late = accelerator.check_trigger()  # the same on all processes
+        is_end = is_late or update == training.max_train_steps
 
-        if update % training.logging_steps == 0 or update == training.max_train_steps:
+        if update % training.logging_steps == 0 or is_end:
             mean_loss = accelerator.reduce(total_loss / num_losses, "mean").item()
             now = time.perf_counter()
             num_updates = (update - 1) % training.logging_steps + 1
@@ -471,7 +481,6 @@ def main(settings: Settings) -> Path:
             log(accelerator, f"step {update:>6}  " + "  ".join(f"{name} {x:.4g}" for name, x in values.items()))
             accelerator.log(values, step=update)
             total_loss, num_losses, last_time = torch.zeros((), device=device), 0, now
-        is_end = update == training.max_train_steps
         is_due = training.validation_steps > 0 and update % training.validation_steps == 0
         if training.num_validation_videos and (is_end or is_due):
             paused = time.perf_counter()
@@ -486,7 +495,7 @@ def main(settings: Settings) -> Path:
             break
 
     seconds = time.perf_counter() - started
-    log(accelerator, f"trained in {seconds:.0f} s, {training.max_train_steps / seconds:.2f} steps/s")
+    log(accelerator, f"trained {update:,} updates in {seconds:.0f} s, {update / seconds:.2f} steps/s")
     with averaged_weights(accelerator, unet, ema) as model:
         if accelerator.is_main_process:
             make_pipeline(settings, model, noise_scheduler).save_pretrained(output_dir)

@@ -123,6 +123,7 @@ def test_numbers_in_a_file_may_be_written_as_people_write_them(tmp_path):
         (["--max_train_steps", "0"], "--max_train_steps must be at least 1, got 0"),
         (["--num_frames", "-1"], "--num_frames must be at least 1, got -1"),
         (["--num_past_frames", "-1"], "--num_past_frames must not be negative"),
+        (["--max_train_minutes", "0"], "--max_train_minutes must be positive, got 0.0"),
         (["--learning_rate", "nan"], "--learning_rate must be a positive number, got nan"),
         (["--drop_past", "2"], r"--drop_past must be in [0, 1], got 2.0"),
         (["--resolution", "30", "32"], "--resolution must be multiples of 4 for 3 levels, got [30, 32]"),
@@ -193,6 +194,13 @@ def test_training_saves_a_pipeline_that_does_every_task(conditioning, prediction
     assert (folder / "samples" / "step-4" / "prediction.gif").is_file()
     assert (folder / "samples" / "step-4" / "interpolation.gif").is_file()
     assert yaml.safe_load((folder / "training_settings.yaml").read_text())["conditioning"] == conditioning
+
+
+def test_training_stops_when_its_time_is_over_and_saves(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        folder = run(tmp_path / "out", max_train_minutes=1e-6, max_train_steps=100_000)
+    assert "trained 1 updates" in caplog.text
+    assert MCVDPipeline.from_pretrained(folder).unet.config.num_frames == 2
 
 
 def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
