@@ -34,6 +34,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser
 
@@ -41,7 +42,7 @@ from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_r
 from mcvd_diffusers.data import ClipDataset, MovingDigits, load_digits, open_reader, split_by_name
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
-from mcvd_diffusers.visualization import save_comparison_gif
+from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
 logger = get_logger("train_mcvd", log_level="INFO")
@@ -470,6 +471,11 @@ def main(settings: Settings) -> Path:
 
         if update % training.logging_steps == 0 or is_end:
             mean_loss = accelerator.reduce(total_loss / num_losses, "mean").item()
+            if not math.isfinite(mean_loss):
+                raise RuntimeError(
+                    f"The loss is {mean_loss} at update {update}: training has diverged. Nothing was saved. Lower"
+                    " --learning_rate, lengthen --lr_warmup_steps, or use --mixed_precision bf16 instead of fp16."
+                )
             now = time.perf_counter()
             num_updates = (update - 1) % training.logging_steps + 1
             values = {
@@ -487,7 +493,9 @@ def main(settings: Settings) -> Path:
             with averaged_weights(accelerator, unet, ema) as model:
                 if accelerator.is_main_process:
                     pipeline = make_pipeline(settings, model, noise_scheduler).to(device)
-                    accelerator.log(validate(settings, pipeline, held_out, update), step=update)
+                    values, sheets = validate(settings, pipeline, held_out, update)
+                    accelerator.log(values, step=update)
+                    log_pictures(accelerator, sheets, update)
             accelerator.wait_for_everyone()
             last_time += time.perf_counter() - paused
             started += time.perf_counter() - paused
@@ -529,50 +537,58 @@ def averaged_weights(accelerator: Accelerator, unet: torch.nn.Module, ema: EMAMo
 
 
 @torch.no_grad()
-def validate(settings: Settings, pipeline: MCVDPipeline, held_out: Dataset, update: int) -> dict[str, float]:
-    """Make videos of held-out clips, the same ones with the same noise every time; returns PSNRs beside baselines."""
+def validate(
+    settings: Settings, pipeline: MCVDPipeline, held_out: Dataset, update: int
+) -> tuple[dict[str, float], dict[str, Image.Image]]:
+    """
+    Make videos of held-out clips, the same ones with the same noise every time, and save them as GIFs.
+
+    Returns PSNRs beside those of the baselines, and a contact sheet of each task.
+    """
     training, config = settings.training, pipeline.unet.config
     num_videos = min(training.num_validation_videos, len(held_out))
-    video = torch.stack([held_out[i]["video"] for i in range(num_videos)])
-    past, block, future = ((video + 1) / 2).split(
-        [config.num_past_frames, config.num_frames, config.num_future_frames], dim=1
-    )
+    video = (torch.stack([held_out[i]["video"] for i in range(num_videos)]) + 1) / 2
+    past, block, future = video.split([config.num_past_frames, config.num_frames, config.num_future_frames], dim=1)
     pipeline.set_progress_bar_config(disable=True)
-    tasks = {}
-    if config.num_past_frames and (training.drop_future > 0 or not config.num_future_frames):
-        tasks["prediction"] = ({"past_frames": past}, repeat_last_frame(past, config.num_frames))
+    tasks = {}  # name: (given frames before and after the block, baseline)
+    if config.num_past_frames and (config.drop_future > 0 or not config.num_future_frames):
+        tasks["prediction"] = (past, future[:, :0], repeat_last_frame(past, config.num_frames))
     if config.num_past_frames and config.num_future_frames:
-        given = {"past_frames": past, "future_frames": future}
-        tasks["interpolation"] = (given, blend_linearly(past, future, config.num_frames))
+        tasks["interpolation"] = (past, future, blend_linearly(past, future, config.num_frames))
 
-    values = {}
-    for task, (given, baseline) in tasks.items():
+    values, sheets = {}, {}
+    for task, (before, after, baseline) in tasks.items():
         samples = pipeline(
-            **given,
+            past_frames=before,
+            future_frames=after if after.shape[1] else None,
             num_inference_steps=training.validation_inference_steps,
             generator=[torch.Generator().manual_seed(i) for i in range(num_videos)],
             output_type="pt",
         ).frames.cpu()
+        columns = {"truth": block, "sample": samples, "baseline": baseline}
+        columns = {name: torch.cat([before, x, after], dim=1) for name, x in columns.items()}
+        is_given = [True] * before.shape[1] + [False] * config.num_frames + [True] * after.shape[1]
+        folder = Path(training.output_dir) / "samples" / f"step-{update}"
+        save_comparison_gif(folder / f"{task}.gif", columns, is_given)
+        sheets[f"validation/{task}"] = contact_sheet(columns, is_given)
         # Of the mean error over all clips: a clip in which nothing moves would make the baseline's mean PSNR infinite.
         psnr, baseline_psnr = (float(psnr_of_mse(video_mse(x, block).mean())) for x in (samples, baseline))
         values |= {f"validation/{task}_psnr": psnr, f"validation/{task}_psnr_of_baseline": baseline_psnr}
-        shown = [past] if task == "prediction" else [past, future]
-        before, after = past, torch.cat(shown[1:], dim=1) if shown[1:] else past[:, :0]
-        is_given = [True] * before.shape[1] + [False] * config.num_frames + [True] * after.shape[1]
-        save_comparison_gif(
-            Path(training.output_dir) / "samples" / f"step-{update}" / f"{task}.gif",
-            {
-                "truth": torch.cat([before, block, after], dim=1),
-                "sample": torch.cat([before, samples, after], dim=1),
-                "baseline": torch.cat([before, baseline, after], dim=1),
-            },
-            is_given,
-        )
         logger.info(
             f"step {update:>6}  {task}: PSNR {psnr:.2f} dB, baseline {baseline_psnr:.2f} dB (of the mean squared error,"
             f" {num_videos} held-out clips, one sample each)"
         )
-    return values
+    return values, sheets
+
+
+def log_pictures(accelerator: Accelerator, pictures: dict[str, Image.Image], update: int) -> None:
+    """Show pictures in the trackers that take them; the others have the files under samples/."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            arrays = {name: np.asarray(picture)[None] for name, picture in pictures.items()}
+            tracker.log_images(arrays, step=update, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=update)
 
 
 def log(accelerator: Accelerator, message: str) -> None:

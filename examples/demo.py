@@ -19,7 +19,7 @@ import yaml
 from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.data import MovingDigits, load_digits
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
-from mcvd_diffusers.visualization import save_comparison_gif, save_contact_sheet
+from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +104,7 @@ def main() -> None:
     columns = {name: torch.cat([past, x], dim=1)[:4] for name, x in columns.items()}
     is_given = [True] * num_past + [False] * NUM_PREDICTED
     save_comparison_gif(folder / "prediction.gif", columns, is_given)
-    save_contact_sheet(folder / "prediction.png", columns, is_given)
+    contact_sheet(columns, is_given).save(folder / "prediction.png")
 
     # Interpolation: one block between the past and the future.
     gap, future = video[:, num_past : num_past + block], video[:, num_past + block :][:, :num_future]
@@ -120,7 +120,7 @@ def main() -> None:
     columns = {name: torch.cat([past, x, future], dim=1)[:4] for name, x in columns.items()}
     is_given = [True] * num_past + [False] * block + [True] * num_future
     save_comparison_gif(folder / "interpolation.gif", columns, is_given)
-    save_contact_sheet(folder / "interpolation.png", columns, is_given)
+    contact_sheet(columns, is_given).save(folder / "interpolation.png")
 
     # Generation from nothing.
     made = pipe(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mcvd_diffusers.guidance import classifier_free_guidance
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
-from mcvd_diffusers.visualization import GIVEN_COLOR, MADE_COLOR, save_comparison_gif, save_contact_sheet
+from mcvd_diffusers.visualization import GIVEN_COLOR, MADE_COLOR, contact_sheet, save_comparison_gif
 
 
 def test_guidance_scale_zero_is_unconditional_one_is_conditional():
@@ -58,11 +58,12 @@ def test_animation_marks_given_frames(channels, tmp_path):
             assert color in colors and GIVEN_COLOR in colors  # truth is always green
 
 
-def test_contact_sheet_is_one_line_for_each_version(tmp_path):
+def test_contact_sheet_is_one_line_for_each_version():
     videos = torch.rand(2, 3, 1, 8, 8)
-    save_contact_sheet(tmp_path / "sheet.png", {"truth": videos, "sample": videos}, [True, False, False])
-    with Image.open(tmp_path / "sheet.png") as picture:
-        assert picture.size[1] == 4 * (48 + 6) + 2 * 6
+    picture = contact_sheet({"truth": videos, "sample": videos}, [True, False, False])
+    assert picture.size[1] == 4 * (48 + 6) + 2 * 6
+    assert picture.getpixel((picture.width - 1, 0)) == GIVEN_COLOR  # truth
+    assert picture.getpixel((picture.width - 1, 60)) == MADE_COLOR
 
 
 def test_columns_that_do_not_fit_are_refused(tmp_path):

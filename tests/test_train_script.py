@@ -203,6 +203,14 @@ def test_training_stops_when_its_time_is_over_and_saves(tmp_path, caplog):
     assert MCVDPipeline.from_pretrained(folder).unet.config.num_frames == 2
 
 
+def test_training_that_diverges_stops_and_saves_nothing(tmp_path):
+    with pytest.raises(
+        RuntimeError, match="The loss is .* at update .*: training has diverged.*Lower --learning_rate"
+    ):
+        run(tmp_path / "out", learning_rate=1e30, lr_warmup_steps=0, max_grad_norm=1e30, max_train_steps=50)
+    assert not (tmp_path / "out" / "model_index.json").exists()
+
+
 def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
     first, again, other = (
         weights(run(tmp_path / name, seed=seed, dropout=0.1)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -310,6 +318,7 @@ def test_tracker_gets_losses_and_validation(tmp_path):
     events = EventAccumulator(str(folder / "logs" / "train_mcvd")).Reload()
     assert {"loss", "grad_norm", "learning_rate", "validation/prediction_psnr"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [2, 4]
+    assert {"validation/prediction", "validation/interpolation"} <= set(events.Tags()["images"])
 
 
 @pytest.mark.slow
@@ -332,5 +341,5 @@ def test_training_learns_to_predict(tmp_path):
     folder = train_mcvd.main(settings)
     pipe = MCVDPipeline.from_pretrained(folder)
     _, held_out = train_mcvd.make_datasets(settings, pipe.unet.num_window_frames)
-    values = train_mcvd.validate(settings, pipe, held_out, 901)
+    values, _ = train_mcvd.validate(settings, pipe, held_out, 901)
     assert values["validation/prediction_psnr"] > values["validation/prediction_psnr_of_baseline"] + 3
