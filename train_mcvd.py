@@ -12,9 +12,11 @@ Flags go before the file, the file before the preset, the preset before the defa
 training loop is `main`, below.
 
 All randomness is keyed: clip i of epoch e by (seed, e, i); masks, timesteps and noise of training sample n by
-(seed, n); dropout of a step by (seed, step, process). Nothing is drawn from a global stream that outlives a step.
+(seed, n); dropout by (seed, step, process), which alone depends on the batch size and the number of processes. Nothing is
+drawn from a global stream that outlives a step.
 """
 
+import argparse
 import contextlib
 import itertools
 import math
@@ -34,7 +36,6 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser
 
@@ -42,6 +43,8 @@ from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_r
 from mcvd_diffusers.data import ClipDataset, MovingDigits, load_digits, open_reader, split_by_name
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from mcvd_diffusers.randomness import keyed_seed
+from mcvd_diffusers.training import DROPOUT_STREAM
 from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
@@ -127,7 +130,9 @@ class TrainingArguments:
     gradient_accumulation_steps: int = flag(1, "Steps whose gradients make one update.")
     max_train_steps: int = flag(5_000, "Updates.")
     max_train_minutes: float | None = flag(
-        None, "Stop and save after so many minutes of training, if the updates are not done by then."
+        None,
+        "Stop and save after so many minutes of training, if the updates are not done by then. How far that is depends on"
+        " the machine. Goes with a constant learning rate.",
     )
     learning_rate: float = flag(1e-3, "Learning rate.")
     lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "constant"] = flag(
@@ -142,7 +147,9 @@ class TrainingArguments:
     use_ema: bool = flag(True, "Keep a moving average of the weights, and save that.")
     ema_decay: float = flag(0.999, "Decay of the average.")
     ema_warmup: bool = flag(True, "Let the decay grow to its value, (1 + n) / (10 + n); else constant from the start.")
-    mixed_precision: Literal["no", "fp16", "bf16"] = flag("no", "Precision of the network's computations.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
+        None, "Precision of the network's computations; if not given, what `accelerate launch` says."
+    )
     gradient_checkpointing: bool = flag(False, "Trade time for memory.")
 
     sampling_scheduler: Literal["DDIMScheduler", "DDPMScheduler"] = flag(
@@ -156,11 +163,19 @@ class TrainingArguments:
     tracker_project_name: str = flag("train_mcvd", "Project in the tracker.")
 
 
+# What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
+FROM_PRETRAINED_UNET = tuple(
+    f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "resolution")
+)
+FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
+
+
 @dataclass
 class Settings:
     model: ModelArguments
     data: DataArguments
     training: TrainingArguments
+    explicit: frozenset[str] = frozenset()  # names that were given by flag, file or preset
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,7 +190,7 @@ def parse_args(args: list[str] | None = None) -> Settings:
     args = list(sys.argv[1:] if args is None else args)
     groups = (ModelArguments, DataArguments, TrainingArguments)
     parser = HfArgumentParser(groups, description=__doc__.split("\n\n")[0])
-    from_file = {}
+    from_file, from_preset = {}, {}
     if args and args[0].endswith((".yaml", ".yml")):
         path = Path(args.pop(0))
         if not path.is_file():
@@ -190,15 +205,46 @@ def parse_args(args: list[str] | None = None) -> Settings:
     name = parser.parse_known_args(args)[0].preset
     if name is not None:
         try:
-            parser.set_defaults(**{**preset(name), **from_file})
+            from_preset = preset(name)
         except ValueError as error:
             parser.error(str(error))
-    settings = Settings(*parser.parse_args_into_dataclasses(args, look_for_args_file=False))
+        parser.set_defaults(**{**from_preset, **from_file})
+    given = HfArgumentParser(groups, argument_default=argparse.SUPPRESS, add_help=False)
+    for action in given._actions:
+        action.default = argparse.SUPPRESS
+    explicit = {*vars(given.parse_known_args(args)[0]), *from_file, *from_preset}
+    settings = Settings(*parser.parse_args_into_dataclasses(args, look_for_args_file=False), frozenset(explicit))
     try:
+        adopt_pretrained(settings)
         check_settings(settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     return settings
+
+
+def adopt_pretrained(settings: Settings) -> None:
+    """
+    Take over what a pretrained pipeline decides, so that the settings say what is really trained.
+
+    Raises:
+        ValueError: If a setting was given that the pipeline contradicts.
+        OSError: If there is no such pipeline.
+    """
+    source = settings.model.pretrained_model_name_or_path
+    if source is None:
+        return
+    for group, config, names in (
+        (settings.model, MCVDUNet2DModel.load_config(source, subfolder="unet"), FROM_PRETRAINED_UNET),
+        (settings.training, DDPMScheduler.load_config(source, subfolder="scheduler"), FROM_PRETRAINED_SCHEDULER),
+    ):
+        for name in names:
+            ours, theirs = getattr(group, name), config[name]
+            if name in settings.explicit and ours != theirs:
+                raise ValueError(
+                    f"--{name} is {ours}, but {source} was made with {theirs}. Leave it out to go on with that pipeline,"
+                    " or leave out --pretrained_model_name_or_path to train a new one."
+                )
+            setattr(group, name, theirs)
 
 
 def check_settings(settings: Settings) -> None:
@@ -312,29 +358,40 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
 
 def make_unet(settings: Settings) -> MCVDUNet2DModel:
     """The network: new from the settings, or a saved one to go on with."""
-    training = settings.training
-    statements = {name: getattr(training, name) for name in ("drop_past", "drop_future", "num_train_timesteps")}
-    if settings.model.pretrained_model_name_or_path is not None:
-        unet = MCVDUNet2DModel.from_pretrained(
-            settings.model.pretrained_model_name_or_path, subfolder="unet", low_cpu_mem_usage=False
-        )
+    training, source = settings.training, settings.model.pretrained_model_name_or_path
+    statements = {name: getattr(training, name) for name in ("drop_past", "drop_future", "prediction_type")}
+    if source is not None:
+        unet = MCVDUNet2DModel.from_pretrained(source, subfolder="unet")
         unet.register_to_config(sample_size=list(settings.size), **statements)
         return unet
-    shape = {
-        name: x
-        for name, x in asdict(settings.model).items()
-        if name not in ("resolution", "pretrained_model_name_or_path")
-    }
+    shape = {name: getattr(settings.model, name) for name in FROM_PRETRAINED_UNET}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        return MCVDUNet2DModel(sample_size=list(settings.size), **shape, **statements)
+        return MCVDUNet2DModel(
+            sample_size=list(settings.size), num_train_timesteps=training.num_train_timesteps, **shape, **statements
+        )
+
+
+def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
+    """The noise of training; a saved pipeline's, if training goes on with one."""
+    training, source = settings.training, settings.model.pretrained_model_name_or_path
+    if source is not None:
+        return DDPMScheduler.from_pretrained(source, subfolder="scheduler", variance_type="fixed_small")
+    return DDPMScheduler(
+        num_train_timesteps=training.num_train_timesteps,
+        beta_schedule=training.beta_schedule,
+        prediction_type=training.prediction_type,
+        variance_type="fixed_small",
+    )
 
 
 def make_pipeline(settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DDPMScheduler) -> MCVDPipeline:
-    """The network with the scheduler it is sampled with: steps from pure noise, frames kept in [-1, 1]."""
+    """The network with the scheduler it is sampled with: it starts at pure noise and keeps frames in [-1, 1]."""
     scheduler_class = getattr(diffusers, settings.training.sampling_scheduler)
-    config = {**noise_scheduler.config, "timestep_spacing": "trailing", "clip_sample": True, "clip_sample_range": 1.0}
-    return MCVDPipeline(unet=unet, scheduler=scheduler_class.from_config(config))
+    scheduler = scheduler_class.from_config(
+        noise_scheduler.config, timestep_spacing="trailing", clip_sample=True, clip_sample_range=1.0
+    )
+    return MCVDPipeline(unet=unet, scheduler=scheduler)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -357,16 +414,10 @@ def main(settings: Settings) -> Path:
     )
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
 
-    unet = make_unet(settings)
+    unet, noise_scheduler = make_unet(settings), make_noise_scheduler(settings)
+    config = unet.config
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    config = unet.config
-    noise_scheduler = DDPMScheduler(
-        training.num_train_timesteps,
-        beta_schedule=training.beta_schedule,
-        prediction_type=training.prediction_type,
-        variance_type="fixed_small",
-    )
     train_set, held_out = make_datasets(settings, unet.num_window_frames)
     if len(train_set) < training.train_batch_size * world_size:
         raise ValueError(
@@ -413,6 +464,12 @@ def main(settings: Settings) -> Path:
         }
         accelerator.init_trackers(training.tracker_project_name, config=flat)
     num_parameters = sum(parameter.numel() for parameter in accelerator.unwrap_model(unet).parameters())
+    if training.max_train_minutes is not None and training.lr_scheduler in ("cosine", "linear"):
+        log(
+            accelerator,
+            f"warning: --lr_scheduler {training.lr_scheduler} falls over all --max_train_steps; if --max_train_minutes"
+            " ends training before, the learning rate is still high then",
+        )
     log(
         accelerator,
         f"{num_parameters:,} parameters, {len(train_set):,} clips, {training.max_train_steps:,} updates of"
@@ -429,7 +486,7 @@ def main(settings: Settings) -> Path:
         first = (step * world_size + rank) * training.train_batch_size
         numbers = range(first, first + training.train_batch_size)
         generators = sample_generators(training.seed, numbers, device)
-        torch.manual_seed(int(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0]))  # dropout
+        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, step, rank))
 
         with accelerator.accumulate(unet):
             roles = mcvd_roles(
@@ -487,27 +544,28 @@ def main(settings: Settings) -> Path:
             log(accelerator, f"step {update:>6}  " + "  ".join(f"{name} {x:.4g}" for name, x in values.items()))
             accelerator.log(values, step=update)
             total_loss, num_losses, last_time = torch.zeros((), device=device), 0, now
-        is_due = training.validation_steps > 0 and update % training.validation_steps == 0
-        if training.num_validation_videos and (is_end or is_due):
+        if is_end:
+            break
+        if training.num_validation_videos and training.validation_steps and update % training.validation_steps == 0:
             paused = time.perf_counter()
             with averaged_weights(accelerator, unet, ema) as model:
                 if accelerator.is_main_process:
                     pipeline = make_pipeline(settings, model, noise_scheduler).to(device)
-                    values, sheets = validate(settings, pipeline, held_out, update)
-                    accelerator.log(values, step=update)
-                    log_pictures(accelerator, sheets, update)
+                    validate(settings, accelerator, pipeline, held_out, update)
             accelerator.wait_for_everyone()
             last_time += time.perf_counter() - paused
             started += time.perf_counter() - paused
-        if is_end:
-            break
 
     seconds = time.perf_counter() - started
     log(accelerator, f"trained {update:,} updates in {seconds:.0f} s, {update / seconds:.2f} steps/s")
     with averaged_weights(accelerator, unet, ema) as model:
         if accelerator.is_main_process:
-            make_pipeline(settings, model, noise_scheduler).save_pretrained(output_dir)
+            pipeline = make_pipeline(settings, model, noise_scheduler)
+            pipeline.save_pretrained(output_dir)  # before anything else can go wrong
             log(accelerator, f"saved to {output_dir}" + (" (averaged weights)" if ema is not None else ""))
+            if training.num_validation_videos:
+                validate(settings, accelerator, pipeline.to(device), held_out, update)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return output_dir
 
@@ -538,57 +596,69 @@ def averaged_weights(accelerator: Accelerator, unet: torch.nn.Module, ema: EMAMo
 
 @torch.no_grad()
 def validate(
-    settings: Settings, pipeline: MCVDPipeline, held_out: Dataset, update: int
-) -> tuple[dict[str, float], dict[str, Image.Image]]:
+    settings: Settings, accelerator: Accelerator, pipeline: MCVDPipeline, held_out: Dataset, update: int
+) -> dict[str, float]:
     """
-    Make videos of held-out clips, the same ones with the same noise every time, and save them as GIFs.
+    Make videos of held-out clips for each task that the network was trained for, with the same noise every time.
 
-    Returns PSNRs beside those of the baselines, and a contact sheet of each task.
+    Writes GIFs under samples/, and logs PSNRs beside those of the baselines; returns the latter.
     """
     training, config = settings.training, pipeline.unet.config
     num_videos = min(training.num_validation_videos, len(held_out))
     video = (torch.stack([held_out[i]["video"] for i in range(num_videos)]) + 1) / 2
     past, block, future = video.split([config.num_past_frames, config.num_frames, config.num_future_frames], dim=1)
-    pipeline.set_progress_bar_config(disable=True)
-    tasks = {}  # name: (given frames before and after the block, baseline)
-    if config.num_past_frames and (config.drop_future > 0 or not config.num_future_frames):
-        tasks["prediction"] = (past, future[:, :0], repeat_last_frame(past, config.num_frames))
+    no_past, no_future = past[:, :0], future[:, :0]
+    may_miss_past = config.drop_past > 0 or not config.num_past_frames
+    may_miss_future = config.drop_future > 0 or not config.num_future_frames
+    tasks = {}  # name: (given frames before the block, after it, baseline)
+    if config.num_past_frames and may_miss_future:
+        tasks["prediction"] = (past, no_future, repeat_last_frame(past, config.num_frames))
+    if config.num_future_frames and may_miss_past:
+        tasks["past_prediction"] = (no_past, future, repeat_last_frame(future.flip(1), config.num_frames))
     if config.num_past_frames and config.num_future_frames:
         tasks["interpolation"] = (past, future, blend_linearly(past, future, config.num_frames))
+    if may_miss_past and may_miss_future:
+        tasks["generation"] = (no_past, no_future, None)
 
+    pipeline.set_progress_bar_config(disable=True)
     values, sheets = {}, {}
     for task, (before, after, baseline) in tasks.items():
         samples = pipeline(
-            past_frames=before,
+            past_frames=before if before.shape[1] else None,
             future_frames=after if after.shape[1] else None,
+            batch_size=num_videos,
+            height=video.shape[-2],
+            width=video.shape[-1],
             num_inference_steps=training.validation_inference_steps,
             generator=[torch.Generator().manual_seed(i) for i in range(num_videos)],
             output_type="pt",
         ).frames.cpu()
-        columns = {"truth": block, "sample": samples, "baseline": baseline}
+        columns = (
+            {"sample": samples} if baseline is None else {"truth": block, "sample": samples, "baseline": baseline}
+        )
         columns = {name: torch.cat([before, x, after], dim=1) for name, x in columns.items()}
         is_given = [True] * before.shape[1] + [False] * config.num_frames + [True] * after.shape[1]
         folder = Path(training.output_dir) / "samples" / f"step-{update}"
         save_comparison_gif(folder / f"{task}.gif", columns, is_given)
         sheets[f"validation/{task}"] = contact_sheet(columns, is_given)
+        if baseline is None:
+            continue
         # Of the mean error over all clips: a clip in which nothing moves would make the baseline's mean PSNR infinite.
         psnr, baseline_psnr = (float(psnr_of_mse(video_mse(x, block).mean())) for x in (samples, baseline))
         values |= {f"validation/{task}_psnr": psnr, f"validation/{task}_psnr_of_baseline": baseline_psnr}
-        logger.info(
+        log(
+            accelerator,
             f"step {update:>6}  {task}: PSNR {psnr:.2f} dB, baseline {baseline_psnr:.2f} dB (of the mean squared error,"
-            f" {num_videos} held-out clips, one sample each)"
+            f" {num_videos} held-out clips, one sample each)",
         )
-    return values, sheets
-
-
-def log_pictures(accelerator: Accelerator, pictures: dict[str, Image.Image], update: int) -> None:
-    """Show pictures in the trackers that take them; the others have the files under samples/."""
-    for tracker in accelerator.trackers:
+    accelerator.log(values, step=update)
+    for tracker in accelerator.trackers:  # the others have the files under samples/
         if tracker.name == "tensorboard":
-            arrays = {name: np.asarray(picture)[None] for name, picture in pictures.items()}
+            arrays = {name: np.asarray(sheet)[None] for name, sheet in sheets.items()}
             tracker.log_images(arrays, step=update, dataformats="NHWC")
         elif tracker.name == "wandb":
-            tracker.log_images({name: [picture] for name, picture in pictures.items()}, step=update)
+            tracker.log_images({name: [sheet] for name, sheet in sheets.items()}, step=update)
+    return values
 
 
 def log(accelerator: Accelerator, message: str) -> None:

@@ -8,6 +8,8 @@ from enum import IntEnum
 
 import torch
 
+from mcvd_diffusers.randomness import Generators, rand_tensor
+
 
 class FrameRole(IntEnum):
     """What a frame of a window is to the network."""
@@ -18,33 +20,6 @@ class FrameRole(IntEnum):
     """Given and clean."""
     LATENT = 2
     """Noised, to be predicted."""
-
-
-Generators = torch.Generator | list[torch.Generator] | None
-
-
-def rand_tensor(shape: tuple[int, ...], generator: Generators, device: torch.device | str = "cpu") -> torch.Tensor:
-    """
-    Uniform random numbers in `[0, 1)`; the counterpart of Diffusers' `randn_tensor`.
-
-    Args:
-        shape (`tuple[int, ...]`): Shape of the result, batch first.
-        generator (`torch.Generator` or a list of them, *optional*):
-            The source. With a list, item `i` of the batch is drawn from generator `i` alone.
-        device (`torch.device`, *optional*, defaults to `"cpu"`): Where the result lies.
-
-    Returns:
-        `torch.Tensor`: Of the given shape, float32.
-    """
-    if isinstance(generator, list):
-        if len(generator) != shape[0]:
-            raise ValueError(
-                f"`generator` has {len(generator)} entries for a batch of {shape[0]}: one each is needed."
-            )
-        rows = [torch.rand(shape[1:], generator=g, device=g.device) for g in generator]
-        return torch.stack(rows).to(device)
-    source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source).to(device)
 
 
 def block_roles(

@@ -95,8 +95,10 @@ def preset(name: str) -> dict:
         raise ValueError(f"There is no preset {name!r}. There are: {', '.join(_ROWS)}.")
     past, block, future, width, head, spatin, dropout, batch, rate, warmup, drop_past, drop_future, steps, _ = _ROWS[name]  # fmt: skip
     channels, size, multiples, attention = _DATA[name.split("-")[0]]
+    digits = {"digits": "mnist", "num_digits": 2, "digit_size": 32, "max_speed": 4}
     settings = {
         **_COMMON,
+        **(digits if name.startswith("smmnist") else {}),
         "in_channels": channels,
         "resolution": [size],
         "num_past_frames": past,

@@ -1,11 +1,14 @@
 """The training loss over LATENT frames. It knows roles and Diffusers' noise schedulers, not methods."""
 
-import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from mcvd_diffusers.masking import FrameRole, Generators, rand_tensor
+from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.randomness import Generators, keyed_seed, rand_tensor
 
+
+# First key of each kind of random stream of a training run.
+SAMPLE_STREAM, DROPOUT_STREAM = 0, 1
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -27,8 +30,7 @@ def sample_generators(
     Returns:
         `list[torch.Generator]`: One each.
     """
-    keys = [np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] for index in sample_indices]
-    return [torch.Generator(device).manual_seed(int(key)) for key in keys]
+    return [torch.Generator(device).manual_seed(keyed_seed(seed, SAMPLE_STREAM, index)) for index in sample_indices]
 
 
 def denoising_loss(

@@ -17,14 +17,15 @@ MAY_IMPORT = {
     "models": set(),
     "frame_schedules": set(),
     "guidance": set(),
-    "masking": set(),
+    "randomness": set(),
+    "masking": {"randomness"},
     "metrics": set(),
     "data": set(),
     "presets": set(),
     "visualization": set(),
     "hub": set(),
-    "training": {"masking"},
-    "pipelines": {"models", "frame_schedules", "guidance", "masking"},
+    "training": {"masking", "randomness"},
+    "pipelines": {"models", "frame_schedules", "guidance", "masking", "randomness"},
     "__init__": {"models", "frame_schedules", "guidance", "masking", "training", "pipelines", "hub", "_version"},
 }
 CORE = {"torch", "diffusers", "accelerate", "numpy", "PIL", "safetensors", "huggingface_hub"}

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.state import AcceleratorState
 from PIL import Image
 
 import train_mcvd
-from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
+from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
 
 
@@ -42,16 +44,18 @@ def forget_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def flags(output_dir, **settings):
+def flags(output_dir, only=TINY, **settings):
+    """The flags of a tiny run; `only` says which of the tiny settings are used."""
     arguments = []
-    for name, value in {**TINY, **settings, "output_dir": str(output_dir)}.items():
+    tiny = {name: value for name, value in TINY.items() if name in only}
+    for name, value in {**tiny, **settings, "output_dir": str(output_dir)}.items():
         arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return arguments
 
 
-def run(output_dir, **settings):
+def run(output_dir, only=TINY, **settings):
     """Train in this process."""
-    return train_mcvd.main(train_mcvd.parse_args(flags(output_dir, **settings)))
+    return train_mcvd.main(train_mcvd.parse_args(flags(output_dir, only, **settings)))
 
 
 def weights(folder):
@@ -95,6 +99,8 @@ def test_preset_has_the_size_of_the_published_model(name, tmp_path):
         assert settings.as_dict()[key] == value
     with torch.device("meta"):
         unet = train_mcvd.make_unet(settings)
+    digits = settings.data
+    assert not name.startswith("smmnist") or (digits.digits, digits.num_digits, digits.digit_size) == ("mnist", 2, 32)
     without_mask = name.removesuffix("-pastmask").removesuffix("-futuremask").removesuffix("-interpolation")
     expected = {**PARAMETERS, "smmnist-spatin-p5k5f5-interpolation": 54_282_309}
     expected |= {"smmnist-spatin-p5k5f5-futuremask": 54_282_309}
@@ -182,6 +188,7 @@ def test_training_saves_a_pipeline_that_does_every_task(conditioning, prediction
     pipe = MCVDPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.prediction_type == prediction_type
+    assert pipe.unet.config.prediction_type == prediction_type
     assert pipe.unet.config.drop_past == 0.5 and pipe.unet.config.sample_size == [16, 16]
     past, future = torch.rand(1, 2, 1, 16, 16), torch.rand(1, 1, 1, 16, 16)
     for given in (
@@ -191,8 +198,8 @@ def test_training_saves_a_pipeline_that_does_every_task(conditioning, prediction
         {},
     ):
         assert pipe(**given, num_inference_steps=2, output_type="pt").frames.shape == (1, 2, 1, 16, 16)
-    assert (folder / "samples" / "step-4" / "prediction.gif").is_file()
-    assert (folder / "samples" / "step-4" / "interpolation.gif").is_file()
+    for task in ("prediction", "past_prediction", "interpolation", "generation"):
+        assert (folder / "samples" / "step-4" / f"{task}.gif").is_file()
     assert yaml.safe_load((folder / "training_settings.yaml").read_text())["conditioning"] == conditioning
 
 
@@ -250,11 +257,95 @@ def test_gradient_checkpointing_changes_only_rounding(tmp_path):
 
 
 def test_training_goes_on_from_a_saved_pipeline(tmp_path):
-    first = run(tmp_path / "first")
-    second = run(tmp_path / "second", pretrained_model_name_or_path=str(first), learning_rate=1e-9, lr_warmup_steps=0)
+    target = {"prediction_type": "epsilon", "beta_schedule": "linear", "num_train_timesteps": 200}
+    first = run(tmp_path / "first", conditioning="spatin", spatin_channels=8, **target)
+    second = run(
+        tmp_path / "second", only=["train_batch_size", "num_train_clips", "resolution", "num_validation_videos"],
+        pretrained_model_name_or_path=str(first), learning_rate=1e-9, lr_warmup_steps=0, max_train_steps=2, drop_past=0.1,
+    )  # fmt: skip
     before, after = weights(first), weights(second)
     for name in before:
         torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
+    pipes = [MCVDPipeline.from_pretrained(folder) for folder in (first, second)]
+    for name, value in target.items():
+        assert pipes[1].scheduler.config[name] == value
+    assert pipes[1].unet.config.num_train_timesteps == 200 and pipes[1].unet.config.prediction_type == "epsilon"
+    assert pipes[1].unet.config.drop_past == 0.1
+    written = yaml.safe_load((second / "training_settings.yaml").read_text())
+    assert written["conditioning"] == "spatin" and written["prediction_type"] == "epsilon"
+
+
+def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, capsys):
+    first = run(tmp_path / "first", num_validation_videos=0)
+    for name, value in (("conditioning", "spatin"), ("prediction_type", "epsilon"), ("num_frames", "3")):
+        with pytest.raises(SystemExit):
+            train_mcvd.parse_args(
+                [
+                    "--pretrained_model_name_or_path",
+                    str(first),
+                    f"--{name}",
+                    value,
+                    "--output_dir",
+                    str(tmp_path / "b"),
+                ]
+            )
+        assert f"--{name} is {value}, but {first} was made with" in capsys.readouterr().err
+
+
+def test_missing_pretrained_pipeline_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(["--pretrained_model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "b")])
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sampling_scheduler", ["DDIMScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("num_train_timesteps", [1000, 500])
+def test_saved_scheduler_starts_at_pure_noise(sampling_scheduler, num_train_timesteps, tmp_path):
+    options = {"sampling_scheduler": sampling_scheduler, "num_train_timesteps": num_train_timesteps}
+    pipe = MCVDPipeline.from_pretrained(run(tmp_path / "out", beta_schedule="linear", **options))
+    assert type(pipe.scheduler).__name__ == sampling_scheduler
+    pipe.scheduler.set_timesteps(10)
+    step = num_train_timesteps // 10
+    assert pipe.scheduler.timesteps.tolist() == list(range(num_train_timesteps - 1, 0, -step))
+    config = pipe.scheduler.config
+    assert config.beta_schedule == "linear" and config.clip_sample is True and config.clip_sample_range == 1.0
+    assert config.num_train_timesteps == num_train_timesteps == pipe.unet.config.num_train_timesteps
+
+
+def test_script_trains_as_a_plain_loop_does(tmp_path):
+    """Roles, learning rate, clipping and average, against a loop that is written out."""
+    options = {
+        "max_train_steps": 6,
+        "drop_past": 0.3,
+        "drop_future": 0.8,
+        "max_grad_norm": 0.05,
+        "learning_rate": 1e-2,
+    }
+    options |= {"lr_warmup_steps": 3, "lr_scheduler": "constant_with_warmup", "ema_decay": 0.7, "ema_warmup": False}
+    options |= {"adam_epsilon": 1e-3, "num_validation_videos": 0, "seed": 3}
+    saved = weights(run(tmp_path / "out", **options))
+
+    settings = train_mcvd.parse_args(flags(tmp_path / "again", **options))
+    unet, noise_scheduler = train_mcvd.make_unet(settings), train_mcvd.make_noise_scheduler(settings)
+    dataset, _ = train_mcvd.make_datasets(settings, 5)
+    sampler = SeedableRandomSampler(dataset, data_seed=3)
+    order = list(sampler)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=1e-2, eps=1e-3)
+    average = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+    for update in range(6):
+        video = torch.stack([dataset[i]["video"] for i in order[4 * update : 4 * update + 4]])
+        streams = sample_generators(3, range(4 * update, 4 * update + 4))
+        parts = {"num_past_frames": 2, "num_frames": 2, "num_future_frames": 1}
+        roles = mcvd_roles(4, **parts, drop_past=0.3, drop_future=0.8, generator=streams)
+        denoising_loss(unet, noise_scheduler, video, roles, generator=streams).mean().backward()
+        assert torch.nn.utils.clip_grad_norm_(unet.parameters(), 0.05) > 0.05
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(update / 3, 1)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, parameter in unet.named_parameters():
+            average[name] += 0.3 * (parameter.detach() - average[name])
+    for name in saved:
+        torch.testing.assert_close(saved[name], average[name], atol=1e-6, rtol=1e-4)
 
 
 def test_trains_on_a_folder_of_frame_folders(tmp_path):
@@ -341,5 +432,5 @@ def test_training_learns_to_predict(tmp_path):
     folder = train_mcvd.main(settings)
     pipe = MCVDPipeline.from_pretrained(folder)
     _, held_out = train_mcvd.make_datasets(settings, pipe.unet.num_window_frames)
-    values, _ = train_mcvd.validate(settings, pipe, held_out, 901)
+    values = train_mcvd.validate(settings, Accelerator(), pipe, held_out, 901)
     assert values["validation/prediction_psnr"] > values["validation/prediction_psnr_of_baseline"] + 3

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcvd_diffusers import FrameRole, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
-from mcvd_diffusers.masking import block_roles, rand_tensor
+from mcvd_diffusers.masking import block_roles
+from mcvd_diffusers.randomness import keyed_seed, rand_tensor
+from mcvd_diffusers.training import DROPOUT_STREAM, SAMPLE_STREAM
 from original_mcvd import (
     CASES,
     build_unet,
@@ -275,3 +277,17 @@ def test_random_stream_of_a_sample_is_its_own():
     other = [torch.randn(4, generator=g) for g in sample_generators(8, range(5))]
     assert torch.equal(first[3], again[0]) and torch.equal(first[4], again[1])
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], other[0])
+
+
+def test_keys_of_different_purpose_or_length_are_different_streams():
+    keys = [
+        (SAMPLE_STREAM, 5),
+        (DROPOUT_STREAM, 5),
+        (DROPOUT_STREAM, 5, 0),
+        (DROPOUT_STREAM, 5, 1),
+        (SAMPLE_STREAM, 5, 0),
+    ]
+    assert len({keyed_seed(7, *key) for key in keys}) == len(keys)
+    # A generator on the CPU reads 32 bits of its seed.
+    assert len({keyed_seed(7, *key) % 2**32 for key in keys}) == len(keys)
+    assert keyed_seed(7, 1, 2) == keyed_seed(7, 1, 2) != keyed_seed(8, 1, 2)

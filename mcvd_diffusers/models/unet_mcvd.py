@@ -101,6 +101,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             nothing in the network.
         drop_future (`float`, *optional*, defaults to `0.5`): The same for the future frames.
         num_train_timesteps (`int`, *optional*, defaults to `1000`): Number of timesteps of the noise schedule.
+        prediction_type (`str`, *optional*):
+            What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the
+            pipeline trusts its scheduler. A statement about the weights, as `drop_past`.
 
     Raises
     ------
@@ -109,7 +112,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MCVDResnetBlock2D", "MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
-    _repeated_blocks = ["MCVDResnetBlock2D", "MCVDAttention"]
+    # Whole levels: each is compiled once, and torch.compile allows no more variants of one class than there are levels.
+    _repeated_blocks = ["MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
     _skip_layerwise_casting_patterns = ["norm", "time_proj", "time_embedding", "past_embedding"]
     _group_offload_block_modules = ["mid_block"]
 
@@ -132,6 +136,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         drop_past: float = 0.5,
         drop_future: float = 0.5,
         num_train_timesteps: int = 1000,
+        prediction_type: str | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -757,6 +762,10 @@ def _check_config(config) -> None:
         raise ValueError(
             '`conditioning="spatin"` needs past or future frames to normalise by: `num_past_frames` and'
             ' `num_future_frames` are both 0. Use "concat" for a network without given frames.'
+        )
+    if config.prediction_type not in (None, "epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            f'`prediction_type` must be "epsilon", "v_prediction", "sample" or None, got {config.prediction_type!r}.'
         )
     if not config.block_out_channels or min(config.block_out_channels) < 4:
         raise ValueError(f"`block_out_channels` must be numbers of at least 4, got {config.block_out_channels!r}.")

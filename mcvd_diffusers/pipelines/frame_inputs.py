@@ -28,7 +28,7 @@ def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> t
     """
     if most == 0:
         raise ValueError(f"`{name}`: this network reads none (`unet.config.num_{name}` is 0); leave it out.")
-    frames = _to_tensor(name, frames, num_channels)
+    frames = _to_tensor(name, frames, num_channels).detach()
     if 0 in frames.shape:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(frames.shape)}.")
     if frames.shape[1] > most:

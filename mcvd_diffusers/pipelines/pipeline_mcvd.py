@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput, replace_example_docstring
+from diffusers.utils import BaseOutput, logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
@@ -22,10 +23,13 @@ from mcvd_diffusers.frame_schedules import Window, blocks
 from mcvd_diffusers.guidance import classifier_free_guidance
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.randomness import keyed_seed
 
 from .frame_inputs import Frames, read_frames
 from .rollout import first_slot, rollout
 
+
+logger = logging.get_logger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -75,6 +79,7 @@ class _Request:
     seeds: list[tuple[int, int]]  # (seed of the video, number of the ensemble member), one for each output video
     generator_device: torch.device
     latents: torch.Tensor | None
+    max_batch_size: int | None
     step_options: dict = field(default_factory=dict)  # what `denoise` takes
 
     @property
@@ -119,6 +124,7 @@ class MCVDPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(final_denoise=final_denoise)
+        self._guidance_scale, self._num_timesteps, self._block_index, self._interrupt = 1.0, 0, 0, False
         # Frames are brought into [0, 1] here, and given ones are returned as they came.
         self.video_processor = VideoProcessor(do_resize=False, do_normalize=False, vae_scale_factor=1)
 
@@ -141,8 +147,16 @@ class MCVDPipeline(DiffusionPipeline):
         return self._num_timesteps
 
     @property
+    def block_index(self) -> int:
+        """Number of the block that is being made, from 0."""
+        return self._block_index
+
+    @property
     def interrupt(self) -> bool:
-        """Whether the call is to stop calling the network; a callback sets `pipe._interrupt`."""
+        """
+        Whether the call is to stop; a callback sets `pipe._interrupt = True`. The network is not called again, the block
+        in progress is returned as it is, and no further block is begun.
+        """
         return self._interrupt
 
     # ------------------------------------------------------------------------------------------------------------
@@ -224,8 +238,10 @@ class MCVDPipeline(DiffusionPipeline):
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return an [`MCVDPipelineOutput`].
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, kwargs)` after each denoising step of each block; may return
-                `{"latents": ...}`.
+                Called as `callback(pipe, step, timestep, kwargs)` after each denoising step of each block
+                (`pipe.block_index`) and of each part of the batch, if `max_batch_size` divides it; may return
+                `{"latents": ...}`. Setting `pipe._interrupt = True` ends the call with the block in progress; setting
+                `pipe._guidance_scale` changes the guidance for the rest of the block.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
                 What the callback gets in `kwargs`; `"latents"` is all there is, `(b, k, C, H, W)`.
 
@@ -327,22 +343,25 @@ class MCVDPipeline(DiffusionPipeline):
         )
 
         def run() -> Iterator:
-            for _, block in self._generate(request):
-                yield self._postprocess(block if output_type == "latent" else _to_unit_range(block), output_type)
-            self.maybe_free_model_hooks()
+            made = self._generate(request)
+            try:
+                for _, block in made:
+                    yield self._postprocess(block if output_type == "latent" else _to_unit_range(block), output_type)
+            finally:  # also when the caller stops listening
+                made.close()
+                self.maybe_free_model_hooks()
 
         return run()
 
     # ------------------------------------------------------------------------------------------------------------
     # The loop over windows, and the loop over denoising steps
 
-    @torch.no_grad()
     def _generate(self, request: _Request) -> Iterator[tuple[Window, torch.Tensor]]:
         """Yield each window of the request with its latent frames, (num_videos, n, C, H, W) in [-1, 1]."""
         config, device = self.unet.config, self._execution_device
         slots = {name: config[name] for name in ("num_past_frames", "num_frames", "num_future_frames")}
         size = config.num_frames
-        chunk_size = request.step_options["max_batch_size"] or request.num_videos
+        chunk_size = request.max_batch_size or request.num_videos
         num_steps = len(self._set_timesteps(request.step_options, device))
 
         def total() -> float:
@@ -351,6 +370,7 @@ class MCVDPipeline(DiffusionPipeline):
 
         def generate(number: int, window: Window, frames: dict[int, torch.Tensor]) -> torch.Tensor:
             nonlocal chunk_size
+            self._block_index = number
             bar.set_description(f"block {number + 1}/{request.num_windows or '?'}")
             start = first_slot(window, **slots)
             sample, roles = self._fill_window(start, frames, request)
@@ -374,11 +394,16 @@ class MCVDPipeline(DiffusionPipeline):
                         raise
                     chunk_size = (chunk_size + 1) // 2
                     bar.total = total()
-            offset = min(window.latent) - start - config.num_past_frames
+            offset = min(window.latent) - start - slots["num_past_frames"]
             return torch.stack(made)[:, offset : offset + len(window.latent)]
 
         with self.progress_bar(total=total()) as bar:
-            yield from rollout(request.windows, request.given, generate, memory=self._memory(request))
+            # Without an end, only forward schedules are made, and those read the last frames.
+            memory = config.num_past_frames if request.num_windows is None else None
+            for window, block in rollout(request.windows, request.given, generate, memory=memory):
+                yield window, block
+                if self._interrupt:
+                    return
 
     @torch.no_grad()
     def denoise(
@@ -395,7 +420,6 @@ class MCVDPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         final_denoise: bool = False,
         cache_conditioning: bool = True,
-        max_batch_size: int | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         bar=None,
@@ -412,7 +436,6 @@ class MCVDPipeline(DiffusionPipeline):
             bar (*optional*): A progress bar, updated once a step.
             num_inference_steps, timesteps, sigmas, eta, guidance_scale, final_denoise, cache_conditioning,
                 callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`~MCVDPipeline.__call__`].
-            max_batch_size: Not read here.
 
         Returns:
             `torch.Tensor` of shape `(B, k, C, H, W)`, float32: The block, about `[-1, 1]`, not clamped.
@@ -426,6 +449,7 @@ class MCVDPipeline(DiffusionPipeline):
         step_kwargs = {name: x for name, x in (("eta", eta), ("generator", generator)) if name in step_takes}
 
         # The frames that are given, and a second time without them for guidance.
+        self._guidance_scale = guidance_scale
         is_guided = guidance_scale != 1 and bool((roles == FrameRole.OBSERVED).any())
         if is_guided:
             absent = torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)
@@ -433,7 +457,10 @@ class MCVDPipeline(DiffusionPipeline):
         # A window of our own: the noisy block is written into it at each step.
         sample = sample.to(device, dtype, copy=True)
         roles = roles.to(device)
-        conditioning = self.unet.encode_conditioning(sample, roles) if cache_conditioning else None
+        conditioning = None
+        # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
+        if cache_conditioning and not _is_group_offload_enabled(self.unet):
+            conditioning = self.unet.encode_conditioning(sample, roles)
 
         if latents is None:
             latents = randn_tensor(sample[:batch_size, block].shape, generator, device, torch.float32)
@@ -445,7 +472,7 @@ class MCVDPipeline(DiffusionPipeline):
             prediction = prediction[:, block].float()
             if is_guided:
                 given, without = prediction.chunk(2)
-                prediction = classifier_free_guidance(given, without, guidance_scale)
+                prediction = classifier_free_guidance(given, without, self._guidance_scale)
             return prediction
 
         for i, t in enumerate(steps):
@@ -495,9 +522,6 @@ class MCVDPipeline(DiffusionPipeline):
             sample[:, position - start] = frame
             roles[:, position - start] = FrameRole.OBSERVED
         return sample, roles
-
-    def _memory(self, request: _Request) -> int | None:
-        return self.unet.config.num_past_frames if request.num_windows is None else None
 
     def _set_timesteps(self, options: dict, device: torch.device, scheduler: SchedulerMixin | None = None):
         """Reset the scheduler to its first step; returns its timesteps."""
@@ -567,13 +591,13 @@ class MCVDPipeline(DiffusionPipeline):
             raise ValueError(
                 f'`output_type="pil"`: frames of {config.in_channels} channels are no images; use "np" or "pt".'
             )
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         final_denoise = self.config.final_denoise if final_denoise is None else final_denoise
 
         # Frames
@@ -632,6 +656,16 @@ class MCVDPipeline(DiffusionPipeline):
             self._check_masks(windows, num_past, num_future, guidance_scale)
 
         # Sampler
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("`timesteps` and `sigmas` both say which steps to take: pass one of them.")
+        if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must be a number in [0, 1], got {eta!r}.")
+        if eta > 0 and "eta" not in inspect.signature(self.scheduler.step).parameters:
+            raise ValueError(f"`eta` is {eta}, but {type(self.scheduler).__name__} does not know it: leave it at 0.")
+        if self.unet.training and config.dropout > 0:
+            logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
+        if guidance_scale != 1 and num_windows == 1 and not given:
+            logger.warning("`guidance_scale` changes nothing here: no frames are given, and only one block is made.")
         options = {"num_inference_steps": int(num_inference_steps), "timesteps": timesteps, "sigmas": sigmas}
         steps = self._check_scheduler(options, final_denoise)
         num_videos = actual["batch_size"] * ensemble_size
@@ -641,6 +675,8 @@ class MCVDPipeline(DiffusionPipeline):
             if not torch.is_tensor(latents) or tuple(latents.shape) != expected or not latents.is_floating_point():
                 got = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
                 raise ValueError(f"`latents` must be a float tensor of shape {expected} for this call, got {got}.")
+            if not torch.isfinite(latents).all():
+                raise ValueError("`latents` has values that are NaN or infinite.")
         if isinstance(generator, list) and len(generator) != actual["batch_size"]:
             raise ValueError(
                 f"`generator` is a list of {len(generator)} for {actual['batch_size']} videos: one each is needed."
@@ -663,13 +699,13 @@ class MCVDPipeline(DiffusionPipeline):
             seeds=_draw_seeds(generator, actual["batch_size"], ensemble_size),
             generator_device=source.device if source is not None else device,
             latents=latents,
+            max_batch_size=max_batch_size,
             step_options={
                 **options,
                 "eta": eta,
                 "guidance_scale": guidance_scale,
                 "final_denoise": final_denoise,
                 "cache_conditioning": cache_conditioning,
-                "max_batch_size": max_batch_size,
                 "callback_on_step_end": callback_on_step_end,
                 "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
             },
@@ -677,7 +713,7 @@ class MCVDPipeline(DiffusionPipeline):
 
     def _check_masks(self, windows: list[Window], num_past: int, num_future: int, guidance_scale: float) -> None:
         """Whether the network was trained with the frames missing that these windows leave out."""
-        if not isinstance(guidance_scale, (int, float)) or not guidance_scale >= 0:
+        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
         config = self.unet.config
         for side, given, number in (("past", num_past, 0), ("future", num_future, 1)):
@@ -705,11 +741,17 @@ class MCVDPipeline(DiffusionPipeline):
         name, config = type(self.scheduler).__name__, self.scheduler.config
         prediction_type = config.get("prediction_type")
         way_out = "Use another, such as DDIMScheduler.from_config(pipe.scheduler.config)."
-        knows_prediction_type = "prediction_type" in inspect.signature(type(self.scheduler).__init__).parameters
-        if prediction_type not in (None, "flow_prediction") and not knows_prediction_type:
+        if "prediction_type" not in inspect.signature(type(self.scheduler).__init__).parameters:
             raise ValueError(
-                f"`scheduler`: {name} cannot serve a network that was trained with"
-                f" prediction_type={prediction_type!r}. {way_out}"
+                f"`scheduler`: {name} cannot serve this network: it has no `prediction_type`, so it is for another kind of"
+                f" model, such as one trained by flow matching. {way_out}"
+            )
+        trained = self.unet.config.prediction_type
+        if trained not in (None, prediction_type):
+            raise ValueError(
+                f"`scheduler`: {name} cannot serve this network: it was trained with prediction_type={trained!r}, the"
+                f" scheduler has {prediction_type!r}. Make it with prediction_type={trained!r} and the noise schedule of"
+                " the training, or from the scheduler that was saved with the network."
             )
         num_train_timesteps = self.unet.config.num_train_timesteps
         if config.get("num_train_timesteps", num_train_timesteps) != num_train_timesteps:
@@ -730,7 +772,7 @@ class MCVDPipeline(DiffusionPipeline):
                 f" {', '.join(f'{key}={value}' for key, value in options.items() if value is not None)}: {error}"
                 f" {way_out}"
             ) from error
-        if steps.min() < 0 or steps.max() > num_train_timesteps:
+        if steps.min() < 0 or steps.max() >= num_train_timesteps:
             raise ValueError(
                 f"`scheduler`: {name} counts noise levels from {float(steps.min()):.3g} to {float(steps.max()):.3g}; the"
                 f" network knows the timesteps 0 to {num_train_timesteps - 1}. {way_out}"
@@ -765,5 +807,4 @@ def _draw_seeds(
 
 def _window_generators(seeds: list[tuple[int, int]], number: int, device: torch.device) -> list[torch.Generator]:
     """The random stream of each video for one window."""
-    keys = [np.random.SeedSequence([*seed, number]).generate_state(1, np.uint64)[0] for seed in seeds]
-    return [torch.Generator(device).manual_seed(int(key)) for key in keys]
+    return [torch.Generator(device).manual_seed(keyed_seed(seed, member, number)) for seed, member in seeds]
