@@ -32,7 +32,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    LoggerType,
+    ProjectConfiguration,
+)
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -92,9 +98,11 @@ class DataArguments:
         "sklearn", "Handwritten digits that move: scikit-learn's (no download) or MNIST (from the Hub)."
     )
     num_digits: int = flag(1, "Digits in a clip.")
-    digit_size: int | None = flag(None, "Height and width of a digit in pixels; half the frame's height if not given.")
+    digit_size: int | None = flag(
+        None, "Height and width of a digit in pixels; half the frame's shorter side if not given."
+    )
     max_speed: int | None = flag(
-        None, "Largest speed of a digit in pixels a frame; a 16th of the height if not given."
+        None, "Largest speed of a digit in pixels a frame; a 16th of the shorter side if not given."
     )
     num_train_clips: int = flag(10_000, "Moving digits: clips in an epoch.")
     validation_fraction: float = flag(0.1, "Folder: share of the videos that is held out, chosen by their names.")
@@ -159,7 +167,7 @@ class TrainingArguments:
     num_validation_videos: int = flag(4, "Held-out clips to make videos of; 0: none.")
     validation_inference_steps: int = flag(25, "Denoising steps of a validation video.")
     logging_steps: int = flag(100, "Updates between two lines of the log.")
-    report_to: str = flag("none", "Trackers: none, tensorboard, wandb, trackio, all, ...")
+    report_to: str = flag("none", "Trackers, separated by commas: none, tensorboard, wandb, trackio, all, ...")
     tracker_project_name: str = flag("train_mcvd", "Project in the tracker.")
 
 
@@ -186,40 +194,67 @@ class Settings:
 
 
 def parse_args(args: list[str] | None = None) -> Settings:
-    """Read flags, settings file and preset. Exits with a message on anything unknown."""
+    """Read flags, settings file and preset. Exits with a message on anything unknown or out of range."""
     args = list(sys.argv[1:] if args is None else args)
     groups = (ModelArguments, DataArguments, TrainingArguments)
-    parser = HfArgumentParser(groups, description=__doc__.split("\n\n")[0])
-    from_file, from_preset = {}, {}
-    if args and args[0].endswith((".yaml", ".yml")):
-        path = Path(args.pop(0))
-        if not path.is_file():
-            parser.error(f"there is no settings file {path}")
-        from_file = yaml.safe_load(path.read_text()) or {}
-        known = {f.name for group in groups for f in fields(group)}
-        if not isinstance(from_file, dict) or set(from_file) - known:
-            unknown = sorted(set(from_file) - known) if isinstance(from_file, dict) else type(from_file).__name__
-            parser.error(f"{path} has settings that do not exist: {unknown}")
-        # YAML reads 1e-4 as text; argparse converts the text of defaults as it does flags, but not inside lists.
-        parser.set_defaults(**from_file)
-    name = parser.parse_known_args(args)[0].preset
-    if name is not None:
-        try:
-            from_preset = preset(name)
-        except ValueError as error:
-            parser.error(str(error))
-        parser.set_defaults(**{**from_preset, **from_file})
-    given = HfArgumentParser(groups, argument_default=argparse.SUPPRESS, add_help=False)
+    description = __doc__.split("\n\n")[0] + " The settings file, if any, comes first and ends in .yaml."
+    usage = "%(prog)s [settings.yaml] --output_dir FOLDER [--flag value ...]    (--help lists the flags)"
+    parser = HfArgumentParser(groups, description=description, usage=usage, allow_abbrev=False)
+    # The same flags once more, to learn which were given at all.
+    given = HfArgumentParser(groups, usage=usage, add_help=False, allow_abbrev=False)
     for action in given._actions:
         action.default = argparse.SUPPRESS
-    explicit = {*vars(given.parse_known_args(args)[0]), *from_file, *from_preset}
-    settings = Settings(*parser.parse_args_into_dataclasses(args, look_for_args_file=False), frozenset(explicit))
     try:
+        if args and args[0].lower().endswith((".yaml", ".yml")):
+            args = as_flags(read_settings_file(Path(args[0]))) + args[1:]
+        name = getattr(given.parse_known_args(args)[0], "preset", None)
+        if name is not None:
+            args = as_flags(preset(name)) + args
+        values = vars(parser.parse_args(args))
+        settings = Settings(
+            *(group(**{f.name: values[f.name] for f in fields(group)}) for group in groups),
+            explicit=frozenset(vars(given.parse_args(args))),
+        )
         adopt_pretrained(settings)
         check_settings(settings)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return settings
+
+
+def read_settings_file(path: Path) -> dict:
+    """A YAML file of settings, each once and by its flag's name."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            names = [key.value for key, _ in node.value]
+            if len(names) > len(set(names)):
+                raise ValueError(f"{path} says {sorted({n for n in names if names.count(n) > 1})} more than once.")
+            return super().construct_mapping(node, deep)
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"The settings file {path} must hold lines of `name: value`, got a {type(content).__name__}.")
+    known = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
+    unknown = sorted(str(name) for name in content if name not in known)
+    if unknown:
+        raise ValueError(f"The settings file {path} has settings that do not exist: {unknown}.")
+    for name, value in content.items():
+        if any(isinstance(x, (dict, list)) for x in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"The settings file {path}: `{name}` must be a value or a list of values, got {value!r}.")
+    return content
+
+
+def as_flags(settings: dict) -> list[str]:
+    """Settings as they would be typed, so that one parser checks them all. `None` is left to its default."""
+    flags = []
+    for name, value in settings.items():
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def adopt_pretrained(settings: Settings) -> None:
@@ -257,12 +292,18 @@ def check_settings(settings: Settings) -> None:
     model, data, training = settings.model, settings.data, settings.training
     if not training.output_dir:
         raise ValueError("--output_dir is required: the folder to save to.")
-    output_dir = Path(training.output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    output_dir = Path(training.output_dir).expanduser()
+    training.output_dir = str(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file: choose another name.")
+    if output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(
             f"--output_dir {output_dir} exists and is not empty. Nothing is overwritten here: choose another folder, or"
             " move that one away."
         )
+    blocked = next((parent for parent in output_dir.parents if parent.exists()), None)
+    if blocked is not None and not blocked.is_dir():
+        raise ValueError(f"--output_dir {output_dir} cannot be made: {blocked} is a file.")
     for group, names in (
         (model, ["in_channels", "num_frames", "layers_per_block"]),
         (data, ["num_digits", "num_train_clips", "frame_stride"]),
@@ -305,6 +346,33 @@ def check_settings(settings: Settings) -> None:
             f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
             f" --num_train_timesteps ({training.num_train_timesteps})."
         )
+    if len(model.down_block_types) != len(model.block_out_channels):
+        raise ValueError(
+            f"--down_block_types ({len(model.down_block_types)} entries) and --block_out_channels"
+            f" ({len(model.block_out_channels)} entries) must have one entry for each level."
+        )
+    trackers = {} if training.report_to == "none" else set(training.report_to.split(","))
+    available = {"all", *(tracker.value for tracker in LoggerType if tracker in get_available_trackers())}
+    if set(trackers) - available:
+        raise ValueError(
+            f"--report_to {training.report_to}: {', '.join(sorted(set(trackers) - available))} is no tracker that is"
+            f" installed here. There are: none, {', '.join(sorted(available))}. Others need their package, such as"
+            " `pip install wandb`."
+        )
+    for name, least in (("digit_size", 1), ("max_speed", 0)):
+        value = getattr(data, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}.")
+    if data.train_data_dir is not None:
+        if not data.train_data_dir.strip():
+            raise ValueError("--train_data_dir is empty: name a folder, or leave it out for moving digits.")
+        data_dir = Path(data.train_data_dir).expanduser()
+        data.train_data_dir = str(data_dir)
+        if data_dir.resolve() in [output_dir.resolve(), *output_dir.resolve().parents]:
+            raise ValueError(
+                f"--output_dir {output_dir} lies inside --train_data_dir {data_dir}: its pictures would become training"
+                " data of the next run. Choose a folder outside."
+            )
     if data.train_data_dir is None:
         if training.preset and not training.preset.startswith("smmnist"):
             raise ValueError(f"--preset {training.preset} is for your copy of its data: pass --train_data_dir.")
@@ -328,8 +396,9 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
     """Training and held-out clips of `num_frames` frames: `{"video": (T, C, H, W) in [-1, 1]}`, no video in both."""
     data, seed = settings.data, settings.training.seed
     if data.train_data_dir is None:
-        size = data.digit_size or settings.size[0] // 2
-        speed = data.max_speed or max(1, settings.size[0] // 16)
+        shorter = min(settings.size)
+        size = shorter // 2 if data.digit_size is None else data.digit_size
+        speed = max(1, shorter // 16) if data.max_speed is None else data.max_speed
         common = {
             "num_frames": num_frames,
             "canvas_size": settings.size,
@@ -349,7 +418,18 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
         "stride": data.frame_stride,
         "seed": seed,
     }
-    train, held_out = split_by_name(open_reader(data.train_data_dir), data.validation_fraction)
+    reader = open_reader(data.train_data_dir)
+    if len(reader) < 2:
+        raise ValueError(
+            f"--train_data_dir {data.train_data_dir} holds 1 video; at least one more is needed to hold out."
+        )
+    try:
+        train, held_out = split_by_name(reader, data.validation_fraction)
+    except ValueError as error:
+        raise ValueError(
+            f"--validation_fraction {data.validation_fraction} leaves one side of the {len(reader)} videos empty, since"
+            " each is held out or not by a hash of its name: choose a fraction nearer to 0.5."
+        ) from error
     return (
         ClipDataset(train, random_flip=data.random_flip, **common),
         ClipDataset(held_out, random_start=False, **common),
@@ -404,7 +484,7 @@ def main(settings: Settings) -> Path:
     output_dir = Path(training.output_dir)
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
-        log_with=None if training.report_to == "none" else training.report_to,
+        log_with=None if training.report_to == "none" else training.report_to.split(","),
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed),
         # Windows of accumulation run across the end of an epoch, so that each has the same number of samples.
@@ -457,7 +537,11 @@ def main(settings: Settings) -> Path:
 
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "training_settings.yaml").write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
+        try:  # mode "x": of two runs that were started into one folder, only one goes on
+            with open(output_dir / "training_settings.yaml", "x", encoding="utf-8") as file:
+                yaml.safe_dump(settings.as_dict(), file, sort_keys=False)
+        except FileExistsError as error:
+            raise ValueError(f"--output_dir {output_dir} was taken by another run in the meantime.") from error
     if training.report_to != "none":
         flat = {
             name: x if isinstance(x, (int, float, str, bool)) else str(x) for name, x in settings.as_dict().items()

@@ -84,6 +84,13 @@ def mcvd_roles(
     for name, value in (("drop_past", drop_past), ("drop_future", drop_future)):
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` is a probability, got {value}.")
+    for name, value, least in (
+        ("num_past_frames", num_past_frames, 0),
+        ("num_frames", num_frames, 1),
+        ("num_future_frames", num_future_frames, 0),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     draws = rand_tensor((batch_size, 2), generator)
     return block_roles(
         batch_size,

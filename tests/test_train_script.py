@@ -93,7 +93,8 @@ PARAMETERS = {  # counted by instantiating the original
 
 @pytest.mark.parametrize("name", ORIGINAL_NAMES)
 def test_preset_has_the_size_of_the_published_model(name, tmp_path):
-    arguments = ["--preset", name, "--output_dir", str(tmp_path / "out"), "--train_data_dir", str(tmp_path)]
+    (tmp_path / "data").mkdir()
+    arguments = ["--preset", name, "--output_dir", str(tmp_path / "out"), "--train_data_dir", str(tmp_path / "data")]
     settings = train_mcvd.parse_args(arguments)
     for key, value in preset(name).items():
         assert settings.as_dict()[key] == value
@@ -139,7 +140,13 @@ def test_numbers_in_a_file_may_be_written_as_people_write_them(tmp_path):
         (["--preset", "kth-concat-p10k5"], "--preset kth-concat-p10k5 is for your copy of its data"),
         (["--preset", "mnist"], "There is no preset 'mnist'. There are: smmnist-concat-p5k5"),
         (["--conditioning", "spade"], "invalid choice: 'spade'"),
-        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--no_such_flag", "1"], "unrecognized arguments: --no_such_flag 1"),
+        (["--seed", "1", "settings.yaml"], "unrecognized arguments: settings.yaml"),
+        (["--down_block_types", "DownBlock2D"], "must have one entry for each level"),
+        (["--report_to", "wandb,nothing"], "is no tracker that is installed here"),
+        (["--digit_size", "0"], "--digit_size must be at least 1, got 0"),
+        (["--max_speed", "-1"], "--max_speed must be at least 0, got -1"),
+        (["--train_data_dir", ""], "--train_data_dir is empty"),
         (["--validation_inference_steps", "2000"], "must not exceed --num_train_timesteps"),
     ],
 )
@@ -170,6 +177,83 @@ def test_unknown_setting_in_a_file_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
     assert "settings that do not exist: ['lerning_rate']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("max_train_steps: 2.5", "--max-train-steps: invalid int value: '2.5'"),
+        ("sampling_scheduler: DDIM", "--sampling-scheduler: invalid choice: 'DDIM'"),
+        ("loss_type: L1", "--loss-type: invalid choice: 'L1'"),
+        ("mixed_precision: no", "--mixed-precision: invalid choice: 'False'"),
+        ("learning_rate: [1, 2]", "unrecognized arguments: 2"),
+        ("learning_rate: {a: 1}", "`learning_rate` must be a value or a list of values, got {'a': 1}"),
+        ("block_out_channels: ['8', x]", "--block-out-channels: invalid int value: 'x'"),
+        ("seed: 1\nseed: 2", "says ['seed'] more than once"),
+        ("- seed", "must hold lines of `name: value`, got a list"),
+        ("seed: [", "is no YAML in UTF-8"),
+        (b"tracker_project_name: \xe9", "is no YAML in UTF-8"),
+        ("preset: nothing", "There is no preset 'nothing'"),
+    ],
+)
+def test_bad_settings_file_is_refused(content, message, tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err
+
+
+def test_value_for_a_list_and_null_may_stand_in_a_file(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("resolution: 64\nattention_head_dim: null\nuse_ema: false\n")
+    settings = train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
+    assert settings.model.resolution == [64] and settings.model.attention_head_dim is None
+    assert settings.training.use_ema is False
+
+
+def test_missing_settings_file_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args([str(tmp_path / "no.yaml"), "--output_dir", str(tmp_path / "out")])
+    assert "no.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["data", "data/out"])
+def test_output_inside_the_training_data_is_refused(output, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(["--train_data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / output)])
+    assert "lies inside --train_data_dir" in capsys.readouterr().err
+
+
+def test_output_folder_that_is_or_lies_under_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "file/out"):
+        with pytest.raises(SystemExit):
+            train_mcvd.parse_args(["--output_dir", str(tmp_path / name)])
+        assert "is a file" in capsys.readouterr().err
+
+
+def test_second_run_into_one_folder_is_refused(tmp_path):
+    first, second = (train_mcvd.parse_args(flags(tmp_path / "out")) for _ in range(2))
+    folder = train_mcvd.main(first)
+    before = weights(folder)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="was taken by another run"):
+        train_mcvd.main(second)
+    assert all(torch.equal(before[name], weight) for name, weight in weights(folder).items())
+
+
+def test_too_few_videos_are_named(tmp_path):
+    for count, message in (
+        (1, "holds 1 video"),
+        (2, "--validation_fraction 0.01 leaves one side of the 2 videos empty"),
+    ):
+        (tmp_path / "data" / str(count)).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "data" / str(count) / "0.png")
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "out", train_data_dir=str(tmp_path / "data"), validation_fraction=0.01)
+    assert not (tmp_path / "out").exists()
 
 
 def test_fewer_clips_than_a_batch_is_refused(tmp_path):

@@ -33,6 +33,7 @@ Shapes: T frames, C channels (1 grey, 3 RGB), H height, W width.
 """
 
 import hashlib
+import os
 import re
 import unicodedata
 import warnings
@@ -748,12 +749,21 @@ def _existing_path(name: str, path: str | PathLike) -> Path:
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """All files below a folder in natural order, without hidden ones (macOS leaves a `._clip.mp4` beside a clip)."""
-    files = [
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+    """
+    All files below a folder in natural order, without hidden ones (macOS leaves a `._clip.mp4` beside a clip).
+
+    Links to folders are followed, each folder once.
+    """
+    files, seen = [], set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link back to where we have been
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = [file for file in files if file.is_file()]
     return sorted(files, key=lambda file: [_natural_key(part) for part in file.relative_to(folder).parts])
 
 

@@ -359,7 +359,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], dtype=torch.float32, device=sample.device)
         timestep = timestep.to(sample.device).reshape(-1).expand(batch_size)
-        label = (self.config.num_train_timesteps - 1) - timestep
+        label = (self.config.num_train_timesteps - 1) - timestep.float()
         emb = self.time_embedding(self.time_proj(label).to(sample.dtype))  # (B, 4 * width)
         if self.past_embedding is not None:
             is_past_kept = (roles[:, :past] == OBSERVED).any(dim=1)
@@ -429,6 +429,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 f"Height and width of `sample` must be multiples of {self.size_multiple} for a network of"
                 f" {len(self.config.block_out_channels)} levels, got {height}x{width}. Pad or resize the frames."
             )
+        if roles.is_floating_point() or roles.dtype == torch.bool:
+            raise ValueError(f"`roles` must be integers, the values of FrameRole, got {roles.dtype}.")
         if roles.shape != sample.shape[:2]:
             raise ValueError(f"`roles` must have shape {tuple(sample.shape[:2])}, got {tuple(roles.shape)}.")
 
@@ -742,6 +744,9 @@ def _split(conditioning: Conditioning, num_parts: int) -> tuple:
 
 
 def _check_config(config) -> None:
+    def is_count(value, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
     for name, least in (
         ("in_channels", 1),
         ("num_past_frames", 0),
@@ -751,43 +756,49 @@ def _check_config(config) -> None:
         ("layers_per_block", 1),
         ("num_train_timesteps", 1),
     ):
-        if not isinstance(config[name], int) or config[name] < least:
+        if not is_count(config[name], least):
             raise ValueError(f"`{name}` must be an integer of at least {least}, got {config[name]!r}.")
     for name in ("dropout", "drop_past", "drop_future"):
-        if not 0 <= config[name] <= 1 or (name == "dropout" and config[name] == 1):
-            raise ValueError(f"`{name}` is a probability, got {config[name]!r}.")
-    if config.conditioning not in ("concat", "spatin"):
-        raise ValueError(f'`conditioning` must be "concat" or "spatin", got {config.conditioning!r}.')
+        value = config[name]
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1 or (name == "dropout" and value == 1):
+            raise ValueError(f"`{name}` is a probability, got {value!r}.")
+    for name, allowed in (
+        ("conditioning", ("concat", "spatin")),
+        ("prediction_type", (None, "epsilon", "v_prediction", "sample")),
+        ("embed_past_kept", (False, True)),
+    ):
+        if config[name] not in allowed:
+            raise ValueError(f"`{name}` must be one of {allowed}, got {config[name]!r}.")
     if config.conditioning == "spatin" and config.num_past_frames + config.num_future_frames == 0:
         raise ValueError(
             '`conditioning="spatin"` needs past or future frames to normalise by: `num_past_frames` and'
             ' `num_future_frames` are both 0. Use "concat" for a network without given frames.'
         )
-    if config.prediction_type not in (None, "epsilon", "v_prediction", "sample"):
+    widths, kinds = config.block_out_channels, config.down_block_types
+    if not isinstance(widths, (list, tuple)) or not widths or not all(is_count(width, 4) for width in widths):
+        raise ValueError(f"`block_out_channels` must be a list of integers of at least 4, got {widths!r}.")
+    if not isinstance(kinds, (list, tuple)) or not all(kind in ("DownBlock2D", "AttnDownBlock2D") for kind in kinds):
+        raise ValueError(f'`down_block_types` must be a list of "DownBlock2D" and "AttnDownBlock2D", got {kinds!r}.')
+    if len(kinds) != len(widths):
         raise ValueError(
-            f'`prediction_type` must be "epsilon", "v_prediction", "sample" or None, got {config.prediction_type!r}.'
+            f"`down_block_types` ({len(kinds)} entries) and `block_out_channels` ({len(widths)} entries) must have one"
+            " entry for each level."
         )
-    if not config.block_out_channels or min(config.block_out_channels) < 4:
-        raise ValueError(f"`block_out_channels` must be numbers of at least 4, got {config.block_out_channels!r}.")
-    if len(config.down_block_types) != len(config.block_out_channels):
-        raise ValueError(
-            f"`down_block_types` ({len(config.down_block_types)} entries) and `block_out_channels`"
-            f" ({len(config.block_out_channels)} entries) must have one entry for each level."
-        )
-    unknown = set(config.down_block_types) - {"DownBlock2D", "AttnDownBlock2D"}
-    if unknown:
-        raise ValueError(f'`down_block_types` knows "DownBlock2D" and "AttnDownBlock2D", got {sorted(unknown)}.')
     sizes = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size]
-    if len(sizes) not in (1, 2) or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"`sample_size` must be a positive integer or (height, width), got {config.sample_size!r}.")
+    multiple = 2 ** (len(widths) - 1)
+    if len(sizes) not in (1, 2) or not all(is_count(size, 1) and size % multiple == 0 for size in sizes):
+        raise ValueError(
+            f"`sample_size` must be a positive integer or (height, width), multiples of {multiple} for {len(widths)}"
+            f" levels, got {config.sample_size!r}."
+        )
     head_dim = config.attention_head_dim
     if head_dim is not None:
-        if not isinstance(head_dim, int) or head_dim < 1:
+        if not is_count(head_dim, 1):
             raise ValueError(f"`attention_head_dim` must be a positive integer or None, got {head_dim!r}.")
-        attended = [c for c, kind in zip(config.block_out_channels, config.down_block_types) if "Attn" in kind]
-        for channels in [*attended, config.block_out_channels[-1]]:
-            if channels >= head_dim and channels % head_dim:
+        attended = [width for width, kind in zip(widths, kinds) if kind == "AttnDownBlock2D"]
+        for width in [*attended, widths[-1]]:
+            if width >= head_dim and width % head_dim:
                 raise ValueError(
                     f"`attention_head_dim` ({head_dim}) must divide the channels of every level with attention, which"
-                    f" the middle is too; {channels} channels do not divide."
+                    f" the middle is too; {width} channels do not divide."
                 )

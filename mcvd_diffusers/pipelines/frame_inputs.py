@@ -61,20 +61,22 @@ def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> t
 
 def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
     """Any accepted form of frames -> (B, T, C, H, W) tensor, values untouched."""
+    if isinstance(frames, Image.Image):
+        raise ValueError(f"`{name}` is a single image: pass a list of frames, `[image]`.")
     if isinstance(frames, (list, tuple)):
-        if not frames:
+        if not frames or any(isinstance(video, (list, tuple)) and not video for video in frames):
             raise ValueError(f"`{name}` is an empty list.")
         if isinstance(frames[0], Image.Image):
             frames = [frames]
-        if isinstance(frames[0], (list, tuple)) and all(isinstance(x, Image.Image) for video in frames for x in video):
-            frames = [torch.stack(_equal_shapes(name, [_image_to_tensor(x) for x in video])) for video in frames]
-        if not all(isinstance(video, (torch.Tensor, np.ndarray)) for video in frames):
+        videos = [_images_to_tensor(name, video) if isinstance(video, (list, tuple)) else video for video in frames]
+        kinds = {type(video) for video in videos}
+        if kinds not in ({torch.Tensor}, {np.ndarray}):
             raise ValueError(
                 f"`{name}` must be a list of PIL images, of lists of PIL images, of tensors or of arrays, got a list of"
-                f" {type(frames[0]).__name__}."
+                f" {', '.join(sorted(kind.__name__ for kind in kinds))}."
             )
-        frames = _equal_shapes(name, frames)
-        frames = torch.stack(list(frames)) if torch.is_tensor(frames[0]) else np.stack(frames)
+        _check_alike(name, videos)
+        frames = torch.stack(videos) if kinds == {torch.Tensor} else np.stack(videos)
     if not isinstance(frames, (torch.Tensor, np.ndarray)):
         raise ValueError(f"`{name}` must be a tensor, an array or a list, got {type(frames).__name__}.")
     if frames.ndim == 4:
@@ -94,20 +96,32 @@ def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
         if frames.dtype == object or not np.issubdtype(frames.dtype, np.number):
             raise ValueError(f"`{name}` must be an array of numbers, got dtype {frames.dtype}.")
         frames = np.moveaxis(frames, -1, 2) if last else frames
-        frames = torch.from_numpy(np.ascontiguousarray(frames))
+        try:
+            frames = torch.from_numpy(np.array(frames))
+        except TypeError as error:
+            raise ValueError(f"`{name}` has dtype {frames.dtype}, which torch does not know: use float32.") from error
+    if frames.layout != torch.strided or frames.device.type == "meta":
+        raise ValueError(f"`{name}` must be an ordinary tensor, got one of {frames.layout} on {frames.device}.")
     return frames
 
 
-def _image_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A PIL image -> (C, H, W), with the channels that its mode has; palettes are resolved."""
-    if image.mode in ("P", "1", "CMYK", "YCbCr"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    array = np.array(image)
-    return torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0)
+def _images_to_tensor(name: str, images: list) -> torch.Tensor:
+    """PIL images of one video -> (T, C, H, W), uint8, with the channels that their mode has."""
+    frames = []
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"`{name}` must be a list of PIL images, got a list of {type(image).__name__} in it.")
+        if image.mode in ("P", "1"):
+            image = image.convert("RGB" if image.mode == "P" else "L")
+        if image.mode not in ("L", "RGB", "RGBA"):
+            raise ValueError(f'`{name}` has an image of mode {image.mode}: use image.convert("RGB") or "L".')
+        array = np.array(image)
+        frames.append(torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0))
+    _check_alike(name, frames)
+    return torch.stack(frames)
 
 
-def _equal_shapes(name: str, items: list) -> list:
-    shapes = {tuple(item.shape) for item in items}
-    if len(shapes) > 1:
-        raise ValueError(f"`{name}` mixes shapes: {sorted(shapes)}.")
-    return items
+def _check_alike(name: str, items: list) -> None:
+    kinds = {f"{tuple(item.shape)} {item.dtype}" for item in items}
+    if len(kinds) > 1:
+        raise ValueError(f"`{name}` mixes shapes or types: {', '.join(sorted(kinds))}.")

@@ -6,6 +6,8 @@ Source: MCVD (https://huggingface.co/papers/2205.09853), section 3.3 and algorit
 
 import copy
 import inspect
+import itertools
+import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -346,7 +348,9 @@ class MCVDPipeline(DiffusionPipeline):
             made = self._generate(request)
             try:
                 for _, block in made:
-                    yield self._postprocess(block if output_type == "latent" else _to_unit_range(block), output_type)
+                    # A copy, because the next blocks read these frames.
+                    block = block.clone() if output_type == "latent" else _to_unit_range(block)
+                    yield self._postprocess(block, output_type)
             finally:  # also when the caller stops listening
                 made.close()
                 self.maybe_free_model_hooks()
@@ -394,12 +398,17 @@ class MCVDPipeline(DiffusionPipeline):
                         raise
                     chunk_size = (chunk_size + 1) // 2
                     bar.total = total()
+            if not torch.isfinite(torch.stack(made)).all():
+                raise RuntimeError(
+                    f"Block {number + 1} has values that are NaN or infinite: the network's weights, its precision"
+                    f" ({self.unet.dtype}) or a callback made them. Try `pipe.to(torch.float32)`."
+                )
             offset = min(window.latent) - start - slots["num_past_frames"]
             return torch.stack(made)[:, offset : offset + len(window.latent)]
 
         with self.progress_bar(total=total()) as bar:
-            # Without an end, only forward schedules are made, and those read the last frames.
-            memory = config.num_past_frames if request.num_windows is None else None
+            # A schedule that is not written out runs forwards and reads the last frames.
+            memory = None if isinstance(request.windows, list) else config.num_past_frames
             for window, block in rollout(request.windows, request.given, generate, memory=memory):
                 yield window, block
                 if self._interrupt:
@@ -487,7 +496,7 @@ class MCVDPipeline(DiffusionPipeline):
                 for name in callback_on_step_end_tensor_inputs:
                     callback_kwargs[name] = locals()[name]
                 outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                latents = (outputs or {}).pop("latents", latents)
+                latents = _replaced_latents(outputs, latents)
             if bar is not None:
                 bar.update()
 
@@ -593,10 +602,19 @@ class MCVDPipeline(DiffusionPipeline):
             )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        is_list = isinstance(callback_on_step_end_tensor_inputs, (list, tuple))
+        unknown = (
+            [x for x in callback_on_step_end_tensor_inputs if x not in self._callback_tensor_inputs] if is_list else []
+        )
+        if unknown or not is_list:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, got {sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, got"
+                f" {callback_on_step_end_tensor_inputs!r}."
+            )
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(
+                "`callback_on_step_end` must be a function (pipe, step, timestep, kwargs), got"
+                f" {type(callback_on_step_end).__name__}."
             )
         final_denoise = self.config.final_denoise if final_denoise is None else final_denoise
 
@@ -640,25 +658,22 @@ class MCVDPipeline(DiffusionPipeline):
         total = num_past + num_frames + num_future
         windows = blocks(
             None if endless else total,
-            observed=[*range(num_past), *range(total - num_future, total)],
+            observed=range(num_past) if endless else [*range(num_past), *range(total - num_future, total)],
             step=config.num_frames,
             num_past_frames=config.num_past_frames,
             num_future_frames=config.num_future_frames,
         )
-        num_windows = None
-        if endless:
-            first = next(windows)
-            self._check_masks([first], num_past, num_future, guidance_scale)
-            windows = _chain(first, windows)
-        else:
-            windows = list(windows)
-            num_windows = len(windows)
-            self._check_masks(windows, num_past, num_future, guidance_scale)
+        num_windows = None if endless else -(-num_frames // config.num_frames)
+        # Forwards, no window needs more than the first, so a long schedule need not be written out.
+        is_forward = num_future == 0
+        first = [next(windows)] if is_forward else list(windows)
+        self._check_masks(first, num_past, num_future, guidance_scale)
+        windows = itertools.chain(first, windows) if is_forward else first
 
         # Sampler
         if timesteps is not None and sigmas is not None:
             raise ValueError("`timesteps` and `sigmas` both say which steps to take: pass one of them.")
-        if not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
+        if not _is_number(eta) or not 0 <= eta <= 1:
             raise ValueError(f"`eta` must be a number in [0, 1], got {eta!r}.")
         if eta > 0 and "eta" not in inspect.signature(self.scheduler.step).parameters:
             raise ValueError(f"`eta` is {eta}, but {type(self.scheduler).__name__} does not know it: leave it at 0.")
@@ -677,6 +692,13 @@ class MCVDPipeline(DiffusionPipeline):
                 raise ValueError(f"`latents` must be a float tensor of shape {expected} for this call, got {got}.")
             if not torch.isfinite(latents).all():
                 raise ValueError("`latents` has values that are NaN or infinite.")
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        for source in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(source, torch.Generator) and generator is not None:
+                raise ValueError(
+                    "`generator` must be a torch.Generator or a list of them, got"
+                    f" {type(source).__name__}. From a number: torch.Generator().manual_seed(number)."
+                )
         if isinstance(generator, list) and len(generator) != actual["batch_size"]:
             raise ValueError(
                 f"`generator` is a list of {len(generator)} for {actual['batch_size']} videos: one each is needed."
@@ -713,11 +735,16 @@ class MCVDPipeline(DiffusionPipeline):
 
     def _check_masks(self, windows: list[Window], num_past: int, num_future: int, guidance_scale: float) -> None:
         """Whether the network was trained with the frames missing that these windows leave out."""
-        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale < float("inf"):
+        if not _is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
         config = self.unet.config
         for side, given, number in (("past", num_past, 0), ("future", num_future, 1)):
             needed, dropped = config[f"num_{side}_frames"], config[f"drop_{side}"]
+            if given and dropped == 1:
+                raise ValueError(
+                    f"`{side}_frames`: this network never had them in training (`unet.config.drop_{side}` is 1); leave"
+                    " them out."
+                )
             if needed == 0 or dropped > 0:
                 continue
             for window in windows:
@@ -738,6 +765,8 @@ class MCVDPipeline(DiffusionPipeline):
 
     def _check_scheduler(self, options: dict, final_denoise: bool) -> torch.Tensor:
         """Try the scheduler's first step on a copy; returns its timesteps."""
+        if not isinstance(self.scheduler, SchedulerMixin):
+            raise ValueError(f"`scheduler` must be one of Diffusers' schedulers, an object, got {self.scheduler!r}.")
         name, config = type(self.scheduler).__name__, self.scheduler.config
         prediction_type = config.get("prediction_type")
         way_out = "Use another, such as DDIMScheduler.from_config(pipe.scheduler.config)."
@@ -758,24 +787,34 @@ class MCVDPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
             )
+        # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
         trial = copy.deepcopy(self.scheduler)
         try:
             steps = self._set_timesteps(options, torch.device("cpu"), trial)
-            probe = torch.zeros(1, self.unet.config.num_frames, self.unet.config.in_channels, 2, 2)
-            if hasattr(trial, "scale_model_input"):
-                trial.scale_model_input(probe, steps[0])
+            probe = answer = torch.full((1, self.unet.config.num_frames, self.unet.config.in_channels, 2, 2), 0.5)
+            probe = probe * getattr(trial, "init_noise_sigma", 1.0)
             takes_generator = "generator" in inspect.signature(trial.step).parameters  # spare the global stream
-            trial.step(probe, steps[0], probe, **({"generator": torch.Generator()} if takes_generator else {}))
-        except (ValueError, NotImplementedError, IndexError, TypeError, RuntimeError, AssertionError) as error:
+            kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
+            for step in steps:
+                if hasattr(trial, "scale_model_input"):
+                    trial.scale_model_input(probe, step)
+                probe = trial.step(answer, step, probe, **kwargs, return_dict=False)[0]
+        except Exception as error:  # whatever the scheduler's own code raises, it does not serve
             raise ValueError(
                 f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
                 f" {', '.join(f'{key}={value}' for key, value in options.items() if value is not None)}: {error}"
                 f" {way_out}"
             ) from error
-        if steps.min() < 0 or steps.max() >= num_train_timesteps:
+        if steps.min() < 0 or steps.max() >= num_train_timesteps or steps[-1] > steps[0]:
             raise ValueError(
-                f"`scheduler`: {name} counts noise levels from {float(steps.min()):.3g} to {float(steps.max()):.3g}; the"
-                f" network knows the timesteps 0 to {num_train_timesteps - 1}. {way_out}"
+                f"`scheduler`: {name} cannot serve this network with these settings: it would go from {float(steps[0]):.4g}"
+                f" to {float(steps[-1]):.4g}, and the network goes down from {num_train_timesteps - 1} to 0 at most."
+                f" {way_out}"
+            )
+        if not torch.isfinite(probe).all():
+            raise ValueError(
+                f"`scheduler`: {name} cannot serve this noise schedule in {len(steps)} steps: its own arithmetic gives NaN,"
+                f" whatever the network says. {way_out}"
             )
         if final_denoise and (prediction_type != "epsilon" or not hasattr(self.scheduler, "alphas_cumprod")):
             raise ValueError(
@@ -785,13 +824,23 @@ class MCVDPipeline(DiffusionPipeline):
         return steps
 
 
+def _replaced_latents(outputs: dict | None, latents: torch.Tensor) -> torch.Tensor:
+    """The latents that a callback returned, or those that it did not replace."""
+    if outputs is not None and not isinstance(outputs, dict):
+        raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(outputs).__name__}.")
+    replaced = (outputs or {}).get("latents", latents)
+    if not torch.is_tensor(replaced) or replaced.shape != latents.shape:
+        got = tuple(replaced.shape) if torch.is_tensor(replaced) else type(replaced).__name__
+        raise ValueError(f"`callback_on_step_end` returned latents {got} in place of {tuple(latents.shape)}.")
+    return replaced.to(latents)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _to_unit_range(frames: torch.Tensor) -> torch.Tensor:
     return ((frames + 1) / 2).clamp(0, 1)
-
-
-def _chain(first: Window, rest: Iterator[Window]) -> Iterator[Window]:
-    yield first
-    yield from rest
 
 
 def _draw_seeds(

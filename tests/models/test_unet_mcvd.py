@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 
+import mcvd_reference
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from mcvd_diffusers import FrameRole, MCVDUNet2DModel
 from mcvd_diffusers.masking import block_roles
 from mcvd_diffusers.models import unet_mcvd
-from original_mcvd import CASES, block_of, build_unet, load_reference, load_rule_weights, window
+from original_mcvd import (
+    CASES,
+    block_of,
+    build_unet,
+    load_reference,
+    load_rule_weights,
+    original_state_dict,
+    window,
+)
 
 
 NETWORKS = [
@@ -135,6 +144,82 @@ def test_parity_tolerance_notices_a_mistake(change, monkeypatch):
     assert error > 2e-4
 
 
+SIZES = {  # width, multiples, blocks, attention at, image size, head, SPATIN, (channels, past, block, future), cond_emb
+    "five levels, concat": (32, [1, 1, 2, 3, 4], 2, [2, 4, 8], 32, 32, False, (3, 2, 5, 0), False),
+    "five levels, SPATIN": (8, [1, 1, 2, 3, 4], 2, [2, 4, 8], 32, 8, True, (3, 2, 5, 2), False),
+    "groups that do not divide": (36, [1, 2, 4], 1, [8, 16], 16, 72, False, (1, 1, 2, 1), True),
+    "no past, three blocks": (12, [1, 3, 7], 3, [4], 16, -1, True, (2, 0, 2, 3), False),
+    "attention at the finest level": (28, [1, 2], 2, [16], 16, 28, False, (1, 3, 1, 0), False),
+    "odd width": (15, [1, 2], 1, [8], 16, -1, False, (1, 3, 1, 0), True),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_against_a_second_implementation(name):
+    width, multiples, blocks, attention, size, head, is_spatin, frames, cond_emb = SIZES[name]
+    channels, past, current, future = frames
+    config = {
+        "data": {
+            "image_size": size,
+            "channels": channels,
+            "num_frames_cond": past,
+            "num_frames": current,
+            "num_frames_future": future,
+            "prob_mask_cond": 0.5,
+            "prob_mask_future": 0.5,
+        },
+        "model": {
+            "ngf": width,
+            "ch_mult": multiples,
+            "num_res_blocks": blocks,
+            "attn_resolutions": attention,
+            "n_head_channels": head,
+            "spade": is_spatin,
+            "spade_dim": 16,
+            "cond_emb": cond_emb,
+            "dropout": 0.0,
+        },
+    }
+    unet = load_rule_weights(build_unet(config).eval()).double()
+    state, split = original_state_dict(unet)
+    if split is not None:
+        state[split[0]] = torch.cat(split[1], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, current * channels, size, size, generator=generator).double()
+    cond = torch.randn(2, (past + future) * channels, size, size, generator=generator).double()
+    label = torch.tensor([3, 870])
+    with torch.no_grad():
+        expected = mcvd_reference.forward(state, config, x, label, cond, torch.tensor([past > 0] * 2))
+        out = block_of(unet, unet(window(unet, x, cond), 999 - label, roles_for(unet)).sample)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)  # the sinusoids are float32 here, float64 there
+    assert expected.std() > 0.1
+
+
+def test_new_weights_are_drawn_as_the_originals():
+    """Uniform, variance scaling by the average of the fans; nearly zero at the end of each branch."""
+    unet = MCVDUNet2DModel(block_out_channels=(32, 64), down_block_types=("DownBlock2D", "AttnDownBlock2D"))
+    block = unet.down_blocks[1]
+    whole_fan_in = unet.conv_in.in_channels + unet.conv_cond.in_channels
+    for module, scale, fans in (
+        (block.resnets[0].conv1, 1, None),
+        (block.resnets[0].time_emb_proj1, 1, None),
+        (unet.time_embedding.linear_1, 1, None),
+        (block.resnets[0].conv2, 1e-10, None),
+        (unet.conv_out, 1e-10, None),
+        (block.attentions[0].to_q, 0.1, None),
+        (block.attentions[0].to_v, 0.1, None),
+        (block.attentions[0].to_out[0], 1e-10, None),
+        (unet.conv_in, 1, 9 * (whole_fan_in + 32)),
+        (unet.conv_cond, 1, 9 * (whole_fan_in + 32)),
+    ):
+        weight = module.weight.detach()
+        fans = fans or weight[0].numel() + weight[:, 0].numel()
+        bound = (3 * scale / (fans / 2)) ** 0.5
+        assert weight.abs().max() <= bound * (1 + 1e-6) and weight.abs().max() > 0.95 * bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert module.bias is None or not module.bias.any()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Roles
 
@@ -253,7 +338,9 @@ def test_any_channels_frames_depth_and_size(conditioning, channels, frames, dept
     assert out.shape == sample.shape and torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("timestep", [7, 7.0, torch.tensor(7), torch.tensor([7]), torch.tensor([7, 7])])
+@pytest.mark.parametrize(
+    "timestep", [7, 7.0, torch.tensor(7, dtype=torch.uint8), torch.tensor(7), torch.tensor([7]), torch.tensor([7, 7])]
+)
 def test_timestep_may_be_a_number_or_a_tensor(timestep):
     unet = tiny_unet()
     sample, roles = random_window(unet), roles_for(unet)
@@ -342,6 +429,34 @@ def test_fused_projections_change_nothing():
     torch.testing.assert_close(unet(sample, 1, roles).sample, out, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_whole_network_compiles_without_breaks_and_once_for_all_timesteps(conditioning):
+    torch._dynamo.reset()
+    unet = tiny_unet(conditioning)
+    sample, roles = random_window(unet), roles_for(unet)
+    encoded = unet.encode_conditioning(sample, roles)
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for timestep in (999, 500, 0):
+            expected = unet(sample, torch.tensor(timestep), roles, conditioning=encoded).sample
+            out = compiled(sample, torch.tensor(timestep), roles, conditioning=encoded).sample
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_repeated_blocks_compile():
+    torch._dynamo.reset()
+    unet = tiny_unet(
+        "spatin", block_out_channels=(8, 12, 16, 24), down_block_types=["DownBlock2D"] + ["AttnDownBlock2D"] * 3
+    )
+    sample, roles = random_window(unet), roles_for(unet)
+    with torch.no_grad():
+        expected = unet(sample, torch.tensor(5), roles).sample
+        unet.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(unet(sample, torch.tensor(5), roles).sample, expected, atol=1e-5, rtol=0)
+
+
 def test_classes_that_diffusers_asks_for_exist():
     names = {type(module).__name__ for module in tiny_unet().modules()}
     assert set(MCVDUNet2DModel._no_split_modules) <= names
@@ -379,15 +494,23 @@ def test_forward_documents_its_arguments():
         ({"num_past_frames": -1}, "`num_past_frames` must be an integer of at least 0"),
         ({"num_future_frames": 1.5}, "`num_future_frames` must be an integer"),
         ({"layers_per_block": 0}, "`layers_per_block`"),
-        ({"conditioning": "spade"}, '`conditioning` must be "concat" or "spatin", got \'spade\''),
+        ({"conditioning": "spade"}, "`conditioning` must be one of .'concat', 'spatin'., got 'spade'"),
+        ({"in_channels": True}, "`in_channels` must be an integer"),
+        ({"drop_past": "0.5"}, "`drop_past` is a probability, got '0.5'"),
+        ({"embed_past_kept": "no"}, "`embed_past_kept` must be one of"),
+        ({"block_out_channels": "8,16"}, "`block_out_channels` must be a list of integers"),
+        ({"block_out_channels": (8.0, 16.0)}, "`block_out_channels` must be a list of integers"),
+        ({"down_block_types": {"DownBlock2D", "AttnDownBlock2D"}}, "`down_block_types` must be a list"),
+        ({"sample_size": 7}, "`sample_size` must be .* multiples of 2 for 2 levels, got 7"),
         ({"conditioning": "spatin", "num_past_frames": 0, "num_future_frames": 0}, "needs past or future frames"),
-        ({"block_out_channels": (2, 16)}, "`block_out_channels` must be numbers of at least 4"),
+        ({"block_out_channels": (2, 16)}, "`block_out_channels` must be a list of integers of at least 4"),
         ({"block_out_channels": (8, 16, 16)}, "one entry for each level"),
-        ({"down_block_types": ("DownBlock2D", "Attention")}, "`down_block_types` knows"),
+        ({"down_block_types": ("DownBlock2D", "Attention")}, "`down_block_types` must be a list of"),
         ({"attention_head_dim": 12, "block_out_channels": (8, 16)}, r"`attention_head_dim` \(12\) must divide"),
         ({"attention_head_dim": 0}, "`attention_head_dim` must be a positive integer"),
         ({"dropout": 1.0}, "`dropout` is a probability"),
         ({"drop_past": 1.5}, "`drop_past` is a probability"),
+        ({"prediction_type": "velocity"}, "`prediction_type` must be"),
         ({"sample_size": 0}, "`sample_size` must be a positive integer"),
     ],
 )
@@ -410,12 +533,14 @@ def test_bad_window_is_refused(shape, message):
     sample = torch.zeros(shape)
     for function in (unet.encode_conditioning, lambda *args: unet(args[0], 1, args[1])):
         with pytest.raises(ValueError, match=message):
-            function(sample, torch.zeros(shape[:2]))
+            function(sample, torch.zeros(shape[:2], dtype=torch.long))
 
 
 def test_bad_roles_and_segments_are_refused():
     unet = tiny_unet()
     with pytest.raises(ValueError, match="`roles` must have shape"):
-        unet(random_window(unet), 1, torch.zeros(2, 6))
+        unet(random_window(unet), 1, torch.zeros(2, 6, dtype=torch.long))
+    with pytest.raises(ValueError, match="`roles` must be integers, the values of FrameRole, got torch.float32"):
+        unet(random_window(unet), 1, torch.zeros(2, 7))
     with pytest.raises(ValueError, match="`segment_ids` must be None"):
         unet(random_window(unet), 1, roles_for(unet), segment_ids=torch.zeros(2, 7))

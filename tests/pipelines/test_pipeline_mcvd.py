@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
@@ -117,7 +118,6 @@ def test_against_mcvd_ddpm_trajectory(final_denoise, cached, monkeypatch):
     past = golden["cond"]
     sample = window(unet, torch.full_like(golden["xT"], torch.nan), past)
     roles = torch.tensor([[1, 1, 2, 2]] * 2)
-    pipe._interrupt = False
     out = pipe.denoise(
         sample, roles, num_inference_steps=10, final_denoise=final_denoise, cache_conditioning=cached
     ).flatten(1, 2)
@@ -466,43 +466,146 @@ def test_cached_conditioning_changes_nothing(conditioning, guidance_scale):
     assert torch.equal(a, b)
 
 
-SCHEDULERS = {
-    "DDIMScheduler": ("epsilon", "sample", "v_prediction"),
-    "DDPMScheduler": ("epsilon", "sample", "v_prediction"),
-    "DEISMultistepScheduler": ("epsilon", "sample", "v_prediction"),
-    "DPMSolverMultistepScheduler": ("epsilon", "sample", "v_prediction"),
-    "DPMSolverSinglestepScheduler": ("epsilon", "sample", "v_prediction"),
-    "EulerDiscreteScheduler": ("epsilon", "sample", "v_prediction"),
-    "EulerAncestralDiscreteScheduler": ("epsilon", "v_prediction"),
-    "HeunDiscreteScheduler": ("epsilon", "sample", "v_prediction"),
-    "KDPM2DiscreteScheduler": ("epsilon", "v_prediction"),
-    "KDPM2AncestralDiscreteScheduler": ("epsilon", "v_prediction"),
-    "LCMScheduler": ("epsilon", "sample", "v_prediction"),
-    "PNDMScheduler": ("epsilon", "v_prediction"),
-    "TCDScheduler": ("epsilon", "sample", "v_prediction"),
-    "UniPCMultistepScheduler": ("epsilon", "sample", "v_prediction"),
-    "EDMEulerScheduler": (),
-    "FlowMatchEulerDiscreteScheduler": (),
+ALL_TYPES = ("epsilon", "sample", "v_prediction")
+NO_SAMPLE = ("epsilon", "v_prediction")
+SCHEDULERS = {  # name: (prediction types it serves, whether it recovers a block that the network knows exactly)
+    "DDIMParallelScheduler": (ALL_TYPES, True),
+    "DDIMScheduler": (ALL_TYPES, True),
+    "DDPMParallelScheduler": (ALL_TYPES, True),
+    "DDPMScheduler": (ALL_TYPES, True),
+    "DEISMultistepScheduler": (ALL_TYPES, False),
+    "DPMSolverMultistepScheduler": (ALL_TYPES, True),
+    "DPMSolverSinglestepScheduler": (ALL_TYPES, True),
+    "EulerAncestralDiscreteScheduler": (NO_SAMPLE, True),
+    "EulerDiscreteScheduler": (ALL_TYPES, True),
+    "HeunDiscreteScheduler": (ALL_TYPES, False),
+    "KDPM2AncestralDiscreteScheduler": (NO_SAMPLE, False),
+    "KDPM2DiscreteScheduler": (NO_SAMPLE, False),
+    "LCMScheduler": (ALL_TYPES, True),
+    "PNDMScheduler": (NO_SAMPLE, False),
+    "TCDScheduler": (ALL_TYPES, False),
+    "UniPCMultistepScheduler": (ALL_TYPES, True),
+    "EDMEulerScheduler": ((), False),
+    "FlowMatchEulerDiscreteScheduler": ((), False),
 }
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ALL_TYPES)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler_serves_or_is_refused(name, prediction_type):
     config = DDPMScheduler(**{**LINEAR, "prediction_type": prediction_type}).config
     pipe = tiny_pipeline(getattr(diffusers, name).from_config(config))
+    served, is_exact = SCHEDULERS[name]
     calls = []
     pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
-    if prediction_type not in SCHEDULERS[name]:
+    if prediction_type not in served:
         with pytest.raises(ValueError, match=f"`scheduler`: {name} c.*Use another, such as"):
             call(pipe, steps=6, past_frames=frames(2), num_frames=7)
         assert not calls
         return
     out = call(pipe, steps=6, past_frames=frames(2), num_frames=7)
     assert torch.isfinite(out).all() and out.shape == (2, 7, 1, 8, 8)
-    # A scheduler that remembers steps must not carry them from one window to the next.
-    second = call(pipe, steps=6, past_frames=frames(2), num_frames=7)
-    assert torch.equal(out, second)
+    if not is_exact:
+        return
+
+    # A network that knows the clean block: whatever the noise, the sampler must arrive at it.
+    target = 1.6 * torch.rand(1, 3, 1, 8, 8) - 0.8
+    alphas = DDPMScheduler(**LINEAR).alphas_cumprod
+
+    def answer(module, args, output):
+        sample, timestep = args[:2]
+        low = int(timestep)
+        alpha = torch.lerp(alphas[low], alphas[min(low + 1, 999)], float(timestep) - low)
+        noise = (sample[:, 2:5] - alpha.sqrt() * target) / (1 - alpha).sqrt()
+        answers = {"epsilon": noise, "sample": target.expand_as(noise)}
+        answers["v_prediction"] = alpha.sqrt() * noise - (1 - alpha).sqrt() * target
+        return (torch.nn.functional.pad(answers[prediction_type], (0, 0, 0, 0, 0, 0, 2, 2)),)
+
+    pipe.unet.register_forward_hook(answer)
+    out = call(pipe, steps=20, past_frames=frames(2), output_type="latent")
+    torch.testing.assert_close(out, target.expand_as(out), atol=2e-3, rtol=0)
+
+
+def test_scheduler_of_another_prediction_type_is_refused():
+    pipe = tiny_pipeline(DDIMScheduler(**LINEAR), prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="trained with prediction_type='v_prediction', the scheduler has 'epsilon'"):
+        pipe()
+
+
+def test_scheduler_that_is_a_class_is_refused():
+    pipe = tiny_pipeline()
+    pipe.scheduler = DDIMScheduler
+    with pytest.raises(ValueError, match="`scheduler` must be one of Diffusers' schedulers, an object"):
+        pipe()
+
+
+@pytest.mark.parametrize("name", ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"])
+def test_scheduler_that_goes_up_is_refused(name):
+    pipe = tiny_pipeline(getattr(diffusers, name).from_config(DDPMScheduler(**LINEAR).config))
+    with pytest.raises(ValueError, match="cannot serve this network with these settings: it would go from"):
+        pipe()
+
+
+def test_own_timesteps_that_go_up_are_refused():
+    pipe = tiny_pipeline(diffusers.EulerDiscreteScheduler.from_config(DDPMScheduler(**LINEAR).config))
+    with pytest.raises(ValueError, match="it would go from 100 to 900"):
+        pipe(timesteps=[100, 900])
+    assert call(pipe, timesteps=[900, 100], past_frames=frames(2)).shape == (2, 3, 1, 8, 8)
+
+
+def test_scheduler_whose_arithmetic_breaks_is_refused():
+    cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction").config
+    scheduler = diffusers.KDPM2AncestralDiscreteScheduler.from_config(cosine, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="its own arithmetic gives NaN"):
+        tiny_pipeline(scheduler)(num_inference_steps=4)
+
+
+def test_block_that_is_not_finite_is_an_error_not_a_video():
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="Block 1 has values that are NaN or infinite"):
+        call(pipe, past_frames=frames(2))
+
+
+@pytest.mark.parametrize("returned", [5, torch.zeros(1), {"latents": None}, {"latents": torch.zeros(1)}])
+def test_callback_that_returns_nonsense_is_named(returned):
+    with pytest.raises(ValueError, match="`callback_on_step_end` "):
+        call(tiny_pipeline(), past_frames=frames(2), callback_on_step_end=lambda *args: returned)
+
+
+def test_long_schedule_is_not_written_out():
+    stream = tiny_pipeline().stream(
+        past_frames=frames(2), num_frames=3 * 10**9, num_inference_steps=1, output_type="pt"
+    )
+    assert next(stream).shape == (2, 3, 1, 8, 8)
+
+
+def test_streamed_latents_may_be_changed():
+    pipe = tiny_pipeline()
+    arguments = {"past_frames": frames(2), "num_frames": 6, "num_inference_steps": 2, "output_type": "latent"}
+    streams = [pipe.stream(**arguments, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    next(streams[0]).fill_(100.0)
+    next(streams[1])
+    assert torch.equal(next(streams[0]), next(streams[1]))
+
+
+def test_scheduler_for_flow_matching_is_refused():
+    pipe = tiny_pipeline(diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler cannot serve this network"):
+        pipe()
+
+
+def test_every_block_has_noise_of_its_own():
+    pipe = tiny_pipeline(DDIMScheduler(**{**LINEAR, "prediction_type": "sample"}))
+    noise = []
+
+    pipe.unet.register_forward_pre_hook(lambda module, args: noise.append(args[0][:, 2:5].clone()))
+    call(pipe, steps=1, num_frames=9, batch_size=2, ensemble_size=2)
+    blocks = torch.cat(noise)  # (3 blocks x 4 videos, ...)
+    assert len(blocks) == 12
+    for a, b in itertools.combinations(blocks, 2):
+        assert (a * b).mean().abs() < 0.5  # 1 if they were the same
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "PNDMScheduler"])
@@ -511,7 +614,6 @@ def test_scheduler_state_is_reset_for_each_window(name):
         tiny_pipeline(getattr(diffusers, name).from_config(DDPMScheduler(**LINEAR).config)) for _ in range(2)
     )
     call(used, steps=6, past_frames=frames(2), num_frames=6)
-    fresh._interrupt = False
     window, noise = torch.randn(1, 7, 1, 8, 8), torch.randn(1, 3, 1, 8, 8)
     roles = torch.tensor([[1, 1, 2, 2, 2, 0, 0]])
     first, second = (pipe.denoise(window, roles, latents=noise, num_inference_steps=6) for pipe in (used, fresh))
@@ -532,19 +634,67 @@ def test_callback_sees_every_step_and_may_replace_latents():
     assert pipe.num_timesteps == 3
 
 
-def test_interrupt_stops_calling_the_network():
+def test_interrupt_ends_the_call_with_the_block_in_progress():
     pipe = tiny_pipeline()
     calls = []
     pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
+    whole = call(pipe, past_frames=frames(2), num_frames=9)
 
     def callback(pipeline, step, timestep, kwargs):
-        pipeline._interrupt = True
+        pipeline._interrupt = pipeline.block_index == 1 and step == 1
         return kwargs
 
-    call(pipe, past_frames=frames(2), num_frames=6, callback_on_step_end=callback)
-    assert len(calls) == 1
-    call(pipe, past_frames=frames(2))
-    assert len(calls) == 4
+    calls.clear()
+    out = call(pipe, past_frames=frames(2), num_frames=9, callback_on_step_end=callback)
+    assert len(calls) == 5 and out.shape[1] == 6 and torch.equal(out[:, :3], whole[:, :3])
+    assert call(pipe, past_frames=frames(2), num_frames=9).shape[1] == 9  # the next call is not interrupted
+
+
+def test_interrupt_ends_a_stream_without_an_end():
+    pipe = tiny_pipeline()
+    blocks = []
+    for block in pipe.stream(past_frames=frames(2), num_inference_steps=1, output_type="pt"):
+        blocks.append(block)
+        pipe._interrupt = len(blocks) == 4
+    assert len(blocks) == 4
+
+
+def test_callback_may_change_the_guidance_of_the_block():
+    pipe = tiny_pipeline()
+
+    def callback(pipeline, step, timestep, kwargs):
+        assert pipeline.guidance_scale == (4.0 if step == 0 else 1.0)
+        pipeline._guidance_scale = 1.0
+        return {}
+
+    arguments = {"past_frames": frames(2), "num_frames": 6, "guidance_scale": 4.0}
+    changed = call(pipe, callback_on_step_end=callback, **arguments)
+    assert not torch.equal(changed, call(pipe, **arguments))
+
+
+def test_callback_that_asks_for_what_there_is_not_is_refused_before_any_work():
+    pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match="`callback_on_step_end_tensor_inputs` has to be in"):
+        pipe(callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.4, cutoff_step_index=None))
+
+
+def test_state_of_a_call_has_defaults():
+    pipe = tiny_pipeline()
+    assert (pipe.guidance_scale, pipe.do_classifier_free_guidance, pipe.num_timesteps, pipe.interrupt) == (
+        1,
+        False,
+        0,
+        0,
+    )
+
+
+def test_stream_that_is_left_early_ends_its_bar(capfd):
+    pipe = tiny_pipeline()
+    pipe.set_progress_bar_config(disable=False)
+    stream = pipe.stream(past_frames=frames(2), num_inference_steps=1, output_type="pt")
+    next(stream)
+    stream.close()
+    assert "block 1/?" in capfd.readouterr().err
 
 
 def test_progress_runs_over_blocks_and_steps(capfd):
@@ -661,8 +811,29 @@ BAD_CALLS = {
     ),
     "a number": ({"past_frames": 3}, "must be a tensor, an array or a list, got int"),
     "a list of numbers": ({"past_frames": [1, 2]}, "must be a list of PIL images.*got a list of int"),
+    "a list of lists of numbers": ({"past_frames": [[1, 2]]}, "must be a list of PIL images, got a list of int in it"),
+    "a list of empty lists": ({"past_frames": [[], []]}, "`past_frames` is an empty list"),
+    "one image": ({"past_frames": Image.new("L", (8, 8))}, r"is a single image: pass a list of frames, `\[image\]`"),
+    "images of another mode": ({"past_frames": [Image.new("LAB", (8, 8))]}, "image of mode LAB: use image.convert"),
+    "mixed modes": ({"past_frames": [Image.new("L", (8, 8)), Image.new("RGB", (8, 8))]}, "mixes shapes or types"),
+    "mixed types": (
+        {"past_frames": [torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)]},
+        "mixes shapes or types",
+    ),
+    "tensors and arrays": (
+        {"past_frames": [torch.rand(2, 1, 8, 8), np.zeros((2, 1, 8, 8))]},
+        "got a list of Tensor, ndarray",
+    ),
+    "long doubles": (
+        {"past_frames": np.zeros((1, 2, 1, 8, 8), np.longdouble)},
+        "which torch does not know: use float32",
+    ),
+    "sparse": ({"past_frames": torch.zeros(1, 2, 1, 8, 8).to_sparse()}, "must be an ordinary tensor"),
     "three axes": ({"past_frames": torch.rand(2, 8, 8)}, r"must have 5 axes \(B, T, C, H, W\)"),
-    "mixed sizes": ({"past_frames": [torch.rand(2, 1, 8, 8), torch.rand(1, 1, 8, 8)]}, "`past_frames` mixes shapes"),
+    "mixed sizes": (
+        {"past_frames": [torch.rand(2, 1, 8, 8), torch.rand(1, 1, 8, 8)]},
+        "`past_frames` mixes shapes or types",
+    ),
     "colour images": ({"past_frames": [Image.new("RGB", (8, 8))]}, "`past_frames` must have 1 channels, got 3"),
     "sizes disagree": (
         {"past_frames": frames(2), "future_frames": frames(2, size=(8, 10))},
@@ -691,6 +862,11 @@ BAD_CALLS = {
         "`callback_on_step_end_tensor_inputs` has to be in",
     ),
     "guidance": ({"guidance_scale": -1}, "`guidance_scale` must be a number of at least 0"),
+    "guidance without end": ({"guidance_scale": float("inf")}, "`guidance_scale` must be a number of at least 0"),
+    "eta": ({"eta": 2.0}, r"`eta` must be a number in \[0, 1\], got 2.0"),
+    "eta that is no number": ({"eta": float("nan")}, r"`eta` must be a number in \[0, 1\], got nan"),
+    "steps said twice": ({"timesteps": [9], "sigmas": [1.0]}, "`timesteps` and `sigmas` both say which steps to take"),
+    "noise with NaN": ({"latents": torch.full((1, 3, 1, 8, 8), torch.nan)}, "`latents` has values that are NaN"),
     "uncertainty of one": ({"output_uncertainty": True}, "pass `ensemble_size` > 1"),
     "own timesteps": ({"timesteps": [900, 500]}, "DDIMScheduler does not take own timesteps"),
     "final denoise": ({"final_denoise": True}, "`final_denoise=True`.*needs prediction_type='epsilon'"),
@@ -747,6 +923,7 @@ def test_images_of_eight_channels_are_refused():
             {"past_frames": frames(2), "future_frames": frames(2), "guidance_scale": 2.0},
             "never saw absent in training",
         ),
+        ({"drop_past": 1.0}, {"past_frames": frames(2)}, "`past_frames`: this network never had them in training"),
         ({"num_future_frames": 0}, {"future_frames": frames(1)}, "`future_frames`: this network reads none"),
     ],
 )
@@ -760,6 +937,12 @@ def test_task_that_was_trained_without_masks_runs():
     assert call(pipe, past_frames=frames(2), future_frames=frames(2)).shape == (2, 3, 1, 8, 8)
     pipe = tiny_pipeline(drop_past=0.0, num_future_frames=0)
     assert call(pipe, past_frames=frames(2), num_frames=7).shape == (2, 7, 1, 8, 8)
+
+
+def test_eta_that_the_scheduler_does_not_know_is_refused():
+    pipe = tiny_pipeline(diffusers.EulerDiscreteScheduler.from_config(DDPMScheduler(**LINEAR).config))
+    with pytest.raises(ValueError, match="`eta` is 1.0, but EulerDiscreteScheduler does not know it"):
+        pipe(eta=1.0)
 
 
 def test_scheduler_of_another_length_is_refused():
