@@ -49,10 +49,10 @@ def test_commands_of_the_readme_parse(tmp_path):
     text = README.replace("\\\n", " ")
     commands = re.findall(r"^accelerate launch train_mcvd.py (.*)$", text, re.M)
     assert commands
+    videos, output = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
     for command in commands:
-        arguments = shlex.split(
-            command.replace("my_videos/", str(tmp_path)).replace("runs/mine", str(tmp_path / "out"))
-        )
+        arguments = shlex.split(command.replace("my_videos/", str(videos)).replace("runs/mine", str(output)))
         settings = train_mcvd.parse_args(arguments)
         assert settings.model.num_past_frames == 5
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
