@@ -626,49 +626,18 @@ class MCVDPipeline(DiffusionPipeline):
             for name, frames in (("past_frames", past_frames), ("future_frames", future_frames))
         )
         given = [frames for frames in (past, future) if frames is not None]
-        if len({frames.shape[-2:] for frames in given}) > 1 or len({len(frames) for frames in given}) > 1:
-            raise ValueError(
-                f"`past_frames` and `future_frames` must agree in batch, height and width, got {tuple(past.shape)} and"
-                f" {tuple(future.shape)}."
-            )
-        sizes = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size]
-        actual = {"batch_size": 1, "height": sizes[0], "width": sizes[-1]}
-        if given:
-            actual = {"batch_size": len(given[0]), "height": given[0].shape[-2], "width": given[0].shape[-1]}
-        for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
-            if given and value is not None and value != actual[name]:
-                raise ValueError(f"`{name}` is {value}, but the given frames have {actual[name]}; leave it out.")
-            actual[name] = value or actual[name]
-        for name in ("height", "width"):
-            if actual[name] % self.unet.size_multiple:
-                raise ValueError(
-                    f"The {name} of the frames must be a multiple of {self.unet.size_multiple} for this network, got"
-                    f" {actual[name]}. Resize, crop or pad them."
-                )
+        batch_size, height, width = self._check_geometry(given, batch_size, height, width)
 
         # Windows
         num_past = past.shape[1] if past is not None else 0
         num_future = future.shape[1] if future is not None else 0
         num_frames = num_frames or config.num_frames
-        if num_past and num_future and num_frames < config.num_frames:
-            raise ValueError(
-                f"`num_frames` must be at least {config.num_frames}, one block of this network, to interpolate; got"
-                f" {num_frames}."
-            )
         total = num_past + num_frames + num_future
-        windows = blocks(
-            None if endless else total,
-            observed=range(num_past) if endless else [*range(num_past), *range(total - num_future, total)],
-            step=config.num_frames,
-            num_past_frames=config.num_past_frames,
-            num_future_frames=config.num_future_frames,
-        )
-        num_windows = None if endless else -(-num_frames // config.num_frames)
-        # Forwards, no window needs more than the first, so a long schedule need not be written out.
-        is_forward = num_future == 0
-        first = [next(windows)] if is_forward else list(windows)
-        self._check_masks(first, num_past, num_future, guidance_scale)
-        windows = itertools.chain(first, windows) if is_forward else first
+        windows, num_windows = self._plan_windows(num_past, None if endless else num_frames, num_future)
+        checked = windows if isinstance(windows, list) else [next(windows)]  # forwards, the first reads least
+        self._check_masks(checked, num_past, num_future, guidance_scale)
+        if not isinstance(windows, list):
+            windows = itertools.chain(checked, windows)
 
         # Sampler
         if timesteps is not None and sigmas is not None:
@@ -683,26 +652,11 @@ class MCVDPipeline(DiffusionPipeline):
             logger.warning("`guidance_scale` changes nothing here: no frames are given, and only one block is made.")
         options = {"num_inference_steps": int(num_inference_steps), "timesteps": timesteps, "sigmas": sigmas}
         steps = self._check_scheduler(options, final_denoise)
-        num_videos = actual["batch_size"] * ensemble_size
-        frame_shape = (config.in_channels, actual["height"], actual["width"])
+        num_videos = batch_size * ensemble_size
+        frame_shape = (config.in_channels, height, width)
         if latents is not None:
-            expected = (num_videos, (num_windows or 1) * config.num_frames, *frame_shape)
-            if not torch.is_tensor(latents) or tuple(latents.shape) != expected or not latents.is_floating_point():
-                got = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
-                raise ValueError(f"`latents` must be a float tensor of shape {expected} for this call, got {got}.")
-            if not torch.isfinite(latents).all():
-                raise ValueError("`latents` has values that are NaN or infinite.")
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        for source in generator if isinstance(generator, list) else [generator]:
-            if not isinstance(source, torch.Generator) and generator is not None:
-                raise ValueError(
-                    "`generator` must be a torch.Generator or a list of them, got"
-                    f" {type(source).__name__}. From a number: torch.Generator().manual_seed(number)."
-                )
-        if isinstance(generator, list) and len(generator) != actual["batch_size"]:
-            raise ValueError(
-                f"`generator` is a list of {len(generator)} for {actual['batch_size']} videos: one each is needed."
-            )
+            _check_latents(latents, (num_videos, (num_windows or 1) * config.num_frames, *frame_shape))
+        generator = _check_generator(generator, batch_size)
 
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, len(steps), False
         device = self._execution_device
@@ -715,10 +669,10 @@ class MCVDPipeline(DiffusionPipeline):
             given={p: frame.repeat_interleave(ensemble_size, dim=0) for p, frame in zip(positions, inside)},
             past=past,
             future=future,
-            batch_size=actual["batch_size"],
+            batch_size=batch_size,
             ensemble_size=ensemble_size,
             frame_shape=frame_shape,
-            seeds=_draw_seeds(generator, actual["batch_size"], ensemble_size),
+            seeds=_draw_seeds(generator, batch_size, ensemble_size),
             generator_device=source.device if source is not None else device,
             latents=latents,
             max_batch_size=max_batch_size,
@@ -732,6 +686,52 @@ class MCVDPipeline(DiffusionPipeline):
                 "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
             },
         )
+
+    def _check_geometry(
+        self, given: list[torch.Tensor], batch_size: int | None, height: int | None, width: int | None
+    ) -> tuple[int, int, int]:
+        """Batch size, height and width of the videos: of the given frames, else as asked for, else the network's."""
+        if len({frames.shape[-2:] for frames in given}) > 1 or len({len(frames) for frames in given}) > 1:
+            raise ValueError(
+                "`past_frames` and `future_frames` must agree in batch, height and width, got"
+                f" {' and '.join(str(tuple(frames.shape)) for frames in given)}."
+            )
+        size = self.unet.config.sample_size
+        default = (1, *size) if isinstance(size, (list, tuple)) and len(size) == 2 else (1, *[np.ravel(size)[0]] * 2)
+        if given:
+            default = (len(given[0]), *given[0].shape[-2:])
+        actual = []
+        for name, asked, value in zip(("batch_size", "height", "width"), (batch_size, height, width), default):
+            if given and asked is not None and asked != value:
+                raise ValueError(f"`{name}` is {asked}, but the given frames have {value}; leave it out.")
+            actual.append(int(asked or value))
+            if name != "batch_size" and actual[-1] % self.unet.size_multiple:
+                raise ValueError(
+                    f"The {name} of the frames must be a multiple of {self.unet.size_multiple} for this network, got"
+                    f" {actual[-1]}. Resize, crop or pad them."
+                )
+        return tuple(actual)
+
+    def _plan_windows(
+        self, num_past: int, num_frames: int | None, num_future: int
+    ) -> tuple[list[Window] | Iterator[Window], int | None]:
+        """The frame schedule and its length; a list only if it reads the future, since forwards it may be very long."""
+        config = self.unet.config
+        if num_past and num_future and num_frames < config.num_frames:
+            raise ValueError(
+                f"`num_frames` must be at least {config.num_frames}, one block of this network, to interpolate; got"
+                f" {num_frames}."
+            )
+        total = None if num_frames is None else num_past + num_frames + num_future
+        windows = blocks(
+            total,
+            observed=[*range(num_past), *(range(total - num_future, total) if num_future else ())],
+            step=config.num_frames,
+            num_past_frames=config.num_past_frames,
+            num_future_frames=config.num_future_frames,
+        )
+        num_windows = None if num_frames is None else -(-num_frames // config.num_frames)
+        return (list(windows) if num_future else windows), num_windows
 
     def _check_masks(self, windows: list[Window], num_past: int, num_future: int, guidance_scale: float) -> None:
         """Whether the network was trained with the frames missing that these windows leave out."""
@@ -822,6 +822,27 @@ class MCVDPipeline(DiffusionPipeline):
                 f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
             )
         return steps
+
+
+def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if not torch.is_tensor(latents) or tuple(latents.shape) != shape or not latents.is_floating_point():
+        got = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
+        raise ValueError(f"`latents` must be a float tensor of shape {shape} for this call, got {got}.")
+    if not torch.isfinite(latents).all():
+        raise ValueError("`latents` has values that are NaN or infinite.")
+
+
+def _check_generator(generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
+    generator = list(generator) if isinstance(generator, tuple) else generator
+    for source in generator if isinstance(generator, list) else [generator]:
+        if generator is not None and not isinstance(source, torch.Generator):
+            raise ValueError(
+                f"`generator` must be a torch.Generator or a list of them, got {type(source).__name__}. From a number:"
+                " torch.Generator().manual_seed(number)."
+            )
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"`generator` is a list of {len(generator)} for {batch_size} videos: one each is needed.")
+    return generator
 
 
 def _replaced_latents(outputs: dict | None, latents: torch.Tensor) -> torch.Tensor:
