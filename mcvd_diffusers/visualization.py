@@ -32,8 +32,11 @@ def save_comparison_gif(
         milliseconds (`int`, *optional*, defaults to 200): Time that a frame is shown.
 
     Raises:
-        ValueError: If the columns differ in shape, or `is_given` does not have `T` entries.
+        ValueError: If the columns differ in shape, `is_given` does not have `T` entries, or the suffix is another.
     """
+    path = Path(path)
+    if path.suffix.lower() not in (".gif", ".webp"):
+        raise ValueError(f"`path` must end in .gif or .webp, got {path.name!r}.")
     (num_videos, num_frames), scale, (cell_width, cell_height) = _layout(columns, is_given, frame_height)
     size = (GAP + len(columns) * (cell_width + GAP), LABEL_HEIGHT + GAP + num_videos * (cell_height + GAP))
     pictures = []
@@ -47,7 +50,6 @@ def save_comparison_gif(
                 canvas.paste(_cell(videos[row, t], scale, is_given[t] or label == "truth"), (left, top))
         pictures.append(canvas)
 
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 

@@ -70,5 +70,7 @@ def test_columns_that_do_not_fit_are_refused(tmp_path):
     videos = torch.rand(1, 3, 1, 8, 8)
     with pytest.raises(ValueError, match="`columns` must hold videos of one shape"):
         save_comparison_gif(tmp_path / "a.gif", {"truth": videos, "sample": videos[:, :2]}, [True] * 3)
+    with pytest.raises(ValueError, match="`path` must end in .gif or .webp, got 'a.mp4'"):
+        save_comparison_gif(tmp_path / "a.mp4", {"truth": videos}, [True] * 3)
     with pytest.raises(ValueError, match="`is_given` must have 3 entries, one for each frame, got 2"):
         save_comparison_gif(tmp_path / "a.gif", {"truth": videos}, [True] * 2)

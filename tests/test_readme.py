@@ -21,7 +21,7 @@ def saved_pipeline(tmp_path):
     """A small network of the demo's frames and size."""
     torch.manual_seed(0)
     unet = MCVDUNet2DModel(
-        sample_size=32,
+        sample_size=24,
         in_channels=1,
         num_past_frames=4,
         num_frames=4,
@@ -40,8 +40,8 @@ def test_python_of_the_readme_runs(saved_pipeline, monkeypatch):
     assert "runs/demo" in code and "DPMSolverMultistepScheduler" in code
     scope = {}
     exec(code.replace("runs/demo", str(saved_pipeline)), scope)
-    assert scope["out"].frames.shape == (10, 8, 1, 32, 32)  # as its comments say
-    assert scope["out"].uncertainty.shape == (1, 8, 1, 32, 32)
+    assert scope["out"].frames.shape == (10, 8, 1, 24, 24)  # as its comments say
+    assert scope["out"].uncertainty.shape == (1, 8, 1, 24, 24)
     assert len(scope["block"][0]) == 4
 
 

@@ -33,6 +33,7 @@ Shapes: T frames, C channels (1 grey, 3 RGB), H height, W width.
 """
 
 import hashlib
+import operator
 import os
 import re
 import unicodedata
@@ -618,7 +619,7 @@ class ClipDataset(SeededDataset):
             `IndexError`: If there is no such clip.
             `ValueError`: If the video is broken inside the window, which the constructor can not see.
         """
-        index = range(len(self))[index]
+        index = range(len(self))[operator.index(index)]
         video = self._videos[index]
         rng = self.item_rng(index)
         num_starts = num_clip_starts(self.reader.num_frames(video), num_frames=self.num_frames, stride=self.stride)

@@ -17,6 +17,7 @@ train[0]["video"]  # (20, 1, 64, 64), float32 in [-1, 1]
 Shapes: N digit images, T frames, H height and W width of the canvas, h and w of a digit.
 """
 
+import operator
 from collections.abc import Iterable
 
 import numpy as np
@@ -282,7 +283,7 @@ class MovingDigits(SeededDataset):
         Raises:
             `IndexError`: If there is no such clip.
         """
-        index = range(len(self))[index]
+        index = range(len(self))[operator.index(index)]
         clip = draw_moving_digits(
             self.digits,
             self.item_rng(index),

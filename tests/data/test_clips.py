@@ -683,3 +683,20 @@ def test_an_empty_side_is_refused():
 def test_a_subset_of_videos_that_do_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"`videos` must lie in 0\.\.1, .* but got \[2, -1\]"):
         SubsetReader(NameReader("ab"), [0, 2, -1])
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "elsewhere" / "video").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "video" / "0.png")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")  # a circle
+    reader = open_reader(tmp_path / "data")
+    assert len(reader) == 1 and reader.num_frames(0) == 1
+
+
+def test_a_slice_is_no_index(tmp_path):
+    (tmp_path / "video").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "video" / "0.png")
+    with pytest.raises(TypeError):
+        ClipDataset(open_reader(tmp_path), num_frames=1)[0:1]
