@@ -19,9 +19,14 @@ drawn from a global stream that outlives a step.
 import argparse
 import contextlib
 import itertools
+import logging
 import math
+import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -70,7 +75,9 @@ def flag(default, help: str):
 @dataclass
 class ModelArguments:
     pretrained_model_name_or_path: str | None = flag(
-        None, "Pipeline (folder or Hub id) whose network to go on training. Its config then counts, not these flags."
+        None,
+        "Pipeline (folder or Hub id) whose network to go on training. It brings its shape, resolution, masks, noise"
+        " schedule and target along; only resolution and masks may be changed.",
     )
     conditioning: Literal["concat", "spatin"] = flag("concat", "How given frames enter the network.")
     in_channels: int = flag(1, "Channels of a frame.")
@@ -79,8 +86,8 @@ class ModelArguments:
     num_frames: int = flag(4, "Frames of the block that the network makes.")
     num_future_frames: int = flag(2, "Frames after the block that the network reads.")
     block_out_channels: list[int] = flag([32, 64, 96], "Channels of each level of the UNet, finest first.")
-    down_block_types: list[str] = flag(
-        ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"], "DownBlock2D or AttnDownBlock2D for each level."
+    down_block_types: list[str] | None = flag(
+        None, "DownBlock2D or AttnDownBlock2D for each level; attention at the coarsest level only, if not given."
     )
     layers_per_block: int = flag(1, "Residual blocks of a level.")
     attention_head_dim: int | None = flag(None, "Channels of an attention head; one head if not given.")
@@ -216,6 +223,9 @@ def parse_args(args: list[str] | None = None) -> Settings:
             explicit=frozenset(vars(given.parse_args(args))),
         )
         adopt_pretrained(settings)
+        if settings.model.down_block_types is None:
+            plain = len(settings.model.block_out_channels) - 1
+            settings.model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
         check_settings(settings)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -268,9 +278,19 @@ def adopt_pretrained(settings: Settings) -> None:
     source = settings.model.pretrained_model_name_or_path
     if source is None:
         return
-    for group, config, names in (
-        (settings.model, MCVDUNet2DModel.load_config(source, subfolder="unet"), FROM_PRETRAINED_UNET),
-        (settings.training, DDPMScheduler.load_config(source, subfolder="scheduler"), FROM_PRETRAINED_SCHEDULER),
+    unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")
+    scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
+    size = unet_config["sample_size"]
+    for group, name, theirs in (  # these may be changed
+        (settings.model, "resolution", size if isinstance(size, list) else [size]),
+        (settings.training, "drop_past", unet_config["drop_past"]),
+        (settings.training, "drop_future", unet_config["drop_future"]),
+    ):
+        if name not in settings.explicit:
+            setattr(group, name, theirs)
+    for group, config, names in (  # and these not
+        (settings.model, unet_config, FROM_PRETRAINED_UNET),
+        (settings.training, scheduler_config, FROM_PRETRAINED_SCHEDULER),
     ):
         for name in names:
             ours, theirs = getattr(group, name), config[name]
@@ -388,6 +408,19 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(f"--validation_fraction must be between 0 and 1, got {data.validation_fraction}.")
 
 
+class SetupError(ValueError):
+    """Something about the settings or the data that shows before the first step."""
+
+
+@contextlib.contextmanager
+def setup_errors():
+    """Errors of the set-up end the script with a message; others show where they happened."""
+    try:
+        yield
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What is trained, and on what
 
@@ -478,8 +511,8 @@ def make_pipeline(settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DD
 # Training
 
 
-def main(settings: Settings) -> Path:
-    """Train. Returns the folder of the saved pipeline."""
+def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) -> Path:
+    """Train, until the end or until `is_stop_asked()`. Returns the folder of the saved pipeline."""
     training = settings.training
     output_dir = Path(training.output_dir)
     accelerator = Accelerator(
@@ -494,15 +527,17 @@ def main(settings: Settings) -> Path:
     )
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
 
-    unet, noise_scheduler = make_unet(settings), make_noise_scheduler(settings)
+    with setup_errors():
+        unet, noise_scheduler = make_unet(settings), make_noise_scheduler(settings)
     config = unet.config
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    train_set, held_out = make_datasets(settings, unet.num_window_frames)
+    with setup_errors():
+        train_set, held_out = make_datasets(settings, unet.num_window_frames)
     if len(train_set) < training.train_batch_size * world_size:
-        raise ValueError(
+        raise SetupError(
             f"--train_batch_size: {training.train_batch_size} clips on each of {world_size} processes are more than the"
-            f" {len(train_set)} training clips."
+            f" {len(train_set)} training clips (one of each video). Choose at most {len(train_set) // world_size}."
         )
     loader = DataLoader(
         train_set,
@@ -541,12 +576,13 @@ def main(settings: Settings) -> Path:
             with open(output_dir / "training_settings.yaml", "x", encoding="utf-8") as file:
                 yaml.safe_dump(settings.as_dict(), file, sort_keys=False)
         except FileExistsError as error:
-            raise ValueError(f"--output_dir {output_dir} was taken by another run in the meantime.") from error
+            raise SetupError(f"--output_dir {output_dir} was taken by another run in the meantime.") from error
     if training.report_to != "none":
         flat = {
             name: x if isinstance(x, (int, float, str, bool)) else str(x) for name, x in settings.as_dict().items()
         }
         accelerator.init_trackers(training.tracker_project_name, config=flat)
+    unet_window = accelerator.unwrap_model(unet).num_window_frames
     num_parameters = sum(parameter.numel() for parameter in accelerator.unwrap_model(unet).parameters())
     if training.max_train_minutes is not None and training.lr_scheduler in ("cosine", "linear"):
         log(
@@ -556,12 +592,17 @@ def main(settings: Settings) -> Path:
         )
     log(
         accelerator,
-        f"{num_parameters:,} parameters, {len(train_set):,} clips, {training.max_train_steps:,} updates of"
+        f"{settings.data.train_data_dir or 'moving digits'}: clips of {unet_window} frames, {settings.size[0]}x"
+        f"{settings.size[1]} pixels, {config.in_channels} channel(s), {len(train_set):,} a round, {len(held_out):,} held out",
+    )
+    log(
+        accelerator,
+        f"{num_parameters:,} parameters, {training.max_train_steps:,} updates of"
         f" {training.train_batch_size * world_size * training.gradient_accumulation_steps} clips"
         f" on {world_size} x {device.type}",
     )
 
-    update, is_late = 0, False
+    update = 0
     total_loss, num_losses = torch.zeros((), device=device), 0
     started = last_time = time.perf_counter()
     unet.train()
@@ -604,10 +645,11 @@ def main(settings: Settings) -> Path:
             if ema is not None:
                 ema.step(unet.parameters())
         update += 1
-        if training.max_train_minutes is not None:
-            if rank == 0 and time.perf_counter() - started > 60 * training.max_train_minutes:
+        is_late = time.perf_counter() - started > 60 * (training.max_train_minutes or math.inf) or is_stop_asked()
+        if training.max_train_minutes is not None and world_size > 1:  # the first process decides for all
+            if rank == 0 and is_late:
                 accelerator.set_trigger()
-            is_late = accelerator.check_trigger()  # the same on all processes
+            is_late = accelerator.check_trigger()
         is_end = is_late or update == training.max_train_steps
 
         if update % training.logging_steps == 0 or is_end:
@@ -750,7 +792,17 @@ def log(accelerator: Accelerator, message: str) -> None:
 
 
 if __name__ == "__main__":
-    import logging
-
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    main(parse_args())
+    settings, stop = parse_args(), threading.Event()
+
+    def ask_to_stop(*_):
+        logging.info("stopping after this update and saving; once more to stop at once")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.set()
+
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # several processes would have to agree
+        signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        main(settings, stop.is_set)
+    except SetupError as error:
+        sys.exit(f"train_mcvd.py: error: {error}")

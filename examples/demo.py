@@ -24,7 +24,7 @@ from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "examples" / "configs" / "demo.yaml"
-NUM_CLIPS, NUM_PREDICTED, NUM_STEPS = 64, 8, 25
+NUM_CLIPS, NUM_PREDICTED, NUM_STEPS = 64, 8, 10
 
 
 def new_folder() -> Path:

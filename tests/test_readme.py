@@ -21,7 +21,7 @@ def saved_pipeline(tmp_path):
     """A small network of the demo's frames and size."""
     torch.manual_seed(0)
     unet = MCVDUNet2DModel(
-        sample_size=24,
+        sample_size=32,
         in_channels=1,
         num_past_frames=4,
         num_frames=4,
@@ -35,14 +35,15 @@ def saved_pipeline(tmp_path):
 
 
 @pytest.mark.slow
-def test_python_of_the_readme_runs(saved_pipeline, monkeypatch):
+def test_python_of_the_readme_runs(saved_pipeline, tmp_path, monkeypatch):
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
     assert "runs/demo" in code and "DPMSolverMultistepScheduler" in code
+    monkeypatch.chdir(tmp_path)  # it writes a GIF
     scope = {}
     exec(code.replace("runs/demo", str(saved_pipeline)), scope)
-    assert scope["out"].frames.shape == (10, 8, 1, 24, 24)  # as its comments say
-    assert scope["out"].uncertainty.shape == (1, 8, 1, 24, 24)
-    assert len(scope["block"][0]) == 4
+    assert scope["out"].frames.shape == (10, 8, 1, 32, 32)  # as its comments say
+    assert scope["out"].uncertainty.shape == (1, 8, 1, 32, 32)
+    assert len(scope["block"][0]) == 4 and (tmp_path / "generated.gif").is_file()
 
 
 def test_commands_of_the_readme_parse(tmp_path):
@@ -55,6 +56,9 @@ def test_commands_of_the_readme_parse(tmp_path):
         arguments = shlex.split(command.replace("my_videos/", str(videos)).replace("runs/mine", str(output)))
         settings = train_mcvd.parse_args(arguments)
         assert settings.model.num_past_frames == 5
+        with torch.device("meta"):
+            unet = train_mcvd.make_unet(settings)
+        assert round(sum(parameter.numel() for parameter in unet.parameters()) / 1e6) == 27  # as the text says
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"^make ([\w-]+)", text, re.M):
         assert target in targets

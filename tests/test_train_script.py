@@ -1,6 +1,7 @@
 """train_mcvd.py: settings, presets, and training runs in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,36 @@ def test_training_stops_when_its_time_is_over_and_saves(tmp_path, caplog):
     assert MCVDPipeline.from_pretrained(folder).unet.config.num_frames == 2
 
 
+def test_training_stops_when_it_is_asked_to_and_saves(tmp_path):
+    asked = iter([False, False, True])
+    settings = train_mcvd.parse_args(flags(tmp_path / "out", max_train_steps=100_000))
+    folder = train_mcvd.main(settings, lambda: next(asked))
+    assert (folder / "samples" / "step-3").is_dir()
+    assert MCVDPipeline.from_pretrained(folder).unet.config.num_frames == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_what_was_trained(tmp_path):
+    command = [sys.executable, "train_mcvd.py", *flags(tmp_path / "out", max_train_steps=100_000)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stderr:
+            if "step      2" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 0 and "stopping after this update" in rest and "saved to" in rest
+    assert MCVDPipeline.from_pretrained(tmp_path / "out").unet.config.num_frames == 2
+
+
+@pytest.mark.slow
+def test_errors_of_the_set_up_are_messages_not_tracebacks(tmp_path):
+    command = [sys.executable, "train_mcvd.py", *flags(tmp_path / "out", num_train_clips=2)]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 1 and "Traceback" not in out.stderr
+    assert "error: --train_batch_size: 4 clips" in out.stderr and "Choose at most 2" in out.stderr
+
+
 def test_training_that_diverges_stops_and_saves_nothing(tmp_path):
     with pytest.raises(
         RuntimeError, match="The loss is .* at update .*: training has diverged.*Lower --learning_rate"
@@ -342,9 +373,9 @@ def test_gradient_checkpointing_changes_only_rounding(tmp_path):
 
 def test_training_goes_on_from_a_saved_pipeline(tmp_path):
     target = {"prediction_type": "epsilon", "beta_schedule": "linear", "num_train_timesteps": 200}
-    first = run(tmp_path / "first", conditioning="spatin", spatin_channels=8, **target)
+    first = run(tmp_path / "first", conditioning="spatin", spatin_channels=8, drop_future=0.7, **target)
     second = run(
-        tmp_path / "second", only=["train_batch_size", "num_train_clips", "resolution", "num_validation_videos"],
+        tmp_path / "second", only=["train_batch_size", "num_train_clips", "num_validation_videos"],
         pretrained_model_name_or_path=str(first), learning_rate=1e-9, lr_warmup_steps=0, max_train_steps=2, drop_past=0.1,
     )  # fmt: skip
     before, after = weights(first), weights(second)
@@ -354,7 +385,8 @@ def test_training_goes_on_from_a_saved_pipeline(tmp_path):
     for name, value in target.items():
         assert pipes[1].scheduler.config[name] == value
     assert pipes[1].unet.config.num_train_timesteps == 200 and pipes[1].unet.config.prediction_type == "epsilon"
-    assert pipes[1].unet.config.drop_past == 0.1
+    assert pipes[1].unet.config.drop_past == 0.1 and pipes[1].unet.config.drop_future == 0.7
+    assert pipes[1].unet.config.sample_size == [16, 16]
     written = yaml.safe_load((second / "training_settings.yaml").read_text())
     assert written["conditioning"] == "spatin" and written["prediction_type"] == "epsilon"
 

@@ -32,12 +32,15 @@ def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> t
     if 0 in frames.shape:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(frames.shape)}.")
     if frames.shape[1] > most:
-        way_out = f"the last {most}, `past_frames[:, -{most}:]`" if name == "past_frames" else f"the first {most}"
-        raise ValueError(f"`{name}` has {frames.shape[1]} frames, this network reads at most {most}: pass {way_out}.")
+        end = "last" if name == "past_frames" else "first"
+        raise ValueError(
+            f"`{name}` has {frames.shape[1]} frames, this network reads at most {most}: pass the {end} {most} of each"
+            " video."
+        )
     if frames.shape[2] != num_channels:
         raise ValueError(
-            f"`{name}` must have {num_channels} channels, got {frames.shape[2]} (shape"
-            f" {tuple(frames.shape)}, read as (B, T, C, H, W))."
+            f"`{name}` must have {num_channels} channel(s), got {frames.shape[2]} (shape {tuple(frames.shape)}, read as"
+            ' (B, T, C, H, W)). Convert them, such as with image.convert("L") or "RGB", or move the channel axis.'
         )
     if frames.dtype == torch.uint8:
         return frames.float() / 255

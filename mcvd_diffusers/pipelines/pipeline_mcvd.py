@@ -594,6 +594,11 @@ class MCVDPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if num_inference_steps is None or ensemble_size is None:
             raise ValueError("`num_inference_steps` and `ensemble_size` must be positive integers, got None.")
+        if num_inference_steps > config.num_train_timesteps:
+            raise ValueError(
+                f"`num_inference_steps` must be at most {config.num_train_timesteps}, the timesteps of this network's"
+                f" training, got {num_inference_steps}."
+            )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
         if output_type == "pil" and config.in_channels not in (1, 3, 4):
