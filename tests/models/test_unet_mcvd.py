@@ -414,10 +414,13 @@ def test_attention_backend_really_switches():
     unet = tiny_unet()
     sample, roles = random_window(unet), roles_for(unet)
     out = unet(sample, 1, roles).sample
-    unet.set_attention_backend("_native_math")
-    processors = unet.attn_processors.values()
-    assert processors and all(processor._attention_backend == "_native_math" for processor in processors)
-    torch.testing.assert_close(unet(sample, 1, roles).sample, out, atol=1e-5, rtol=0)
+    try:
+        unet.set_attention_backend("_native_math")
+        processors = unet.attn_processors.values()
+        assert processors and all(processor._attention_backend == "_native_math" for processor in processors)
+        torch.testing.assert_close(unet(sample, 1, roles).sample, out, atol=1e-5, rtol=0)
+    finally:
+        unet.set_attention_backend("native")  # Diffusers switches it for the whole process
 
 
 def test_fused_projections_change_nothing():
