@@ -1,5 +1,6 @@
 """train_mcvd.py: settings, presets, and training runs in processes of their own."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers.metrics import video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
 
 
@@ -550,3 +552,18 @@ def test_training_learns_to_predict(tmp_path):
     _, held_out = train_mcvd.make_datasets(settings, pipe.unet.num_window_frames)
     values = train_mcvd.validate(settings, Accelerator(), pipe, held_out, 901)
     assert values["validation/prediction_psnr"] > values["validation/prediction_psnr_of_baseline"] + 3
+
+    # The same checkpoint does all four tasks, and what is given decides what is made.
+    pipe.set_progress_bar_config(disable=True)
+    videos = (torch.stack([held_out[i]["video"] for i in range(4)]) + 1) / 2
+    past, future = videos[:, :2], videos[:, -1:]
+
+    def make(**given):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**given, num_inference_steps=20, generator=generator, output_type="pt").frames
+
+    prediction = make(past_frames=past)
+    tasks = [prediction, make(future_frames=future), make(past_frames=past, future_frames=future), make(batch_size=4)]
+    for i, j in itertools.combinations(range(4), 2):
+        assert (tasks[i] - tasks[j]).abs().mean() > 1e-3
+    assert video_mse(make(past_frames=past.flip(0)), prediction).mean() > 0.01  # another past, another prediction
