@@ -141,7 +141,7 @@ prediction, {num_past} given -> {NUM_PREDICTED} frames             {psnr(samples
 interpolation, {num_past} + {num_future} given -> {block} frames      {psnr(between, gap)}     {psnr(blend, gap)}  (blending the two ends)
 
 {seconds_per_video:.2f} s a video of {NUM_PREDICTED} frames ({2 * NUM_CLIPS} at once); {time.perf_counter() - started:.0f} s in all without set-up.
-So short a training teaches where a digit goes, not yet how to keep its shape: that takes hours, or a GPU.
+So short a training teaches where a digit goes, not yet how to keep its shape: that takes much longer.
 Look at {folder.relative_to(ROOT)}/prediction.gif, interpolation.gif and generation.gif: green frames were given, orange
 ones made. The model is in the same folder: MCVDPipeline.from_pretrained("{folder.relative_to(ROOT)}").""")
 
