@@ -128,10 +128,10 @@ class TrainingArguments:
     drop_future: float = flag(0.5, "Probability that all future frames of a sample are absent.")
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = flag(
-        "v_prediction", "What the network predicts. The original's is epsilon; v_prediction learns faster."
+        "v_prediction", "What the network predicts; the original's predicts epsilon."
     )
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = flag(
-        "squaredcos_cap_v2", "Noise schedule: the original's linear one, or cosine, which learns faster."
+        "squaredcos_cap_v2", "Noise schedule: the original's linear one, or cosine."
     )
     num_train_timesteps: int = flag(1000, "Timesteps of the noise schedule.")
     loss_type: Literal["l2", "l1"] = flag("l2", "Squared or absolute error.")

@@ -743,7 +743,7 @@ class MCVDPipeline(DiffusionPipeline):
         if not _is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
         config = self.unet.config
-        for side, given, number in (("past", num_past, 0), ("future", num_future, 1)):
+        for side, given in (("past", num_past), ("future", num_future)):
             needed, dropped = config[f"num_{side}_frames"], config[f"drop_{side}"]
             if given and dropped == 1:
                 raise ValueError(
