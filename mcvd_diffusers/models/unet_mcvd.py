@@ -12,6 +12,7 @@ Letters in shape comments: `B` videos, `T = p + k + f` frames of a window (past,
 frame, `H, W` its height and width, `h, w` the height and width at some level of the UNet, `D` width of the embedding.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -84,8 +85,10 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         down_block_types (`tuple[str]`, *optional*, defaults to `("DownBlock2D",) + ("AttnDownBlock2D",) * 3`):
             One of `"DownBlock2D"` and `"AttnDownBlock2D"` for each level, finest first. The way up mirrors it.
         block_out_channels (`tuple[int]`, *optional*, defaults to `(64, 128, 192, 256)`):
-            Channels of each level, finest first, 4 or more each. The first is also the width of the sinusoidal time
-            embedding.
+            Channels of each level, finest first, 4 or more each.
+        conv_in_channels (`int`, *optional*):
+            Channels after the first convolution, 4 or more, which is also the width of the sinusoidal time embedding.
+            `None`: those of the first level.
         layers_per_block (`int`, *optional*, defaults to `2`): Residual blocks of a level on the way down; one more up.
         attention_head_dim (`int`, *optional*):
             Channels of one attention head. Levels with fewer channels have one head; for the others it must divide
@@ -114,7 +117,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     _no_split_modules = ["MCVDResnetBlock2D", "MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
     # Whole levels: each is compiled once, and torch.compile allows no more variants of one class than there are levels.
     _repeated_blocks = ["MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
-    _skip_layerwise_casting_patterns = ["norm", "time_proj", "time_embedding", "past_embedding"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "past_embedding"]
     _group_offload_block_modules = ["mid_block"]
 
     @register_to_config
@@ -129,6 +132,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         spatin_channels: int = 128,
         down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
         block_out_channels: tuple[int, ...] = (64, 128, 192, 256),
+        conv_in_channels: int | None = None,
         layers_per_block: int = 2,
         attention_head_dim: int | None = None,
         dropout: float = 0.0,
@@ -143,11 +147,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
         num_cond_frames = num_past_frames + num_future_frames
         cond_channels = num_cond_frames * in_channels
-        width = block_out_channels[0]
+        width = block_out_channels[0] if conv_in_channels is None else conv_in_channels
         has_attention = [kind == "AttnDownBlock2D" for kind in down_block_types]
 
-        # Time: sine before cosine, frequencies 10000^(-j / (width/2 - 1)).
-        self.time_proj = Timesteps(width, flip_sin_to_cos=False, downscale_freq_shift=1)
         self.time_embedding = TimestepEmbedding(width, 4 * width)
         embedding_dim = 4 * width
         self.past_embedding = None
@@ -360,7 +362,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             timestep = torch.tensor([timestep], dtype=torch.float32, device=sample.device)
         timestep = timestep.to(sample.device).reshape(-1).expand(batch_size)
         label = (self.config.num_train_timesteps - 1) - timestep.float()
-        emb = self.time_embedding(self.time_proj(label).to(sample.dtype))  # (B, 4 * width)
+        emb = self.time_embedding(_sinusoids(label, self.conv_in.out_channels).to(sample.dtype))  # (B, 4 * width)
         if self.past_embedding is not None:
             is_past_kept = (roles[:, :past] == OBSERVED).any(dim=1)
             emb = torch.cat([emb, self.past_embedding(is_past_kept.long()).to(emb.dtype)], dim=1)  # (B, D)
@@ -724,6 +726,19 @@ class MCVDAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states)
 
 
+def _sinusoids(label: torch.Tensor, width: int) -> torch.Tensor:
+    """
+    Sines before cosines of `label * 10000^(-j / (width/2 - 1))`, `(B,)` -> `(B, width)`.
+
+    Diffusers' `get_timestep_embedding` rounds the exponents otherwise, which is 5e-5 at label 999; this is the
+    original's order, so that its numbers are met to the last bit.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=label.device).float() * -(math.log(10_000) / (half - 1)))
+    angles = label.float()[:, None] * frequencies  # (B, half)
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
 def _num_groups(channels: int) -> int:
     """Groups of a normalisation: at most 32 of at least 4 channels, and a divisor of the number of channels."""
     num_groups = min(channels // 4, 32)
@@ -779,6 +794,10 @@ def _check_config(config) -> None:
         raise ValueError(f"`block_out_channels` must be a list of integers of at least 4, got {widths!r}.")
     if not isinstance(kinds, (list, tuple)) or not all(kind in ("DownBlock2D", "AttnDownBlock2D") for kind in kinds):
         raise ValueError(f'`down_block_types` must be a list of "DownBlock2D" and "AttnDownBlock2D", got {kinds!r}.')
+    if config.conv_in_channels is not None and not is_count(config.conv_in_channels, 4):
+        raise ValueError(
+            f"`conv_in_channels` must be an integer of at least 4 or None, got {config.conv_in_channels!r}."
+        )
     if len(kinds) != len(widths):
         raise ValueError(
             f"`down_block_types` ({len(kinds)} entries) and `block_out_channels` ({len(widths)} entries) must have one"
