@@ -51,7 +51,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import HfArgumentParser
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
-from mcvd_diffusers.data import ClipDataset, MovingDigits, load_digits, open_reader, split_by_name
+from mcvd_diffusers.data import (
+    ClipDataset,
+    MovingDigits,
+    OriginalClips,
+    load_digits,
+    open_reader,
+    published_split,
+    split_by_name,
+)
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
 from mcvd_diffusers.randomness import keyed_seed
@@ -99,7 +107,10 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     train_data_dir: str | None = flag(
-        None, "Folder of videos, or of folders of frames. Without it: moving digits, drawn as they are needed."
+        None,
+        "Folder of videos, of folders of frames, or of the original code's HDF5 files. Of the latter, BAIR, Cityscapes"
+        " (folders train/ and test/), KTH and UCF-101 are split as published, and their clips chosen as the original does"
+        " (UCF-101's 85 columns are cut to --resolution). Without it: moving digits, drawn as they are needed.",
     )
     digits: Literal["sklearn", "mnist"] = flag(
         "sklearn", "Handwritten digits that move: scikit-learn's (no download) or MNIST (from the Hub)."
@@ -112,7 +123,9 @@ class DataArguments:
         None, "Largest speed of a digit in pixels a frame; a 16th of the shorter side if not given."
     )
     num_train_clips: int = flag(10_000, "Moving digits: clips in an epoch.")
-    validation_fraction: float = flag(0.1, "Folder: share of the videos that is held out, chosen by their names.")
+    validation_fraction: float = flag(
+        0.1, "Folder: share of the videos that is held out, chosen by their names, unless they are split as published."
+    )
     frame_stride: int = flag(1, "Folder: take every n-th frame.")
     random_flip: bool = flag(False, "Folder: mirror half of the clips.")
     dataloader_num_workers: int = flag(0, "Processes that load clips.")
@@ -443,6 +456,28 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
         return (
             MovingDigits(train, num_clips=data.num_train_clips, **common),
             MovingDigits(held_out, num_clips=256, **common),
+        )
+    published = published_split(data.train_data_dir)
+    if published is not None:
+        if data.frame_stride != 1:
+            raise ValueError(
+                f"--frame_stride must be 1 for --train_data_dir {data.train_data_dir}, which is split as published, got"
+                f" {data.frame_stride}: clips are chosen as the original does."
+            )
+        height, width = settings.size
+        for reader in published:
+            their_channels, their_height, their_width = reader.read(0, 0, 1).shape[1:]
+            if (their_channels, their_height) != (settings.model.in_channels, height) or their_width < width:
+                raise ValueError(
+                    f"--in_channels {settings.model.in_channels} and --resolution {height} {width} do not fit"
+                    f" --train_data_dir {data.train_data_dir}, whose {their_channels}-channel frames of {their_height}x"
+                    f"{their_width} pixels are cut to the width but not resized: pass --in_channels {their_channels}"
+                    f" --resolution {their_height} {min(their_height, their_width)}."
+                )
+        common = {"num_frames": num_frames, "crop_width": width, "seed": seed}
+        return (
+            OriginalClips(published[0], random_crop=True, random_flip=data.random_flip, **common),
+            OriginalClips(published[1], **common),
         )
     common = {
         "num_frames": num_frames,

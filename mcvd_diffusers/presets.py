@@ -98,7 +98,8 @@ def preset(name: str) -> dict:
     digits = {"digits": "mnist", "num_digits": 2, "digit_size": 32, "max_speed": 4}
     settings = {
         **_COMMON,
-        **(digits if name.startswith("smmnist") else {}),
+        # The original mirrors half of the clips, but for moving digits.
+        **(digits if name.startswith("smmnist") else {"random_flip": True}),
         "in_channels": channels,
         "resolution": [size],
         "num_past_frames": past,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -483,6 +484,57 @@ def test_trains_on_a_folder_of_frame_folders(tmp_path):
     )
     out = MCVDPipeline.from_pretrained(folder)(num_inference_steps=2, output_type="pt").frames
     assert out.shape == (1, 2, 3, 8, 12)
+
+
+def write_hdf5(file, num_videos, shape=(16, 21, 3), **numbers):
+    """A file as the original's converters write it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(0)
+    with h5py.File(file, "w") as root:
+        for video in range(num_videos):
+            root[f"len/{video}"] = 7
+            for frame in range(7):
+                root[f"{video}/{frame}"] = random.randint(0, 256, shape, dtype=np.uint8)
+        for name, value in numbers.items():
+            root[name] = value
+    return str(file.parent)
+
+
+def test_trains_on_the_original_codes_files_in_their_published_split(tmp_path):
+    data = write_hdf5(tmp_path / "data" / "shard_0001.hdf5", 26, num_train=6, num_test=20)
+    options = {"train_data_dir": data, "in_channels": 3, "random_flip": True}
+    out = MCVDPipeline.from_pretrained(run(tmp_path / "out", **options))(
+        num_inference_steps=2, output_type="pt"
+    ).frames
+    assert out.shape == (1, 2, 3, 16, 16)  # cut, not squeezed
+    train, held_out = train_mcvd.make_datasets(train_mcvd.parse_args(flags(tmp_path / "again", **options)), 5)
+    assert len(train) == 6 and [held_out.reader.name(video) for video in range(2)] == ["shard_0001/6", "shard_0001/16"]
+    assert train.random_flip and train.random_crop and not held_out.random_flip and not held_out.random_crop
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({}, "3-channel frames of 16x21 pixels are .*: pass --in_channels 3 --resolution 16 16"),
+        ({"in_channels": 3, "resolution": [8, 8]}, "pass --in_channels 3 --resolution 16 16"),
+        ({"in_channels": 3, "resolution": [16, 24]}, "pass --in_channels 3 --resolution 16 16"),
+        ({"in_channels": 3, "frame_stride": 2}, "--frame_stride must be 1 for .*, which is split as published, got 2"),
+        ({"in_channels": 3, "num_frames": 5}, "`num_frames` must not exceed the frames of any video but 8 does"),
+    ],
+)
+def test_settings_that_do_not_fit_a_published_split_are_named(settings, message, tmp_path):
+    for side in ("train", "test"):
+        write_hdf5(tmp_path / "data" / side / "shard_0001.hdf5", 4)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "out", train_data_dir=str(tmp_path / "data"), **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_hdf5_files_without_a_published_split_are_split_by_name_and_resized(tmp_path):
+    data = write_hdf5(tmp_path / "data" / "own.h5", 12)
+    settings = train_mcvd.parse_args(flags(tmp_path / "out", train_data_dir=data, frame_stride=2, num_frames=1))
+    train, held_out = train_mcvd.make_datasets(settings, 4)
+    assert len(train) + len(held_out) == 12 and train[0]["video"].shape == (4, 1, 16, 16)
 
 
 def test_mixed_precision_trains(tmp_path):

@@ -1,4 +1,4 @@
-"""Clips `{"video": (T, C, H, W) float32 in [-1, 1]}` of any source: video files, folders of frames, moving digits."""
+"""Clips `{"video": (T, C, H, W) float32 in [-1, 1]}` of any source: videos, folders of frames, HDF5, moving digits."""
 
 from .clips import (
     ClipDataset,
@@ -12,13 +12,16 @@ from .clips import (
     split_by_name,
 )
 from .moving_digits import MovingDigits, draw_moving_digits, draw_trajectory, load_digits
+from .original import HDF5Reader, OriginalClips, published_split
 
 
 __all__ = [
     "ClipDataset",
     "ClipReader",
     "FrameFolderReader",
+    "HDF5Reader",
     "MovingDigits",
+    "OriginalClips",
     "SeededDataset",
     "SubsetReader",
     "VideoFileReader",
@@ -27,5 +30,6 @@ __all__ = [
     "load_digits",
     "num_clip_starts",
     "open_reader",
+    "published_split",
     "split_by_name",
 ]

@@ -8,6 +8,7 @@ knows nothing of files. A new source of videos is one class with four methods.
 | --- | --- | --- |
 | [`VideoFileReader`] | a video file (mp4, avi, webm, mov, mkv, m4v, gif), in any sub-folder | RGB |
 | [`FrameFolderReader`] | a sub-folder of image files (png, jpg, ...), in natural order of their names | grey or RGB |
+| [`HDF5Reader`] | a group in HDF5 files (hdf5, h5) as the original MCVD code's converters write them | grey or RGB |
 | [`SubsetReader`] | a video of another reader: one side of [`split_by_name`] | as they were |
 
 [`open_reader`] chooses by what a path holds:
@@ -27,7 +28,8 @@ last one included:
 | start 1 | | x | | x | | x | |
 | start 2 | | | x | | x | | x |
 
-(The original MCVD code drew from `randint(video_length - num_frames)` and so never used the last start.)
+(The original MCVD code drew from `randint(video_length - num_frames)` and so never used the last start.
+[`OriginalClips`] chooses clips as it did.)
 
 Shapes: T frames, C channels (1 grey, 3 RGB), H height, W width.
 """
@@ -44,7 +46,7 @@ from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -53,8 +55,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 
+if TYPE_CHECKING:
+    from .original import HDF5Reader
+
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mov", ".mkv", ".m4v", ".gif")
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+HDF5_SUFFIXES = (".hdf5", ".h5")
 
 # ITU-R 601-2 luma of R, G, B: the weights of Pillow's "L".
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
@@ -345,43 +352,59 @@ class SubsetReader:
         return self.reader.read(self.videos[video], start, count, stride)
 
 
-def open_reader(path: str | PathLike) -> VideoFileReader | FrameFolderReader:
+def open_reader(path: str | PathLike) -> "VideoFileReader | FrameFolderReader | HDF5Reader":
     """
     Opens the videos at a path with the reader that fits what lies there.
 
     Args:
         path (`str` or `os.PathLike`):
-            A folder of video files, a folder of frame folders, or one video file.
+            A folder of video files, a folder of frame folders, a folder of HDF5 files in the layout of the original
+            MCVD code, or one video file or HDF5 file.
 
     Returns:
-        [`VideoFileReader`] or [`FrameFolderReader`]: The reader.
+        [`VideoFileReader`], [`FrameFolderReader`] or [`HDF5Reader`]: The reader.
 
     Raises:
-        `ValueError`: If the path does not exist, holds neither videos nor images, or holds both.
+        `ValueError`: If the path does not exist, holds none of these, or holds several kinds of them.
+        `ImportError`: If it holds HDF5 files and h5py is not installed.
     """
+    # HDF5Reader is built from the parts of this file.
+    from .original import HDF5Reader
+
     path = _existing_path("path", path)
     if path.is_file():
+        if path.suffix.lower() in HDF5_SUFFIXES:
+            return HDF5Reader(path)
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise ValueError(
-                f"`path` must be a folder or a video file ({', '.join(VIDEO_SUFFIXES)}) but got {path}. "
-                "For a video that lies as images, pass the folder above the folder of its frames."
+                f"`path` must be a folder or a video file ({', '.join(VIDEO_SUFFIXES + HDF5_SUFFIXES)}) but got "
+                f"{path}. For a video that lies as images, pass the folder above the folder of its frames."
             )
         return VideoFileReader(path)
     files = _find_files(path)
-    num_videos = sum(file.suffix.lower() in VIDEO_SUFFIXES for file in files)
-    num_images = sum(file.suffix.lower() in FRAME_SUFFIXES for file in files)
-    if num_videos and num_images:
+    kinds = (
+        ("video files", VIDEO_SUFFIXES, VideoFileReader),
+        ("images", FRAME_SUFFIXES, FrameFolderReader),
+        ("HDF5 files", HDF5_SUFFIXES, HDF5Reader),
+    )
+    found = []
+    for kind, suffixes, reader in kinds:
+        count = sum(file.suffix.lower() in suffixes for file in files)
+        if count:
+            found.append((f"{count} {kind}", reader))
+    if not found:
         raise ValueError(
-            f"`path` must hold either video files or folders of images but {path} holds {num_videos} video files and "
-            f"{num_images} images. Move one kind away, or say which is meant: `VideoFileReader(path)` or "
-            "`FrameFolderReader(path)`."
+            f"`path` must hold video files ({', '.join(VIDEO_SUFFIXES)}), folders of images "
+            f"({', '.join(FRAME_SUFFIXES)}) or HDF5 files ({', '.join(HDF5_SUFFIXES)}) but {path} holds "
+            f"{_describe_files(files)}."
         )
-    if not num_videos and not num_images:
+    if len(found) > 1:
         raise ValueError(
-            f"`path` must hold video files ({', '.join(VIDEO_SUFFIXES)}) or folders of images "
-            f"({', '.join(FRAME_SUFFIXES)}) but {path} holds {_describe_files(files)}."
+            f"`path` must hold either video files or folders of images or HDF5 files but {path} holds "
+            f"{' and '.join(count for count, _ in found)}. Move one kind away, or say which is meant: "
+            f"{' or '.join(f'`{reader.__name__}(path)`' for _, reader in found)}."
         )
-    return VideoFileReader(path) if num_videos else FrameFolderReader(path)
+    return found[0][1](path)
 
 
 def split_by_name(

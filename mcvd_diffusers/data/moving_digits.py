@@ -8,17 +8,22 @@ pointing inwards, when it leaves the canvas: the future is predictable up to the
 
 [`MovingDigits`] differs from the original data set on purpose: its items are a function of `(seed, epoch, index)`,
 where the original seeded NumPy's global stream at the first item of each process and let it run on.
+[`MovingDigits.in_sequence`] does that, too, with a stream of its own.
 
 ```python
 train = MovingDigits(load_digits("sklearn", split="train"), num_frames=20, num_clips=10_000)
 train[0]["video"]  # (20, 1, 64, 64), float32 in [-1, 1]
+
+# The original's test clips: it limits them to 256, and by the same number its digits to MNIST's first 256.
+test = MovingDigits(load_digits("mnist", split="validation")[:256], num_frames=20, num_clips=256)
+clips = [item["video"] for item in test.in_sequence(range(256))]
 ```
 
 Shapes: N digit images, T frames, H height and W width of the canvas, h and w of a digit.
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -284,9 +289,39 @@ class MovingDigits(SeededDataset):
             `IndexError`: If there is no such clip.
         """
         index = range(len(self))[operator.index(index)]
+        return self._draw(self.item_rng(index))
+
+    def in_sequence(
+        self, indices: Iterable[int], rng: np.random.RandomState | None = None
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """
+        Draws clips one after the other from one random stream, as a process of the original does.
+
+        What comes out depends on the order and, but for the first, not on the indices: the original seeds with the
+        index of its first item only.
+
+        Args:
+            indices (`Iterable[int]`):
+                Numbers of the clips, from 0.
+            rng (`np.random.RandomState`, *optional*):
+                The stream. By default a new one, seeded with the first index as in the original.
+
+        Yields:
+            `dict[str, torch.Tensor]`: Items as those of [`~MovingDigits.__getitem__`], but drawn from `rng`.
+
+        Raises:
+            `IndexError`: If there is no such clip.
+        """
+        for index in indices:
+            index = range(len(self))[operator.index(index)]
+            rng = np.random.RandomState(index) if rng is None else rng
+            yield self._draw(rng)
+
+    def _draw(self, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
+        """One item from the next numbers of a stream."""
         clip = draw_moving_digits(
             self.digits,
-            self.item_rng(index),
+            rng,
             num_frames=self.num_frames,
             canvas_size=self.canvas_size,
             num_digits=self.num_digits,

@@ -345,8 +345,8 @@ def test_a_path_without_videos_says_what_it_holds(tmp_path, open_path):
     with pytest.raises(ValueError, match=r"holds no files"):
         open_path(tmp_path)
     (tmp_path / "readme.txt").touch()
-    (tmp_path / "data.h5").touch()
-    with pytest.raises(ValueError, match=r"holds only files of other kinds \(1 \.h5, 1 \.txt\)|1 \.txt, 1 \.h5"):
+    (tmp_path / "data.npy").touch()
+    with pytest.raises(ValueError, match=r"holds only files of other kinds \(1 \.npy, 1 \.txt\)|1 \.txt, 1 \.npy"):
         open_path(tmp_path)
     with pytest.raises(ValueError, match=r"readme\.txt"):
         open_path(tmp_path / "readme.txt")
