@@ -13,6 +13,7 @@ from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
 from .models import MCVDUNet2DModel, MCVDUNet2DOutput
 from .pipelines import MCVDPipeline, MCVDPipelineOutput
+from .randomness import NoiseSequence
 from .training import denoising_loss, sample_generators
 
 
@@ -24,6 +25,7 @@ __all__ = [
     "MCVDUNet2DModel",
     "MCVDUNet2DOutput",
     "ModelMixin",
+    "NoiseSequence",
     "SchedulerMixin",
     "Window",
     "__version__",

@@ -4,6 +4,7 @@ Source: MCVD (https://huggingface.co/papers/2205.09853), section 3.3 and algorit
 [`MCVDPipeline.denoise`]; what is looped over, block by block, is a frame schedule ([`mcvd_diffusers.frame_schedules`]).
 """
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -25,7 +26,7 @@ from mcvd_diffusers.frame_schedules import Window, blocks
 from mcvd_diffusers.guidance import classifier_free_guidance
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models import MCVDUNet2DModel
-from mcvd_diffusers.randomness import keyed_seed
+from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames, read_frames
 from .rollout import first_slot, rollout
@@ -78,7 +79,8 @@ class _Request:
     batch_size: int  # input videos
     ensemble_size: int
     frame_shape: tuple[int, int, int]
-    seeds: list[tuple[int, int]]  # (seed of the video, number of the ensemble member), one for each output video
+    # (seed of the video, number of the ensemble member), one for each output video; or one stream for all of them
+    seeds: list[tuple[int, int]] | NoiseSequence
     generator_device: torch.device
     latents: torch.Tensor | None
     max_batch_size: int | None
@@ -180,7 +182,7 @@ class MCVDPipeline(DiffusionPipeline):
         eta: float = 0.0,
         guidance_scale: float = 1.0,
         ensemble_size: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
         final_denoise: bool | None = None,
         cache_conditioning: bool = True,
@@ -217,10 +219,12 @@ class MCVDPipeline(DiffusionPipeline):
                 Classifier-free guidance over absent frames: 1 is none, above 1 follows the given frames more closely.
                 Doubles the cost. The network must have been trained with masks.
             ensemble_size (`int`, *optional*, defaults to 1): How many different videos to make for each input.
-            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+            generator (`torch.Generator`, `list[torch.Generator]` or [`NoiseSequence`], *optional*):
                 Randomness. Each video, ensemble member and block has a random stream of its own, seeded by a number
                 that is drawn for the video from `generator` (from the i-th of a list). So video `i` does not depend
-                on the batch size, member `j` not on the ensemble's size, and streaming gives the same frames.
+                on the batch size, member `j` not on the ensemble's size, and streaming gives the same frames. With a
+                [`NoiseSequence`] all noise comes from one stream in the original's order instead, to repeat its
+                samples; then `max_batch_size` cannot divide the batch.
             latents (`torch.Tensor` of shape `(B * ensemble_size, blocks * k, C, H, W)`, *optional*):
                 The initial noise, block after block in the order in which they are made (`k` frames each, also when
                 the last is not needed whole).
@@ -384,17 +388,22 @@ class MCVDPipeline(DiffusionPipeline):
                 initial = None
                 if request.latents is not None:
                     initial = request.latents[chunk, number * size : (number + 1) * size]
+                if isinstance(request.seeds, NoiseSequence):
+                    generator = request.seeds
+                else:
+                    generator = _window_generators(request.seeds[chunk], number, request.generator_device)
                 try:
                     made += self.denoise(
                         sample[chunk],
                         roles[chunk],
-                        generator=_window_generators(request.seeds[chunk], number, request.generator_device),
+                        generator=generator,
                         latents=initial,
                         bar=bar,
                         **request.step_options,
                     )
                 except torch.OutOfMemoryError:
-                    if chunk_size == 1:
+                    # One stream for the whole batch cannot be divided, nor gone back in.
+                    if chunk_size == 1 or isinstance(generator, NoiseSequence):
                         raise
                     chunk_size = (chunk_size + 1) // 2
                     bar.total = total()
@@ -420,7 +429,7 @@ class MCVDPipeline(DiffusionPipeline):
         sample: torch.Tensor,
         roles: torch.Tensor,
         *,
-        generator: list[torch.Generator] | torch.Generator | None = None,
+        generator: list[torch.Generator] | torch.Generator | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
         num_inference_steps: int = 100,
         timesteps: list[int] | None = None,
@@ -440,7 +449,8 @@ class MCVDPipeline(DiffusionPipeline):
             sample (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`):
                 The window with its OBSERVED frames. What stands at the others is not read.
             roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame; the block is LATENT.
-            generator (`list[torch.Generator]`, *optional*): One random stream for each video, or one for all.
+            generator (`list[torch.Generator]`, *optional*):
+                One random stream for each video, or one for all; or a [`NoiseSequence`].
             latents (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*): The initial noise, N(0, 1).
             bar (*optional*): A progress bar, updated once a step.
             num_inference_steps, timesteps, sigmas, eta, guidance_scale, final_denoise, cache_conditioning,
@@ -454,6 +464,8 @@ class MCVDPipeline(DiffusionPipeline):
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
         steps = self._set_timesteps(options, device)
+        noise = generator if isinstance(generator, NoiseSequence) else None
+        generator = None if noise is not None else generator
         step_takes = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {name: x for name, x in (("eta", eta), ("generator", generator)) if name in step_takes}
 
@@ -471,7 +483,9 @@ class MCVDPipeline(DiffusionPipeline):
         if cache_conditioning and not _is_group_offload_enabled(self.unet):
             conditioning = self.unet.encode_conditioning(sample, roles)
 
-        if latents is None:
+        if latents is None and noise is not None:
+            latents = noise.draw(sample[:batch_size, block].shape)
+        elif latents is None:
             latents = randn_tensor(sample[:batch_size, block].shape, generator, device, torch.float32)
         latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
@@ -490,7 +504,9 @@ class MCVDPipeline(DiffusionPipeline):
             noisy = latents
             if hasattr(self.scheduler, "scale_model_input"):
                 noisy = self.scheduler.scale_model_input(latents, t)
-            latents = self.scheduler.step(predict(noisy, t), t, latents, **step_kwargs, return_dict=False)[0]
+            prediction = predict(noisy, t)
+            with noise.replacing_randn(is_last=i == len(steps) - 1) if noise is not None else contextlib.nullcontext():
+                latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
             if callback_on_step_end is not None:
                 callback_kwargs = {}
                 for name in callback_on_step_end_tensor_inputs:
@@ -567,7 +583,7 @@ class MCVDPipeline(DiffusionPipeline):
         eta: float = 0.0,
         guidance_scale: float = 1.0,
         ensemble_size: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
         final_denoise: bool | None = None,
         cache_conditioning: bool = True,
@@ -662,6 +678,11 @@ class MCVDPipeline(DiffusionPipeline):
         if latents is not None:
             _check_latents(latents, (num_videos, (num_windows or 1) * config.num_frames, *frame_shape))
         generator = _check_generator(generator, batch_size)
+        if isinstance(generator, NoiseSequence) and (max_batch_size or num_videos) < num_videos:
+            raise ValueError(
+                f"`max_batch_size` is {max_batch_size} for {num_videos} videos, but a `NoiseSequence` draws for all of them at"
+                " once: leave it out, or pass a torch.Generator."
+            )
 
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, len(steps), False
         device = self._execution_device
@@ -677,8 +698,10 @@ class MCVDPipeline(DiffusionPipeline):
             batch_size=batch_size,
             ensemble_size=ensemble_size,
             frame_shape=frame_shape,
-            seeds=_draw_seeds(generator, batch_size, ensemble_size),
-            generator_device=source.device if source is not None else device,
+            seeds=generator
+            if isinstance(generator, NoiseSequence)
+            else _draw_seeds(generator, batch_size, ensemble_size),
+            generator_device=source.device if isinstance(source, torch.Generator) else device,
             latents=latents,
             max_batch_size=max_batch_size,
             step_options={
@@ -837,7 +860,9 @@ def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError("`latents` has values that are NaN or infinite.")
 
 
-def _check_generator(generator, batch_size: int) -> torch.Generator | list[torch.Generator] | None:
+def _check_generator(generator, batch_size: int) -> torch.Generator | list[torch.Generator] | NoiseSequence | None:
+    if isinstance(generator, NoiseSequence):
+        return generator
     generator = list(generator) if isinstance(generator, tuple) else generator
     for source in generator if isinstance(generator, list) else [generator]:
         if generator is not None and not isinstance(source, torch.Generator):
