@@ -100,3 +100,34 @@ def mcvd_roles(
         is_past_kept=draws[:, 0] >= drop_past,
         is_future_kept=draws[:, 1] >= drop_future,
     )
+
+
+def trained_tasks(
+    *,
+    num_past_frames: int,
+    num_future_frames: int,
+    drop_past: float,
+    drop_future: float,
+    is_dropped_together: bool = False,
+) -> list[str]:
+    """
+    The tasks that a network was trained for, which follows from the frames it reads and how they were masked.
+
+    Args:
+        num_past_frames, num_future_frames (`int`): Frames that the network reads before and after the block.
+        drop_past, drop_future (`float`): Probability with which all of them were ABSENT in training.
+        is_dropped_together (`bool`, *optional*, defaults to `False`): Whether both were always ABSENT at the same time.
+
+    Returns:
+        `list[str]`: Of `"prediction"`, `"past prediction"`, `"interpolation"` and `"generation"`.
+    """
+    sees = {"past": num_past_frames > 0 and drop_past < 1, "future": num_future_frames > 0 and drop_future < 1}
+    lacks = {"past": num_past_frames == 0 or drop_past > 0, "future": num_future_frames == 0 or drop_future > 0}
+    is_one_sided = num_past_frames == 0 or num_future_frames == 0 or not is_dropped_together
+    tasks = {
+        "prediction": sees["past"] and lacks["future"] and is_one_sided,
+        "past prediction": sees["future"] and lacks["past"] and is_one_sided,
+        "interpolation": sees["past"] and sees["future"],
+        "generation": lacks["past"] and lacks["future"],
+    }
+    return [task for task, is_trained in tasks.items() if is_trained]

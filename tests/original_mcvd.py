@@ -6,12 +6,15 @@ float32. Weights, noise and inputs follow a rule (seeded by the CRC-32 of a name
 
 import json
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from mcvd_diffusers import MCVDUNet2DModel
+from mcvd_diffusers.conversion.original_weights import convert_state_dict, key_table, original_shapes
 
 
 REFERENCE = Path(__file__).parent / "reference" / "mcvd"
@@ -45,7 +48,7 @@ def load_reference(name):
 def build_unet(config, **overrides):
     """Our network for the original's config (its sections `data` and `model`)."""
     data, model = config["data"], config["model"]
-    widths = [model["ngf"] * mult for mult in model["ch_mult"]]
+    widths = [int(model["ngf"] * mult) for mult in model["ch_mult"]]
     resolutions = [data["image_size"] // 2**level for level in range(len(widths))]
     arguments = {
         "sample_size": data["image_size"],
@@ -59,6 +62,7 @@ def build_unet(config, **overrides):
             "AttnDownBlock2D" if size in model["attn_resolutions"] else "DownBlock2D" for size in resolutions
         ],
         "block_out_channels": widths,
+        "conv_in_channels": None if model["ch_mult"][0] == 1 else model["ngf"],
         "layers_per_block": model["num_res_blocks"],
         "attention_head_dim": None if model["n_head_channels"] == -1 else model["n_head_channels"],
         "dropout": model["dropout"],
@@ -69,100 +73,58 @@ def build_unet(config, **overrides):
     return MCVDUNet2DModel(**{**arguments, **overrides})
 
 
-def original_names(unet):
-    """Pairs (our module, original's index in `all_modules`) in the original's order."""
-    modules = [unet.time_embedding.linear_1, unet.time_embedding.linear_2]
-    if unet.past_embedding is not None:
-        modules.append(unet.past_embedding)
-    modules.append(unet.conv_in)
-    for block in unet.down_blocks:
-        for i, resnet in enumerate(block.resnets):
-            modules.append(resnet)
-            if block.attentions is not None:
-                modules.append(block.attentions[i])
-        if block.downsampler is not None:
-            modules.append(block.downsampler)
-    modules += [unet.mid_block.resnets[0], unet.mid_block.attention, unet.mid_block.resnets[1]]
-    for block in unet.up_blocks:
-        modules += [*block.resnets]
-        if block.attention is not None:
-            modules.append(block.attention)
-        if block.upsampler is not None:
-            modules.append(block.upsampler)
-    modules += [unet.conv_norm_out, unet.conv_out]
-    return [(module, f"unet.all_modules.{i}") for i, module in enumerate(modules)]
-
-
 def original_state_dict(unet):
-    """Views of our parameters under the original's names and in its shapes, where they differ by a transposition.
-
-    The input convolution of a concat network is two parameters here and one there; it is left out and returned as the
-    second value, `(name, [ours for the block, ours for the given frames])`.
-    """
-    resnet_parts = {
-        "actnorm0.Dense_0": "time_emb_proj1",
-        "actnorm1.Dense_0": "time_emb_proj2",
-        "Conv_0": "conv1",
-        "Conv_1": "conv2",
-        "Conv_2": "conv_shortcut",
-        "actnorm0.Norm_0.mlp_shared.0": "norm1.conv_shared",
-        "actnorm0.Norm_0.mlp_gamma": "norm1.conv_gamma",
-        "actnorm0.Norm_0.mlp_beta": "norm1.conv_beta",
-        "actnorm1.Norm_0.mlp_shared.0": "norm2.conv_shared",
-        "actnorm1.Norm_0.mlp_gamma": "norm2.conv_gamma",
-        "actnorm1.Norm_0.mlp_beta": "norm2.conv_beta",
-    }
-    attention_parts = {"NIN_0": "to_q", "NIN_1": "to_k", "NIN_2": "to_v", "NIN_3": "to_out.0"}
-    spatin_parts = {
-        f"Norm_0.mlp_{a}": f"conv_{b}" for a, b in (("shared.0", "shared"), ("gamma", "gamma"), ("beta", "beta"))
-    }
-    state, split = {}, None
-    for module, name in original_names(unet):
-        kind = type(module).__name__
-        if kind == "MCVDResnetBlock2D":
-            ours = dict(module.named_parameters())
-            for theirs, part in resnet_parts.items():
-                for leaf in ("weight", "bias"):
-                    if f"{part}.{leaf}" in ours:
-                        state[f"{name}.{theirs}.{leaf}"] = ours[f"{part}.{leaf}"]
-        elif kind == "MCVDAttention":
-            for leaf in ("weight", "bias"):
-                state[f"{name}.GroupNorm_0.{leaf}"] = getattr(module.norm, leaf)
-            for theirs, part in attention_parts.items():
-                linear = module.get_submodule(part)
-                state[f"{name}.{theirs}.W"], state[f"{name}.{theirs}.b"] = linear.weight.T, linear.bias
-        elif kind == "MCVDSpatinNorm":
-            for theirs, part in spatin_parts.items():
-                for leaf in ("weight", "bias"):
-                    state[f"{name}.{theirs}.{leaf}"] = getattr(module.get_submodule(part), leaf)
-        elif module is unet.conv_norm_out:
-            for leaf in ("weight", "bias"):
-                state[f"{name}.Norm_0.{leaf}"] = getattr(module, leaf)
-        elif module is unet.conv_in and unet.conv_cond is not None:
-            split = (f"{name}.weight", [module.weight, unet.conv_cond.weight])
-            state[f"{name}.bias"] = module.bias
-        else:
-            for leaf, parameter in module.named_parameters():
-                state[f"{name}.{leaf}"] = parameter
-    return state, split
+    """Our parameters under the original's names and in its shapes."""
+    ours = dict(unet.named_parameters())
+    state = {}
+    for row in key_table(unet):
+        weight = torch.cat([ours[name] for name in row.ours], dim=1) if len(row.ours) > 1 else ours[row.ours[0]]
+        state[row.theirs] = weight.T if row.is_transposed else weight
+    return state
 
 
-@torch.no_grad()
+def rule_state_dict(unet, tag=""):
+    """The weights of the golden runs for a network of this shape, by the original's names."""
+    return {name: rule_weight(name, shape, tag) for name, shape in original_shapes(unet).items()}
+
+
 def load_rule_weights(unet, tag=""):
-    """Fill the network with the weights of the golden runs, by the original's parameter names."""
-    state, split = original_state_dict(unet)
-    for name, parameter in state.items():
-        parameter.copy_(rule_weight(name, parameter.shape, tag))
-    num_filled = sum(parameter.numel() for parameter in state.values())
-    if split is not None:
-        name, (block, given) = split
-        shape = (block.shape[0], block.shape[1] + given.shape[1], 3, 3)
-        weight = rule_weight(name, shape, tag)
-        block.copy_(weight[:, : block.shape[1]])
-        given.copy_(weight[:, block.shape[1] :])
-        num_filled += weight.numel()
-    assert num_filled == sum(parameter.numel() for parameter in unet.parameters())
+    """Fill the network with the weights of the golden runs."""
+    unet.load_state_dict(convert_state_dict(unet, rule_state_dict(unet, tag)))
     return unet
+
+
+def original_checkpoint(config, num_classes=1000):
+    """What the original saves for a config: `[model, optimizer, epoch, step, average]`, with the golden runs' weights."""
+    with torch.device("meta"):
+        unet = build_unet(config)
+    raw, averaged = rule_state_dict(unet), rule_state_dict(unet, "/ema")
+    betas = torch.linspace(0.02, 1e-4, num_classes)
+    alphas = (1 - betas.flip(0)).cumprod(0).flip(0)
+    buffers = {
+        "betas": betas,
+        "alphas": alphas,
+        "alphas_prev": torch.cat([alphas[1:], torch.ones(1)]),
+        "unet.sigmas": betas.clone(),
+    }
+    model = OrderedDict((f"module.{name}", value) for name, value in {**buffers, **raw}.items())
+    state = {
+        i: {"step": 4, "exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
+        for i, value in enumerate(raw.values())
+    }
+    group = {"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+    optimizer = {"state": state, "param_groups": [{**group, "params": list(state)}]}
+    return [model, optimizer, 1, 4, averaged]
+
+
+def save_original(folder, config, checkpoint=None, **options):
+    """A folder as the original leaves it: `checkpoint_4.pt` and `config.yml`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        original_checkpoint(config) if checkpoint is None else checkpoint, folder / "checkpoint_4.pt", **options
+    )
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    return folder
 
 
 def window(unet, block, given):

@@ -22,14 +22,27 @@ MAY_IMPORT = {
     "metrics": set(),
     "data": set(),
     "presets": set(),
+    "model_card": set(),
+    "conversion": {"masking", "model_card", "models", "pipelines", "presets"},
+    "cli": {"_version", "conversion", "presets"},
     "visualization": set(),
     "hub": set(),
     "training": {"masking", "randomness"},
     "pipelines": {"models", "frame_schedules", "guidance", "masking", "randomness"},
-    "__init__": {"models", "frame_schedules", "guidance", "masking", "training", "pipelines", "hub", "_version"},
+    "__init__": {
+        "models",
+        "frame_schedules",
+        "guidance",
+        "masking",
+        "randomness",
+        "training",
+        "pipelines",
+        "hub",
+        "_version",
+    },
 }
-CORE = {"torch", "diffusers", "accelerate", "numpy", "PIL", "safetensors", "huggingface_hub"}
-OPTIONAL = {"av", "sklearn", "datasets", "transformers"}  # only inside the function that needs them
+CORE = {"torch", "diffusers", "accelerate", "numpy", "PIL", "safetensors", "huggingface_hub", "yaml"}
+OPTIONAL = {"av", "h5py", "sklearn", "datasets", "transformers"}  # only inside the function that needs them
 
 
 def room_of(path):

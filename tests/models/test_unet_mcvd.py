@@ -4,13 +4,13 @@ import inspect
 import subprocess
 import sys
 
-import mcvd_reference
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcvd_diffusers import FrameRole, MCVDUNet2DModel
+from mcvd_diffusers.conversion import reference_network
 from mcvd_diffusers.masking import block_roles
 from mcvd_diffusers.models import unet_mcvd
 from original_mcvd import (
@@ -150,8 +150,14 @@ SIZES = {  # width, multiples, blocks, attention at, image size, head, SPATIN, (
     "groups that do not divide": (36, [1, 2, 4], 1, [8, 16], 16, 72, False, (1, 1, 2, 1), True),
     "no past, three blocks": (12, [1, 3, 7], 3, [4], 16, -1, True, (2, 0, 2, 3), False),
     "attention at the finest level": (28, [1, 2], 2, [16], 16, 28, False, (1, 3, 1, 0), False),
+    "first level wider": (16, [2, 1, 3], 1, [8], 16, 16, True, (1, 2, 2, 1), False),
+    "first level wider, concat": (12, [3, 2], 2, [16, 8], 16, -1, False, (2, 1, 2, 0), True),
+    "one level": (16, [2], 1, [], 8, -1, False, (1, 1, 1, 0), False),
     "odd width": (15, [1, 2], 1, [8], 16, -1, False, (1, 3, 1, 0), True),
 }
+
+
+REFERENCE_OPTIONS = ("ngf", "num_res_blocks", "attn_resolutions", "n_head_channels", "spade", "cond_emb")
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -181,15 +187,23 @@ def test_against_a_second_implementation(name):
         },
     }
     unet = load_rule_weights(build_unet(config).eval()).double()
-    state, split = original_state_dict(unet)
-    if split is not None:
-        state[split[0]] = torch.cat(split[1], dim=1)
+    state = original_state_dict(unet)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, current * channels, size, size, generator=generator).double()
     cond = torch.randn(2, (past + future) * channels, size, size, generator=generator).double()
     label = torch.tensor([3, 870])
     with torch.no_grad():
-        expected = mcvd_reference.forward(state, config, x, label, cond, torch.tensor([past > 0] * 2))
+        options = {name: config["model"][name] for name in REFERENCE_OPTIONS}
+        expected = reference_network.forward(
+            state,
+            x,
+            label,
+            cond,
+            torch.tensor([past > 0] * 2),
+            image_size=size,
+            num_levels=len(multiples),
+            **options,
+        )
         out = block_of(unet, unet(window(unet, x, cond), 999 - label, roles_for(unet)).sample)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)  # the sinusoids are float32 here, float64 there
     assert expected.std() > 0.1

@@ -1,0 +1,637 @@
+"""From a checkpoint of the original MCVD code to a pipeline folder, top to bottom: [`convert_checkpoint`].
+
+What a `.pt` file and its `config.yml` say is believed only as far as the two agree and fit the paper's network. The
+weights pass through a table of keys ([`original_weights`]); nothing is guessed, nothing is left over.
+"""
+
+import contextlib
+import functools
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.model_card import model_card
+from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.pipelines import MCVDPipeline
+
+from . import reference_network
+from .original_config import OriginalConfig, config_of_preset, read_config
+from .original_weights import (
+    BUFFERS,
+    Architecture,
+    check_table,
+    convert_state_dict,
+    key_table,
+    read_architecture,
+    with_current_names,
+    without_module_prefix,
+)
+from .untrusted import CheckpointError, TensorRecord, check_storage_bytes, inspect_checkpoint, load_checkpoint
+
+
+# Largest difference between two float32 implementations, relative to the largest output. A wrong mapping gives 0.1 and
+# more; rounding gives 1e-6 to 1e-5.
+VERIFY_TOLERANCE = 1e-4
+
+
+@dataclass
+class Conversion:
+    """
+    What a conversion did; `report` is it in words.
+
+    Args:
+        output (`Path`): The pipeline folder.
+        checkpoint (`Path`), config (`str`): Where it comes from.
+        sha256 (`str`): Of the checkpoint's file.
+        weights (`str`): `"ema"` or `"model"`.
+        step, epoch (`int`): Of the training, as the file says.
+        num_parameters (`int`): Of the network.
+        tasks (`list[str]`): What the network was trained for.
+        stray (`list[str]`): Options of the config that are not known, and were ignored.
+        notes (`list[str]`): What is converted in another way than to be expected.
+        verified (`list[str]`): What was checked, in sentences.
+        max_difference (`float`, *optional*): With `verify`: largest difference from the second implementation.
+    """
+
+    output: Path
+    checkpoint: Path
+    config: str
+    sha256: str
+    weights: str
+    step: int
+    epoch: int
+    num_parameters: int
+    tasks: list[str]
+    stray: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    verified: list[str] = field(default_factory=list)
+    max_difference: float | None = None
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    config: str | os.PathLike | None = None,
+    preset: str | None = None,
+    weights: str | None = None,
+    verify: bool = False,
+) -> Conversion:
+    """
+    Convert a checkpoint of the original code (voletiv/mcvd-pytorch) into a folder for
+    [`~DiffusionPipeline.from_pretrained`]: network, scheduler, model card.
+
+    The file is read as untrusted: see [`untrusted`]. The folder appears when it is complete, or not at all. Converting
+    again gives the same bytes.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            A `.pt` file of the original, or the folder in which it lies beside its `config.yml` (also the folder above,
+            whose `logs` that is).
+        output (`str` or `os.PathLike`): Folder to write; must not exist, or be empty.
+        config (`str` or `os.PathLike`, *optional*): The run's `config.yml`, if it does not lie beside the checkpoint.
+        preset (`str`, *optional*):
+            A published model (`presets.ORIGINAL_NAMES`) in place of a config that is lost.
+        weights (`str`, *optional*):
+            `"ema"` or `"model"`: averaged or raw weights. By default what the original samples with: the average, if
+            the config says that there is one.
+        verify (`bool`, *optional*, defaults to `False`):
+            Load the folder again, and compare the network's output with a second implementation, which runs on the
+            original's state dict. A difference ends the conversion.
+
+    Returns:
+        [`Conversion`]: What was done.
+
+    Raises:
+        CheckpointError: If anything is missing, contradicts something else, is damaged, hostile or not supported.
+        FileExistsError: If the output folder is taken.
+    """
+    if weights not in (None, "ema", "model"):
+        raise CheckpointError(f'`weights` must be "ema" or "model", got {weights!r}.')
+    output = Path(output).expanduser().absolute()
+    _check_output(output)
+    checkpoint, config_file = _find_files(Path(checkpoint).expanduser().absolute(), config, preset)
+    original = config_of_preset(preset) if preset is not None else read_config(config_file)
+
+    # What the file declares. Nothing is loaded yet.
+    content = inspect_checkpoint(checkpoint)
+    item, weights = _choose_weights(content, weights, original, checkpoint.name)
+    what = f"{checkpoint.name} ({'averaged' if weights == 'ema' else 'raw'} weights)"
+    records = _tensors(content[item], what)
+    architecture = read_architecture(records, what)
+    _reconcile(original, architecture, records, what)
+    _reconcile_schedule(original, content[0], what)
+    unet = _make_unet(original, architecture)
+    check_table(unet, records, what)
+    used = [records[row.theirs] for row in key_table(unet)]
+    check_storage_bytes(checkpoint, used)
+
+    loaded = load_checkpoint(checkpoint)
+    schedule = _read_schedule(loaded)
+    state = with_current_names(without_module_prefix(loaded[item], what))
+    state = {name: tensor for name, tensor in state.items() if name not in BUFFERS}
+    del loaded
+    scheduler = _make_scheduler(original)
+    result = Conversion(
+        output=output,
+        checkpoint=checkpoint,
+        config=original.source,
+        sha256=_sha256(checkpoint),
+        weights=weights,
+        step=content[3],
+        epoch=content[2],
+        num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
+        tasks=_tasks(original, unet),
+        stray=original.stray,
+        notes=_notes(original, content, weights, unet),
+    )
+    result.verified.append(
+        f"Every one of the {len(used)} parameters in the file ({result.num_parameters:,} numbers) is used exactly once, in"
+        " its shape; none is missing or left over."
+    )
+    result.verified += _check_schedule(schedule, scheduler, original, what)
+
+    missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    try:
+        # `assign` puts the weights, mapped from the file, in place of those on the meta device.
+        unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
+        pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
+        pipeline.save_pretrained(partial)
+        del pipeline, unet
+        if verify:
+            result.max_difference, sentence = _verify(partial, state, original, architecture)
+            result.verified.append(sentence)
+        card = model_card(**_describe(result, original, partial))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _make_readable(partial)
+        _check_output(output)
+        os.replace(partial, output)  # onto an empty folder, or nothing
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # somebody else may use it by now
+                parent.rmdir()
+        raise
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _check_output(output: Path) -> None:
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise FileExistsError(f"{output} is taken by a file or link: choose another folder.")
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(
+            f"{output} exists and is not empty. Nothing is overwritten here: choose another folder, or move it away."
+        )
+    blocked = next((parent for parent in output.parents if parent.exists()), None)
+    if blocked is not None and not blocked.is_dir():
+        raise FileExistsError(f"{output} cannot be made: {blocked} is a file.")
+
+
+def _find_files(checkpoint: Path, config: str | os.PathLike | None, preset: str | None) -> tuple[Path, Path | None]:
+    """The `.pt` file and the config that belongs to it (`None` with a preset)."""
+    if config is not None and preset is not None:
+        raise CheckpointError("`config` and `preset` both say what the network is: pass one of them.")
+    if checkpoint.is_dir():
+        folders = [folder for folder in (checkpoint, checkpoint / "logs") if folder.is_dir()]
+        found = [file for folder in folders for file in sorted(folder.glob("checkpoint*.pt"))]
+        if not found:
+            raise CheckpointError(f"{checkpoint} holds no checkpoint*.pt, and neither does a folder `logs` in it.")
+        if len(found) > 1:
+            names = ", ".join(str(file.relative_to(checkpoint)) for file in found[:10])
+            raise CheckpointError(f"{checkpoint} holds several checkpoints: {names}. Name the one to convert.")
+        checkpoint = found[0]
+    elif not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint} does not exist.")
+    if preset is not None:
+        return checkpoint, None
+    if config is not None:
+        return checkpoint, Path(config).expanduser()
+    beside = [checkpoint.parent / name for name in ("config.yml", "config.yaml")]
+    for file in beside:
+        if file.is_file():
+            return checkpoint, file
+    raise CheckpointError(
+        f"There is no config.yml beside {checkpoint}. Pass it with `--config`; if it is lost, and the model is one of those"
+        " published, name it with `--preset`."
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_readable(folder: Path) -> None:
+    """Temporary folders, and the weights' file, are made private; give all the rights that new files have here."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the file and the config say
+
+
+def _choose_weights(content, weights: str | None, original: OriginalConfig, name: str) -> tuple[int, str]:
+    """Which item of the file to convert: `(index, "ema" or "model")`."""
+    form = "[model, optimizer, epoch, step] and, if there is an average of the weights, that"
+    if not isinstance(content, list) or len(content) not in (4, 5):
+        got = f"a list of {len(content)}" if isinstance(content, (list, tuple)) else f"a {type(content).__name__}"
+        raise CheckpointError(f"{name} must hold the original's list {form}; it holds {got}.")
+    if not isinstance(content[0], dict) or type(content[2]) is not int or type(content[3]) is not int:
+        raise CheckpointError(
+            f"{name} must hold the original's list {form}; it holds"
+            f" [{', '.join(type(item).__name__ for item in content)}]."
+        )
+    has_ema = len(content) == 5 and isinstance(content[4], dict)
+    if weights is None:
+        stated = original["model.ema"]
+        if stated is not None and stated != has_ema:
+            raise CheckpointError(
+                f"{original.source} says `model.ema: {str(stated).lower()}`, but {name} has {'an' if has_ema else 'no'}"
+                " average of the weights. Say which weights are meant: `--weights model`"
+                + (" or `--weights ema`." if has_ema else ".")
+            )
+        weights = "ema" if has_ema else "model"
+    if weights == "ema" and not has_ema:
+        raise CheckpointError(f"{name} has no average of the weights: take the raw ones, `--weights model`.")
+    return (4, "ema") if weights == "ema" else (0, "model")
+
+
+def _tensors(item: dict, what: str) -> dict[str, TensorRecord]:
+    """A state dict under the original's names of today."""
+    for name, value in item.items():
+        if not isinstance(name, str) or not isinstance(value, TensorRecord):
+            raise CheckpointError(f"{what} must map names to tensors; {str(name)[:80]!r} is a {type(value).__name__}.")
+    return with_current_names(without_module_prefix(item, what))
+
+
+def _agree(original: OriginalConfig, what: str, option: str, in_weights, evidence: str) -> None:
+    """Take an option from the weights, or refuse the pair if the config states another value."""
+    stated = original[option]
+    if option in original.explicit and stated != in_weights:
+        raise CheckpointError(
+            f"{original.source} and {what} contradict each other: `{option}` is {_yaml(stated)} in the config, and"
+            f" {_yaml(in_weights)} by the weights ({evidence}). One of them belongs to another model; the published"
+            " checkpoints were made by the original's scripts, not its bare config files."
+        )
+    original.values[option] = in_weights
+
+
+def _reconcile(original: OriginalConfig, found: Architecture, records: dict, what: str) -> None:
+    """Fill in what the config leaves to the weights, and refuse what the two say differently."""
+    source = original.source
+    agree = functools.partial(_agree, original, what)
+
+    def shape(name: str) -> str:
+        return f"{name} has shape {tuple(records[name].shape)}"
+
+    agree("model.ngf", found.ngf, shape("unet.all_modules.0.weight"))
+    multiples = [width // found.ngf if width % found.ngf == 0 else width / found.ngf for width in found.widths]
+    agree("model.ch_mult", multiples, f"its levels have {list(found.widths)} channels")
+    agree("model.num_res_blocks", found.num_res_blocks, "residual blocks of a level on the way down")
+    agree("model.spade", found.spade_dim is not None, "normalisations with `mlp_shared`, or without")
+    if found.spade_dim is not None:
+        agree("model.spade_dim", found.spade_dim, "channels of `mlp_shared`")
+    agree("model.cond_emb", found.cond_emb, "an embedding as module 2, or none")
+
+    size = original["data.image_size"]
+    if size % 2 ** (len(found.widths) - 1):
+        raise CheckpointError(
+            f"{source}: `data.image_size` {size} cannot be halved {len(found.widths) - 1} times, as the"
+            f" {len(found.widths)} levels in {what} need."
+        )
+    sizes = [size >> level for level in range(len(found.widths))]
+    attended = [size for size, has_attention in zip(sizes, found.has_attention) if has_attention]
+    if "model.attn_resolutions" in original.explicit:
+        stated = [size for size in sizes if size in original["model.attn_resolutions"]]
+        if stated != attended:
+            raise CheckpointError(
+                f"{source} and {what} contradict each other: with `data.image_size: {size}` (levels of {sizes} pixels) and"
+                f" `model.attn_resolutions: {original['model.attn_resolutions']}` there is attention at {stated}, and by"
+                f" the weights at {attended}."
+            )
+    original.values["model.attn_resolutions"] = attended
+
+    channels = original["data.channels"]
+    for option, number in (("k", found.block_channels), ("p + f", found.given_channels)):
+        if number % channels:
+            raise CheckpointError(
+                f"{source} and {what} contradict each other: `data.channels` is {channels} in the config, but the weights"
+                f" have {number} channels for its {option} frames."
+            )
+    agree("data.num_frames", found.block_channels // channels, f"{found.block_channels} channels come out")
+    given, future = found.given_channels // channels, original["data.num_frames_future"]
+    past = original["data.num_frames_cond"]
+    if past is None:
+        past = original.values["data.num_frames_cond"] = given - future
+    if past + future != given or past < 0:
+        raise CheckpointError(
+            f"{source} and {what} contradict each other: `data.num_frames_cond` {max(past, 0)} and"
+            f" `data.num_frames_future` {future} are {max(past, 0) + future} given frames in the config, and by the weights"
+            f" {given} ({found.given_channels} channels of {channels})."
+        )
+    head = original["model.n_head_channels"]
+    widths = {width for width, has in zip(found.widths, found.has_attention) if has} | {found.widths[-1]}
+    wrong = sorted(width for width in widths if head != -1 and width >= head and width % head)
+    if wrong:
+        raise CheckpointError(
+            f"{source} and {what} contradict each other: `model.n_head_channels` is {head} in the config, which does not"
+            f" divide the {wrong[0]} channels of an attention in the weights."
+        )
+
+
+def _reconcile_schedule(original: OriginalConfig, raw_model: dict, what: str) -> None:
+    """The number of noise levels is the length of the schedule's buffers."""
+    for name in ("betas", "module.betas"):
+        betas = raw_model.get(name)
+        if isinstance(betas, TensorRecord) and len(betas.shape) == 1:
+            _agree(original, what, "model.num_classes", betas.shape[0], f"{name} has shape {betas.shape}")
+    if original["model.num_classes"] is None:
+        original.values["model.num_classes"] = 1000
+
+
+def _make_unet(original: OriginalConfig, found: Architecture) -> MCVDUNet2DModel:
+    """The network on the meta device: shapes without memory."""
+    head = original["model.n_head_channels"]
+    arguments = {
+        "sample_size": original["data.image_size"],
+        "in_channels": original["data.channels"],
+        "num_past_frames": original["data.num_frames_cond"],
+        "num_frames": original["data.num_frames"],
+        "num_future_frames": original["data.num_frames_future"],
+        "conditioning": "concat" if found.spade_dim is None else "spatin",
+        "down_block_types": ["AttnDownBlock2D" if has else "DownBlock2D" for has in found.has_attention],
+        "block_out_channels": list(found.widths),
+        "conv_in_channels": None if found.ngf == found.widths[0] else found.ngf,
+        "layers_per_block": found.num_res_blocks,
+        "attention_head_dim": None if head == -1 else head,
+        "dropout": original["model.dropout"],
+        "embed_past_kept": found.cond_emb,
+        "drop_past": original["data.prob_mask_cond"],
+        "drop_future": original["data.prob_mask_future"],
+        "num_train_timesteps": original["model.num_classes"],
+        "prediction_type": "epsilon",
+    }
+    if found.spade_dim is not None:
+        arguments["spatin_channels"] = found.spade_dim
+    try:
+        with torch.device("meta"):
+            return MCVDUNet2DModel(**arguments)
+    except ValueError as error:
+        raise CheckpointError(f"{original.source}: the network cannot be made: {error}") from error
+
+
+def _make_scheduler(original: OriginalConfig) -> DDPMScheduler | DDIMScheduler:
+    """The original's sampler as one of Diffusers': its noisiest step first, the last one to a noise level of exactly 0."""
+    common = {
+        "num_train_timesteps": original["model.num_classes"],
+        "beta_start": original["model.sigma_end"],
+        "beta_end": original["model.sigma_begin"],
+        "beta_schedule": "linear" if original["model.sigma_dist"] == "linear" else "squaredcos_cap_v2",
+        "clip_sample": original["sampling.clip_before"],
+        "clip_sample_range": 1.0,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
+    if original["model.version"] == "DDIM":
+        return DDIMScheduler(**common, set_alpha_to_one=True, steps_offset=0)
+    return DDPMScheduler(**common, variance_type="fixed_small")
+
+
+def _read_schedule(loaded: list) -> dict[str, torch.Tensor]:
+    """Copies of the schedule's buffers, which only the raw model has."""
+    state = loaded[0]
+    names = {name.removeprefix("module."): name for name in state if isinstance(name, str)}
+    return {
+        name: state[names[name]].clone()
+        for name in ("betas", "alphas")
+        if name in names and torch.is_tensor(state[names[name]]) and state[names[name]].numel() <= 100_000
+    }
+
+
+def _check_schedule(
+    schedule: Mapping[str, torch.Tensor], scheduler: DDPMScheduler | DDIMScheduler, original: OriginalConfig, what: str
+) -> list[str]:
+    """Compare the noise schedule with the buffers in the file. The original counts from the noisiest step."""
+    # Diffusers keeps a cosine schedule's beta at or below 0.999, where the original lets it reach 1.
+    name, ours, tolerance = "betas", scheduler.betas.flip(0), 1e-7
+    if original["model.sigma_dist"] == "cosine":
+        name, ours, tolerance = "alphas", scheduler.alphas_cumprod.flip(0), 1e-5
+    if name not in schedule:
+        return [f"The file has no buffer `{name}`, so the noise schedule is the config's word alone."]
+    theirs = schedule[name].double()
+    if theirs.shape != ours.shape or not (theirs - ours.double()).abs().max() <= tolerance:
+        numbers = [
+            f"{len(values)} {name} from {float(values[0]):.6g} to {float(values[-1]):.6g}"
+            if values.ndim == 1 and len(values)
+            else f"{name} of shape {tuple(values.shape)}"
+            for values in (ours, theirs)
+        ]
+        raise CheckpointError(
+            f"{original.source} and {what} contradict each other: `model.sigma_dist`, `sigma_begin`, `sigma_end` and"
+            f" `num_classes` make {numbers[0]} in the config, and the file has {numbers[1]}."
+        )
+    difference = float((theirs - ours.double()).abs().max())
+    equal = "equals" if difference == 0 else f"is within {_bound(difference)} of"
+    return [f"The noise schedule {equal} the buffer `{name}` in the file, {len(theirs)} values."]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Proof
+
+
+@torch.no_grad()
+def _verify(
+    folder: Path, state: Mapping[str, torch.Tensor], original: OriginalConfig, found: Architecture
+) -> tuple[float, str]:
+    """Load the folder, and compare the network with the second implementation on the source's own weights."""
+    unet = MCVDPipeline.from_pretrained(folder).unet.eval()
+    config, size = unet.config, original["data.image_size"]
+    past, current = config.num_past_frames, config.num_frames
+    generator = torch.Generator().manual_seed(0)
+    window = torch.randn(1, unet.num_window_frames, config.in_channels, size, size, generator=generator)
+    largest, scale = 0.0, 0.0
+    state = {name: weight.float() for name, weight in state.items()}
+    last = config.num_train_timesteps - 1
+    # Both ends and the middle of the noise, with all given frames and without any.
+    for timestep, is_given in ((last, True), (last // 2, False), (0, True)):
+        roles = torch.full((1, unet.num_window_frames), 1 if is_given else 0)
+        roles[:, past : past + current] = 2
+        ours = unet(window, timestep, roles).sample[:, past : past + current].flatten(1, 2)
+        cond = torch.cat([window[:, :past], window[:, past + current :]], dim=1).flatten(1, 2)
+        theirs = reference_network.forward(
+            state,
+            window[:, past : past + current].flatten(1, 2),
+            torch.tensor([last - timestep]),
+            cond if is_given else torch.zeros_like(cond),
+            torch.tensor([is_given and past > 0]),
+            image_size=size,
+            ngf=found.ngf,
+            num_levels=len(found.widths),
+            num_res_blocks=found.num_res_blocks,
+            attn_resolutions=original["model.attn_resolutions"],
+            n_head_channels=original["model.n_head_channels"],
+            spade=found.spade_dim is not None,
+            cond_emb=found.cond_emb,
+        )
+        largest = max(largest, float((ours - theirs).abs().max()))
+        scale = max(scale, float(theirs.abs().max()))
+    if not largest <= VERIFY_TOLERANCE * scale:
+        raise CheckpointError(
+            f"The converted network differs from the second implementation by {largest:.2e}, where the largest output is"
+            f" {scale:.2e}: the conversion is wrong. Nothing was written. Please report the config and this message."
+        )
+    return largest, (
+        "The folder was loaded again, and its network compared with a second, independent implementation that runs on the"
+        f" source file's own state dict, at three noise levels, with and without given frames ({size}x{size} pixels,"
+        f" float32): the largest difference is below {_bound(largest)}, the largest output {scale:.2g}."
+    )
+
+
+def _bound(value: float) -> str:
+    """The power of ten above a small difference: a statement that does not change with the last bit."""
+    return f"1e{math.floor(math.log10(value)) + 1:03d}" if value > 0 else "1e-12"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words
+
+
+def _tasks(original: OriginalConfig, unet: MCVDUNet2DModel) -> list[str]:
+    config = unet.config
+    return trained_tasks(
+        num_past_frames=config.num_past_frames,
+        num_future_frames=config.num_future_frames,
+        drop_past=config.drop_past,
+        drop_future=config.drop_future,
+        is_dropped_together=original["data.prob_mask_sync"],
+    )
+
+
+def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet2DModel) -> list[str]:
+    """What a reader would otherwise not expect."""
+    notes = []
+    if weights == "model" and len(content) == 5:
+        notes.append("These are the raw weights; the original samples with their average, which the file has too.")
+    if original["model.sigma_dist"] == "cosine":
+        notes.append("Diffusers keeps a cosine schedule's beta at or below 0.999; the noisiest step differs by that.")
+    if original["data.prob_mask_sync"]:
+        notes.append(
+            "Past and future were always masked together in training, so the network never saw only one of them."
+        )
+    if unet.config.embed_past_kept:
+        notes.append(
+            "The network is told whether the past is there. The original's samplers never told it, so without past frames"
+            " this pipeline differs from them, on purpose."
+        )
+    subsample = original["sampling.subsample"]
+    total = unet.config.num_train_timesteps
+    if subsample and total % subsample:
+        stride = total // subsample
+        notes.append(
+            f"For `subsample: {subsample}` the original takes every {stride}th label, {-(-total // stride)} steps; Diffusers"
+            f" takes {subsample}. "
+            + (
+                f"Its steps are `timesteps=list(range({total - 1}, -1, -{stride}))`."
+                if original["model.version"] == "DDPM"
+                else f"A number of steps that divides {total} is the same in both."
+            )
+        )
+    for option, harmless in (
+        ("sampling.init_prev_t", lambda x: x <= 0),
+        ("sampling.one_frame_at_a_time", lambda x: not x),
+        ("sampling.data_init", lambda x: not x),
+    ):
+        if not harmless(original[option]):
+            notes.append(
+                f"The config's `{option}: {_yaml(original[option])}` is not converted: it is no part of the model."
+            )
+    return notes
+
+
+def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dict:
+    """The model card's words, from what is known. No dates and no paths: the same conversion gives the same card."""
+    unet = MCVDUNet2DModel.load_config(folder / "unet")
+    dataset = original["data.dataset"]
+    steps = original["sampling.subsample"] or unet["num_train_timesteps"]
+    setting = {
+        "optimizer": original["optim.optimizer"],
+        "learning rate": original["optim.lr"],
+        "warm-up, updates": original["optim.warmup"],
+        "batch size": original["training.batch_size"],
+        "gradient norm clipped at": original["optim.grad_clip"],
+        "loss": "absolute error, summed" if original["training.L1"] else "half the squared error, summed over pixels",
+        "dropout": original["model.dropout"],
+        "decay of the weights' average": original["model.ema_rate"] if result.weights == "ema" else None,
+        "probability of an absent past": original["data.prob_mask_cond"],
+        "probability of an absent future": original["data.prob_mask_future"] if unet["num_future_frames"] else None,
+        "masks of past and future": "drawn together" if original["data.prob_mask_sync"] else None,
+        "noise": f"{original['model.sigma_dist']}, {unet['num_train_timesteps']} steps",
+        "updates": result.step,
+        "epochs": result.epoch,
+    }
+    source = [
+        "Converted from a checkpoint of the original code"
+        " ([voletiv/mcvd-pytorch](https://github.com/voletiv/mcvd-pytorch)) by `mcvd-diffusers convert`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| file | `{_table_cell(result.checkpoint.name)}` |",
+        f"| its SHA-256 | `{result.sha256}` |",
+        f"| config | `{_table_cell(result.config)}` |",
+        f"| weights | {'their moving average (EMA)' if result.weights == 'ema' else 'the raw ones'} |",
+    ]
+    if result.stray:
+        source += [
+            "",
+            "Options of the config that are not known and were ignored: "
+            + ", ".join(f"`{_table_cell(name)}`" for name in result.stray[:50])
+            + ".",
+        ]
+    if result.notes:
+        source += ["", *(f"- {note}" for note in result.notes)]
+    verified = [*(f"- {sentence}" for sentence in result.verified)]
+    if result.max_difference is None:
+        verified.append("- The network's output was **not** compared; `mcvd-diffusers convert --verify` does that.")
+    verified.append("- The original code itself was not run on this checkpoint.")
+    return {
+        "unet": unet,
+        "scheduler": original["model.version"],
+        "tasks": result.tasks,
+        "num_parameters": result.num_parameters,
+        "dataset": dataset,
+        "num_inference_steps": steps,
+        "num_predicted_frames": original["sampling.num_frames_pred"],
+        "final_denoise": original["sampling.denoise"],
+        "training": {name: value for name, value in setting.items() if value is not None},
+        "source": "\n".join(source),
+        "verification": "\n".join(verified),
+    }
+
+
+def _table_cell(text: str) -> str:
+    """Names come from an untrusted file: nothing that would end the cell or the code span."""
+    return "".join(character if character.isprintable() and character not in "`|<>" else "?" for character in text)[
+        :200
+    ]
+
+
+def _yaml(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,392 @@
+"""Files that nobody vouches for: nothing is executed, nothing is written, no memory is taken for what is not there."""
+
+import io
+import os
+import pickle
+import pickletools
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+import torch
+
+from mcvd_diffusers.conversion import CheckpointError, convert_checkpoint
+from mcvd_diffusers.conversion.untrusted import inspect_checkpoint, load_checkpoint
+from original_mcvd import REFERENCE, original_checkpoint, save_original
+
+
+CONFIG = {
+    "data": {"channels": 1, "image_size": 8, "num_frames": 1, "num_frames_cond": 1, "num_frames_future": 0}
+    | {"prob_mask_cond": 0.0, "prob_mask_future": 0.0},
+    "model": {"ngf": 8, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "n_head_channels": -1}
+    | {"spade": False, "spade_dim": 8, "cond_emb": False, "dropout": 0.0},
+}
+
+
+class Evil:
+    """What pickle calls when it loads this: a function of the attacker's choice."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def zip_of(path, content, storages=None, top="archive", compression=zipfile.ZIP_STORED, extra=None):
+    """A file in torch.save's layout, with a pickle of our choice."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(f"{top}/data.pkl", content)
+        archive.writestr(f"{top}/version", "3\n")
+        for key, value in (storages or {}).items():
+            archive.writestr(f"{top}/data/{key}", value)
+        for name, value in (extra or {}).items():
+            archive.writestr(name, value)
+
+
+def tensor_pickle(numel=4, shape=(4,), strides=(1,), offset=0, key="0", kind="FloatStorage"):
+    """The pickle of one tensor, as torch.save writes it, with numbers of our choice."""
+    out = io.BytesIO()
+    pickler = pickle.Pickler(out, protocol=2)
+    pickler.persistent_id = lambda item: (
+        ("storage", getattr(torch, kind), key, "cpu", numel) if isinstance(item, Storage) else None
+    )
+
+    class Storage:
+        pass
+
+    arguments = (Storage(), offset, shape, strides, False, {})
+    pickler.dump([Evil(torch._utils._rebuild_tensor_v2, *arguments), {}, 1, 4, {}])
+    return out.getvalue()
+
+
+def raw(*parts):
+    """A pickle of protocol 2 from operations."""
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def short(text):
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def legacy(path, content, keys=(), tail=b""):
+    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    with open(path, "wb") as file:
+        for item in (0x1950A86A20F9469CFC6C, 1001, machine):
+            pickle.dump(item, file, protocol=2)
+        file.write(content)
+        pickle.dump(list(keys), file, protocol=2)
+        file.write(tail)
+
+
+def legacy_tar(path, marker):
+    evil = pickle.dumps(Evil(os.system, f"touch {marker}"), protocol=2)
+    with tarfile.open(path, "w") as tar:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            member = tarfile.TarInfo(name)
+            member.size = len(evil)
+            tar.addfile(member, io.BytesIO(evil))
+
+
+def truncated(path, size):
+    torch.save(original_checkpoint(CONFIG), path)
+    os.truncate(path, int(path.stat().st_size * size))
+
+
+def appended(path, tail):
+    torch.save([{}, {}, 1, 4, {}], path)
+    with open(path, "ab") as file:
+        file.write(tail)
+
+
+def second_directory(path):
+    """An archive whose last directory, behind a comment, is another one than torch would read."""
+    torch.save([{}, {}, 1, 4, {}], path)
+    other = path.with_name("other.zip")
+    zip_of(other, pickle.dumps(Evil(os.system, "true"), protocol=2))
+    path.write_bytes(path.read_bytes() + other.read_bytes() + b"comment")
+    other.unlink()
+
+
+NESTED = b"]" * 50_000 + b"a" * 49_999
+HASH_BOMB = (
+    b"}" + b"K\x01\x85" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60)) + b"K\x01s"
+)
+
+# name -> (how the file is made, what the message says)
+HOSTILE = {
+    "system in a zip": (
+        lambda p, m: zip_of(p, pickle.dumps([{}, Evil(os.system, f"touch {m}"), 1, 4, {}], 2)),
+        "would import 'posix.system'",
+    ),
+    "system, plain pickle": (
+        lambda p, m: p.write_bytes(pickle.dumps(Evil(os.system, f"touch {m}"), 2)),
+        "would import 'posix.system'",
+    ),
+    "eval, nested in a state dict": (
+        lambda p, m: zip_of(p, pickle.dumps([{"a": [{"b": (1, Evil(eval, f"open({str(m)!r}, 'w')"))}]}, {}, 1, 4], 2)),
+        "would import '__builtin__.eval'",
+    ),
+    "a pickle within a pickle": (
+        lambda p, m: zip_of(
+            p, pickle.dumps([Evil(pickle.loads, pickle.dumps(Evil(os.system, f"touch {m}"))), {}, 1, 4], 2)
+        ),
+        "would import",
+    ),
+    "torch's own nested loading": (
+        lambda p, m: zip_of(p, pickle.dumps([Evil(torch.storage._load_from_bytes, b"x"), {}, 1, 4], 2)),
+        "would import 'torch.storage._load_from_bytes'",
+    ),
+    "system by STACK_GLOBAL": (
+        lambda p, m: zip_of(p, pickle.dumps(Evil(os.system, f"touch {m}"), 4)),
+        "has protocol 4",
+    ),
+    "system by INST": (
+        lambda p, m: zip_of(p, b"(S'touch " + str(m).encode() + b"'\nios\nsystem\n."),
+        "has the operation MARK|has the operation STRING|has the operation INST",
+    ),
+    "STACK_GLOBAL under protocol 2": (
+        lambda p, m: zip_of(p, raw(short("os"), short("system"), b"\x93", short(f"touch {m}"), b"\x85R")),
+        "has the operation STACK_GLOBAL",
+    ),
+    "an object made by NEWOBJ": (
+        lambda p, m: zip_of(p, raw(b"ccollections\nOrderedDict\n", b")\x81")),
+        "has the operation NEWOBJ",
+    ),
+    "an extension code": (lambda p, m: zip_of(p, raw(b"\x82\x01")), "has the operation EXT1"),
+    "attributes of a dictionary": (
+        lambda p, m: zip_of(p, raw(b"ccollections\nOrderedDict\n)R}", short("items"), b"K\x01sb")),
+        "sets attributes of an object",
+    ),
+    "a whole module": (
+        lambda p, m: torch.save(torch.nn.Linear(1, 1), p),
+        "would import 'torch.nn.modules.linear.Linear'",
+    ),
+    "numbers of numpy": (
+        lambda p, m: zip_of(p, raw(b"cnumpy.core.multiarray\nscalar\n")),
+        "would import 'numpy.core.multiarray.scalar'",
+    ),
+    "a terabyte of bytes": (
+        lambda p, m: zip_of(
+            p, raw(b"c__builtin__\nbytearray\n", b"\x8a\x06" + (10**12).to_bytes(6, "little"), b"\x85R")
+        ),
+        "would import '__builtin__.bytearray'",
+    ),
+    "system in the old format": (
+        lambda p, m: legacy(p, pickle.dumps(Evil(os.system, f"touch {m}"), 2)),
+        "would import 'posix.system'",
+    ),
+    "old tar format": (legacy_tar, "is a tar archive"),
+    "TorchScript": (
+        lambda p, m: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p),
+        "is a TorchScript program",
+    ),
+    "storage of 4 terabytes": (
+        lambda p, m: zip_of(p, tensor_pickle(10**12, (10**12,)), {"0": bytes(16)}),
+        "claims 1,000,000,000,000 numbers, 4,000,000,000,000 bytes, but 16 bytes are there",
+    ),
+    "storage that is not there": (lambda p, m: zip_of(p, tensor_pickle()), "16 bytes, but 0 bytes are there"),
+    "storage of another type": (
+        lambda p, m: zip_of(p, tensor_pickle(kind="DoubleStorage"), {"0": bytes(16)}),
+        "claims 4 numbers, 32 bytes, but 16 bytes are there",
+    ),
+    "tensor larger than its storage": (
+        lambda p, m: zip_of(p, tensor_pickle(4, (10**6, 10**6), (0, 0)), {"0": bytes(16)}),
+        "declares a tensor of shape \\(1000000, 1000000\\)",
+    ),
+    "tensor beyond its storage": (
+        lambda p, m: zip_of(p, tensor_pickle(4, (2,), (2,), 2), {"0": bytes(16)}),
+        "declares a tensor of shape \\(2,\\) and strides \\(2,\\) at 2",
+    ),
+    "tensor of negative size": (
+        lambda p, m: zip_of(p, tensor_pickle(4, (-1,)), {"0": bytes(16)}),
+        "describes a tensor in an unknown way",
+    ),
+    "old format, 4 terabytes": (
+        lambda p, m: legacy(p, legacy_tensor(10**12)),
+        "claim more bytes than the file's",
+    ),
+    "old format, truncated": (
+        lambda p, m: legacy(p, legacy_tensor(4), ["0"], struct.pack("<q", 4) + bytes(8)),
+        "It may be truncated",
+    ),
+    "compressed structure": (
+        lambda p, m: zip_of(p, b"\x80\x02" + bytes(10**6), compression=zipfile.ZIP_DEFLATED),
+        "is compressed, .* bytes that claim to be 1,000,002",
+    ),
+    "names outside the archive": (
+        lambda p, m: zip_of(p, pickle.dumps([], 2), extra={"../../evil": "x"}),
+        "is a zip archive, but not of torch.save",
+    ),
+    "two records of one name": (
+        lambda p, m: zip_of(p, pickle.dumps([], 2), extra={"archive/data.pkl": "x"}),
+        "holds 'archive/data.pkl' twice",
+    ),
+    "a comment behind the archive": (
+        lambda p, m: appended(p, b"comment"),
+        "does not end with the archive's directory",
+    ),
+    "a second directory": (lambda p, m: second_directory(p), "does not end with the archive's directory"),
+    "another zip": (lambda p, m: zip_of(p, b"", top="documents", extra={"readme.txt": ""}), "but not of torch.save"),
+    "lists in lists": (lambda p, m: zip_of(p, raw(NESTED)), "must hold the original's list"),
+    "a list that holds itself": (lambda p, m: zip_of(p, raw(b"]q\x00h\x00a")), "must hold the original's list"),
+    "a key that takes for ever to hash": (
+        lambda p, m: zip_of(p, raw(HASH_BOMB)),
+        "has a key of a dictionary that is no string or number but a tuple",
+    ),
+    "operations without end": (lambda p, m: zip_of(p, raw(b"N" * 1_000_001)), "has more than 1,000,000 operations"),
+    "structure without end": (lambda p, m: zip_of(p, bytes(70 * 2**20)), "too many for a checkpoint"),
+    "an empty stack": (lambda p, m: zip_of(p, raw(b"\x85")), "is malformed"),
+    "a text longer than the file": (
+        lambda p, m: zip_of(p, b"\x80\x02X\xff\xff\xff\x7fabc."),
+        "is malformed or truncated",
+    ),
+    "no end": (lambda p, m: zip_of(p, b"\x80\x02]"), "is malformed or truncated"),
+    "bad magic": (lambda p, m: p.write_bytes(b"\x7fELF" + bytes(100)), "is no file that torch.save wrote"),
+    "another pickle": (lambda p, m: p.write_bytes(pickle.dumps([1, 2], 2)), "not one that torch.save wrote"),
+    "empty": (lambda p, m: p.write_bytes(b""), "is empty"),
+    "a web page": (lambda p, m: p.write_bytes(b"<!DOCTYPE html><title>Google Drive"), "is a web page"),
+    "a pointer": (
+        lambda p, m: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+        "is a pointer of Git LFS",
+    ),
+    "gzip": (lambda p, m: p.write_bytes(b"\x1f\x8b" + bytes(50)), "is compressed. Unpack it first"),
+    "a pipe that never ends": (lambda p, m: os.mkfifo(p), "is no file"),
+    "half of it": (lambda p, m: truncated(p, 0.5), "is damaged or truncated"),
+    "nearly all of it": (lambda p, m: truncated(p, 0.999), "is damaged or truncated"),
+    "a list of something else": (lambda p, m: torch.save([1, 2, 3], p), "it holds a list of 3"),
+    "a bare state dict": (
+        lambda p, m: torch.save({"a": torch.zeros(1)}, p),
+        "it holds a OrderedDictRecord|it holds a dict",
+    ),
+}
+
+
+def legacy_tensor(numel):
+    content = tensor_pickle(numel, (numel,))
+    # The old format has one more entry in a reference: whether it is a view.
+    return content.replace(b"tq", b"Ntq", 1) if b"tq" in content else content
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_is_refused_by_name(name, tmp_path):
+    make, message = HOSTILE[name]
+    marker, checkpoint, config = (tmp_path / x for x in ("executed", "checkpoint.pt", "config.yml"))
+    save_original(tmp_path, CONFIG, checkpoint=[])
+    (tmp_path / "checkpoint_4.pt").unlink()
+    make(checkpoint, marker)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=message):
+        convert_checkpoint(checkpoint, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before and not marker.exists() and config in before
+
+
+def test_the_corpus_is_really_hostile(tmp_path):
+    """Loaded without care, the first file of the corpus runs its command: the test above can fail."""
+    marker = tmp_path / "executed"
+    HOSTILE["system in a zip"][0](tmp_path / "checkpoint.pt", marker)
+    torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "old format"])
+def test_flipped_bytes_end_in_a_clear_error_or_in_a_state_dict(options, tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.save(original_checkpoint(CONFIG), whole, **options)
+    content, rng = whole.read_bytes(), random.Random(0)
+    structure = content.index(b"optimizer" if b"optimizer" in content else b"module.")
+    path, num_refused = tmp_path / "flipped.pt", 0
+    for _ in range(150):
+        changed = bytearray(content)
+        for _ in range(rng.choice([1, 3])):
+            around = rng.choice([64, 5_000, len(content)])
+            changed[rng.randrange(max(0, structure - around), min(len(content), structure + around))] = rng.randrange(
+                256
+            )
+        path.write_bytes(changed)
+        try:
+            inspect_checkpoint(path)
+            load_checkpoint(path)
+        except CheckpointError:
+            num_refused += 1
+    assert num_refused > 20
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "old format"])
+def test_inspection_tells_what_loading_gives(options, tmp_path):
+    saved = original_checkpoint(CONFIG)
+    saved[0]._metadata = {"": {"version": 1}}
+    saved.append(torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T))
+    path = tmp_path / "checkpoint.pt"
+    torch.save(saved, path, **options)
+    inspected, loaded = inspect_checkpoint(path), load_checkpoint(path)
+
+    def compare(a, b):
+        if torch.is_tensor(b):
+            assert (a.shape, a.dtype) == (tuple(b.shape), b.dtype)
+        elif isinstance(b, dict):
+            assert list(a) == list(b)
+            for key in b:
+                compare(a[key], b[key])
+        elif isinstance(b, (list, tuple)):
+            assert type(a) is type(b) and len(a) == len(b)
+            for pair in zip(a, b):
+                compare(*pair)
+        else:
+            assert a == b
+
+    compare(inspected, loaded)
+    assert len(inspected) == 6
+
+
+def test_genuine_checkpoint_needs_nothing_that_is_refused():
+    content = inspect_checkpoint(REFERENCE / "checkpoint_concat" / "logs" / "checkpoint_4.pt")
+    assert [type(item).__name__ for item in content] == ["OrderedDictRecord", "dict", "int", "int", "dict"]
+
+
+def test_a_damaged_weight_is_found_by_its_checksum(tmp_path):
+    save_original(tmp_path, CONFIG)
+    path = tmp_path / "checkpoint_4.pt"
+    weight = original_checkpoint(CONFIG)[4]["unet.all_modules.1.weight"].numpy().tobytes()
+    content = path.read_bytes()
+    assert content.count(weight) == 1
+    path.write_bytes(content.replace(weight, weight[:-1] + bytes([weight[-1] ^ 1])))
+    with pytest.raises(CheckpointError, match="is damaged or truncated: Bad CRC-32"):
+        convert_checkpoint(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_declared_sizes_take_no_memory(tmp_path):
+    """A file that claims 4 terabytes is refused within the memory that any conversion takes."""
+    code = (
+        "import resource, sys\n"
+        "from mcvd_diffusers.conversion.untrusted import CheckpointError, inspect_checkpoint\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        inspect_checkpoint(path)\n"
+        "    except CheckpointError:\n"
+        "        print('refused')\n"
+        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000\n"  # KiB
+    )
+    names = [
+        "storage of 4 terabytes",
+        "tensor larger than its storage",
+        "old format, 4 terabytes",
+        "a terabyte of bytes",
+    ]
+    paths = [tmp_path / f"{i}.pt" for i in range(len(names))]
+    for name, path in zip(names, paths):
+        HOSTILE[name][0](path, None)
+    out = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert (out.stdout.split(), out.returncode) == (["refused"] * 4, 0), out.stderr
+
+
+def test_pickles_of_the_corpus_are_pickles():
+    """What is refused as an operation, and not as malformed, is one that pickle would execute."""
+    for content in (raw(HASH_BOMB), raw(NESTED), tensor_pickle()):
+        assert list(pickletools.genops(content))[-1][0].name == "STOP"
