@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from mcvd_diffusers.conversion.convert import _make_unet
+from mcvd_diffusers.conversion.components import make_unet
 from mcvd_diffusers.conversion.original_config import config_of_preset
 from mcvd_diffusers.conversion.original_weights import Architecture, original_shapes
 
@@ -41,7 +41,7 @@ def write_checkpoint(path: Path, preset: str) -> int:
         block_channels=channels * config["data.num_frames"],
         given_channels=channels * (config["data.num_frames_cond"] + config["data.num_frames_future"]),
     )
-    shapes = original_shapes(_make_unet(config, architecture))
+    shapes = original_shapes(make_unet(config, architecture))
     generator = torch.Generator().manual_seed(0)
     betas = torch.linspace(0.02, 1e-4, 1000)
     alphas = (1 - betas.flip(0)).cumprod(0).flip(0)

@@ -5,9 +5,7 @@ weights pass through a table of keys ([`original_weights`]); nothing is guessed,
 """
 
 import contextlib
-import functools
 import hashlib
-import math
 import os
 import shutil
 import tempfile
@@ -16,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.model_card import model_card
@@ -24,6 +21,7 @@ from mcvd_diffusers.models import MCVDUNet2DModel
 from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_network
+from .components import as_yaml, bound, check_schedule, make_scheduler, make_unet, read_schedule, reconcile
 from .original_config import OriginalConfig, config_of_preset, read_config
 from .original_weights import (
     BUFFERS,
@@ -128,19 +126,18 @@ def convert_checkpoint(
     what = f"{checkpoint.name} ({'averaged' if weights == 'ema' else 'raw'} weights)"
     records = _tensors(content[item], what)
     architecture = read_architecture(records, what)
-    _reconcile(original, architecture, records, what)
-    _reconcile_schedule(original, content[0], what)
-    unet = _make_unet(original, architecture)
+    reconcile(original, architecture, records, content[0], what)
+    unet = make_unet(original, architecture)
     check_table(unet, records, what)
     used = [records[row.theirs] for row in key_table(unet)]
     check_storage_bytes(checkpoint, used)
 
     loaded = load_checkpoint(checkpoint)
-    schedule = _read_schedule(loaded)
+    schedule = read_schedule(loaded)
     state = with_current_names(without_module_prefix(loaded[item], what))
     state = {name: tensor for name, tensor in state.items() if name not in BUFFERS}
     del loaded
-    scheduler = _make_scheduler(original)
+    scheduler = make_scheduler(original)
     result = Conversion(
         output=output,
         checkpoint=checkpoint,
@@ -158,7 +155,7 @@ def convert_checkpoint(
         f"Every one of the {len(used)} parameters in the file ({result.num_parameters:,} numbers) is used exactly once, in"
         " its shape; none is missing or left over."
     )
-    result.verified += _check_schedule(schedule, scheduler, original, what)
+    result.verified += check_schedule(schedule, scheduler, original, what)
 
     missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -282,177 +279,6 @@ def _tensors(item: dict, what: str) -> dict[str, TensorRecord]:
     return with_current_names(without_module_prefix(item, what))
 
 
-def _agree(original: OriginalConfig, what: str, option: str, in_weights, evidence: str) -> None:
-    """Take an option from the weights, or refuse the pair if the config states another value."""
-    stated = original[option]
-    if option in original.explicit and stated != in_weights:
-        raise CheckpointError(
-            f"{original.source} and {what} contradict each other: `{option}` is {_yaml(stated)} in the config, and"
-            f" {_yaml(in_weights)} by the weights ({evidence}). One of them belongs to another model; the published"
-            " checkpoints were made by the original's scripts, not its bare config files."
-        )
-    original.values[option] = in_weights
-
-
-def _reconcile(original: OriginalConfig, found: Architecture, records: dict, what: str) -> None:
-    """Fill in what the config leaves to the weights, and refuse what the two say differently."""
-    source = original.source
-    agree = functools.partial(_agree, original, what)
-
-    def shape(name: str) -> str:
-        return f"{name} has shape {tuple(records[name].shape)}"
-
-    agree("model.ngf", found.ngf, shape("unet.all_modules.0.weight"))
-    multiples = [width // found.ngf if width % found.ngf == 0 else width / found.ngf for width in found.widths]
-    agree("model.ch_mult", multiples, f"its levels have {list(found.widths)} channels")
-    agree("model.num_res_blocks", found.num_res_blocks, "residual blocks of a level on the way down")
-    agree("model.spade", found.spade_dim is not None, "normalisations with `mlp_shared`, or without")
-    if found.spade_dim is not None:
-        agree("model.spade_dim", found.spade_dim, "channels of `mlp_shared`")
-    agree("model.cond_emb", found.cond_emb, "an embedding as module 2, or none")
-
-    size = original["data.image_size"]
-    if size % 2 ** (len(found.widths) - 1):
-        raise CheckpointError(
-            f"{source}: `data.image_size` {size} cannot be halved {len(found.widths) - 1} times, as the"
-            f" {len(found.widths)} levels in {what} need."
-        )
-    sizes = [size >> level for level in range(len(found.widths))]
-    attended = [size for size, has_attention in zip(sizes, found.has_attention) if has_attention]
-    if "model.attn_resolutions" in original.explicit:
-        stated = [size for size in sizes if size in original["model.attn_resolutions"]]
-        if stated != attended:
-            raise CheckpointError(
-                f"{source} and {what} contradict each other: with `data.image_size: {size}` (levels of {sizes} pixels) and"
-                f" `model.attn_resolutions: {original['model.attn_resolutions']}` there is attention at {stated}, and by"
-                f" the weights at {attended}."
-            )
-    original.values["model.attn_resolutions"] = attended
-
-    channels = original["data.channels"]
-    for option, number in (("k", found.block_channels), ("p + f", found.given_channels)):
-        if number % channels:
-            raise CheckpointError(
-                f"{source} and {what} contradict each other: `data.channels` is {channels} in the config, but the weights"
-                f" have {number} channels for its {option} frames."
-            )
-    agree("data.num_frames", found.block_channels // channels, f"{found.block_channels} channels come out")
-    given, future = found.given_channels // channels, original["data.num_frames_future"]
-    past = original["data.num_frames_cond"]
-    if past is None:
-        past = original.values["data.num_frames_cond"] = given - future
-    if past + future != given or past < 0:
-        raise CheckpointError(
-            f"{source} and {what} contradict each other: `data.num_frames_cond` {max(past, 0)} and"
-            f" `data.num_frames_future` {future} are {max(past, 0) + future} given frames in the config, and by the weights"
-            f" {given} ({found.given_channels} channels of {channels})."
-        )
-    head = original["model.n_head_channels"]
-    widths = {width for width, has in zip(found.widths, found.has_attention) if has} | {found.widths[-1]}
-    wrong = sorted(width for width in widths if head != -1 and width >= head and width % head)
-    if wrong:
-        raise CheckpointError(
-            f"{source} and {what} contradict each other: `model.n_head_channels` is {head} in the config, which does not"
-            f" divide the {wrong[0]} channels of an attention in the weights."
-        )
-
-
-def _reconcile_schedule(original: OriginalConfig, raw_model: dict, what: str) -> None:
-    """The number of noise levels is the length of the schedule's buffers."""
-    for name in ("betas", "module.betas"):
-        betas = raw_model.get(name)
-        if isinstance(betas, TensorRecord) and len(betas.shape) == 1:
-            _agree(original, what, "model.num_classes", betas.shape[0], f"{name} has shape {betas.shape}")
-    if original["model.num_classes"] is None:
-        original.values["model.num_classes"] = 1000
-
-
-def _make_unet(original: OriginalConfig, found: Architecture) -> MCVDUNet2DModel:
-    """The network on the meta device: shapes without memory."""
-    head = original["model.n_head_channels"]
-    arguments = {
-        "sample_size": original["data.image_size"],
-        "in_channels": original["data.channels"],
-        "num_past_frames": original["data.num_frames_cond"],
-        "num_frames": original["data.num_frames"],
-        "num_future_frames": original["data.num_frames_future"],
-        "conditioning": "concat" if found.spade_dim is None else "spatin",
-        "down_block_types": ["AttnDownBlock2D" if has else "DownBlock2D" for has in found.has_attention],
-        "block_out_channels": list(found.widths),
-        "conv_in_channels": None if found.ngf == found.widths[0] else found.ngf,
-        "layers_per_block": found.num_res_blocks,
-        "attention_head_dim": None if head == -1 else head,
-        "dropout": original["model.dropout"],
-        "embed_past_kept": found.cond_emb,
-        "drop_past": original["data.prob_mask_cond"],
-        "drop_future": original["data.prob_mask_future"],
-        "num_train_timesteps": original["model.num_classes"],
-        "prediction_type": "epsilon",
-    }
-    if found.spade_dim is not None:
-        arguments["spatin_channels"] = found.spade_dim
-    try:
-        with torch.device("meta"):
-            return MCVDUNet2DModel(**arguments)
-    except ValueError as error:
-        raise CheckpointError(f"{original.source}: the network cannot be made: {error}") from error
-
-
-def _make_scheduler(original: OriginalConfig) -> DDPMScheduler | DDIMScheduler:
-    """The original's sampler as one of Diffusers': its noisiest step first, the last one to a noise level of exactly 0."""
-    common = {
-        "num_train_timesteps": original["model.num_classes"],
-        "beta_start": original["model.sigma_end"],
-        "beta_end": original["model.sigma_begin"],
-        "beta_schedule": "linear" if original["model.sigma_dist"] == "linear" else "squaredcos_cap_v2",
-        "clip_sample": original["sampling.clip_before"],
-        "clip_sample_range": 1.0,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "trailing",
-    }
-    if original["model.version"] == "DDIM":
-        return DDIMScheduler(**common, set_alpha_to_one=True, steps_offset=0)
-    return DDPMScheduler(**common, variance_type="fixed_small")
-
-
-def _read_schedule(loaded: list) -> dict[str, torch.Tensor]:
-    """Copies of the schedule's buffers, which only the raw model has."""
-    state = loaded[0]
-    names = {name.removeprefix("module."): name for name in state if isinstance(name, str)}
-    return {
-        name: state[names[name]].clone()
-        for name in ("betas", "alphas")
-        if name in names and torch.is_tensor(state[names[name]]) and state[names[name]].numel() <= 100_000
-    }
-
-
-def _check_schedule(
-    schedule: Mapping[str, torch.Tensor], scheduler: DDPMScheduler | DDIMScheduler, original: OriginalConfig, what: str
-) -> list[str]:
-    """Compare the noise schedule with the buffers in the file. The original counts from the noisiest step."""
-    # Diffusers keeps a cosine schedule's beta at or below 0.999, where the original lets it reach 1.
-    name, ours, tolerance = "betas", scheduler.betas.flip(0), 1e-7
-    if original["model.sigma_dist"] == "cosine":
-        name, ours, tolerance = "alphas", scheduler.alphas_cumprod.flip(0), 1e-5
-    if name not in schedule:
-        return [f"The file has no buffer `{name}`, so the noise schedule is the config's word alone."]
-    theirs = schedule[name].double()
-    if theirs.shape != ours.shape or not (theirs - ours.double()).abs().max() <= tolerance:
-        numbers = [
-            f"{len(values)} {name} from {float(values[0]):.6g} to {float(values[-1]):.6g}"
-            if values.ndim == 1 and len(values)
-            else f"{name} of shape {tuple(values.shape)}"
-            for values in (ours, theirs)
-        ]
-        raise CheckpointError(
-            f"{original.source} and {what} contradict each other: `model.sigma_dist`, `sigma_begin`, `sigma_end` and"
-            f" `num_classes` make {numbers[0]} in the config, and the file has {numbers[1]}."
-        )
-    difference = float((theirs - ours.double()).abs().max())
-    equal = "equals" if difference == 0 else f"is within {_bound(difference)} of"
-    return [f"The noise schedule {equal} the buffer `{name}` in the file, {len(theirs)} values."]
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Proof
 
@@ -501,13 +327,8 @@ def _verify(
     return largest, (
         "The folder was loaded again, and its network compared with a second, independent implementation that runs on the"
         f" source file's own state dict, at three noise levels, with and without given frames ({size}x{size} pixels,"
-        f" float32): the largest difference is below {_bound(largest)}, the largest output {scale:.2g}."
+        f" float32): the largest difference is below {bound(largest)}, the largest output {scale:.2g}."
     )
-
-
-def _bound(value: float) -> str:
-    """The power of ten above a small difference: a statement that does not change with the last bit."""
-    return f"1e{math.floor(math.log10(value)) + 1:03d}" if value > 0 else "1e-12"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -561,7 +382,7 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
     ):
         if not harmless(original[option]):
             notes.append(
-                f"The config's `{option}: {_yaml(original[option])}` is not converted: it is no part of the model."
+                f"The config's `{option}: {as_yaml(original[option])}` is not converted: it is no part of the model."
             )
     return notes
 
@@ -631,7 +452,3 @@ def _table_cell(text: str) -> str:
     return "".join(character if character.isprintable() and character not in "`|<>" else "?" for character in text)[
         :200
     ]
-
-
-def _yaml(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.conversion import CheckpointError, convert_checkpoint
-from mcvd_diffusers.conversion.convert import _make_unet, _reconcile, _reconcile_schedule
+from mcvd_diffusers.conversion.components import make_unet, reconcile
 from mcvd_diffusers.conversion.original_config import _check, config_of_preset
 from mcvd_diffusers.conversion.original_weights import check_table, key_table, original_shapes, read_architecture
 from mcvd_diffusers.presets import ORIGINAL_NAMES
@@ -158,7 +158,7 @@ def test_verification_finds_a_wrong_weight(tmp_path):
     what = dict(checkpoint[4])
     config = _check("config.yml", TINY)
     architecture = read_architecture(what, "checkpoint")
-    _reconcile(config, architecture, what, "checkpoint")
+    reconcile(config, architecture, what, checkpoint[0], "checkpoint")
     module._verify(tmp_path / "out", what, config, architecture)
     with pytest.raises(CheckpointError, match="differs from the second implementation"):
         module._verify(tmp_path / "wrong", what, config, architecture)
@@ -171,9 +171,8 @@ def test_published_layouts_convert_shape_for_shape(name):
     state = {key: torch.empty(shape, device="meta") for key, shape in case["keys"].items()}
     config = _check("config.yml", case["config"])
     architecture = read_architecture(state, name)
-    _reconcile(config, architecture, state, name)
-    _reconcile_schedule(config, state, name)
-    unet = _make_unet(config, architecture)
+    reconcile(config, architecture, state, state, name)
+    unet = make_unet(config, architecture)
     check_table(unet, state, name)
     assert sum(parameter.numel() for parameter in unet.parameters()) == case["n_params"]
     assert sum(state[row.theirs].numel() for row in key_table(unet)) == case["n_params"]
@@ -194,9 +193,8 @@ def test_published_layouts_need_little_of_a_config(name):
     for content in (full, least):
         config = _check("config.yml", content)
         architecture = read_architecture(state, name)
-        _reconcile(config, architecture, state, name)
-        _reconcile_schedule(config, state, name)
-        configs.append(dict(_make_unet(config, architecture).config))
+        reconcile(config, architecture, state, state, name)
+        configs.append(dict(make_unet(config, architecture).config))
     assert configs[0] == configs[1]
 
 
