@@ -43,7 +43,9 @@ def _add_convert(commands) -> None:
         "convert",
         help="a checkpoint of the original code -> a pipeline folder",
         description="Convert a checkpoint of the original MCVD code into a folder for MCVDPipeline.from_pretrained.",
-        epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.",
+        epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.\n\npresets:\n  "
+        + "\n  ".join(ORIGINAL_NAMES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a .pt file, or the folder with checkpoint*.pt and config.yml"
@@ -53,7 +55,7 @@ def _add_convert(commands) -> None:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help=f"a published model instead of a lost config: {', '.join(ORIGINAL_NAMES)}",
+        help="a published model instead of a lost config; listed below",
     )
     parser.add_argument(
         "--weights",
