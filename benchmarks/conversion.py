@@ -20,28 +20,15 @@ from pathlib import Path
 import torch
 
 from mcvd_diffusers.conversion.components import make_unet
-from mcvd_diffusers.conversion.original_config import config_of_preset
-from mcvd_diffusers.conversion.original_weights import Architecture, original_shapes
+from mcvd_diffusers.conversion.original_config import architecture_of, config_of_preset
+from mcvd_diffusers.conversion.original_weights import original_shapes
 
 
 def write_checkpoint(path: Path, preset: str) -> int:
     """A checkpoint in the original's form; random averaged weights, zeros elsewhere. Returns the number of parameters."""
     config = config_of_preset(preset)
-    ngf, multiples = config["model.ngf"], config["model.ch_mult"]
-    channels = config["data.channels"]
-    sizes = [config["data.image_size"] >> level for level in range(len(multiples))]
     config.values["model.num_classes"] = 1000
-    architecture = Architecture(
-        ngf=ngf,
-        widths=tuple(ngf * multiple for multiple in multiples),
-        num_res_blocks=config["model.num_res_blocks"],
-        has_attention=tuple(size in config["model.attn_resolutions"] for size in sizes),
-        spade_dim=config["model.spade_dim"] if config["model.spade"] else None,
-        cond_emb=False,
-        block_channels=channels * config["data.num_frames"],
-        given_channels=channels * (config["data.num_frames_cond"] + config["data.num_frames_future"]),
-    )
-    shapes = original_shapes(make_unet(config, architecture))
+    shapes = original_shapes(make_unet(config, architecture_of(config)))
     generator = torch.Generator().manual_seed(0)
     betas = torch.linspace(0.02, 1e-4, 1000)
     alphas = (1 - betas.flip(0)).cumprod(0).flip(0)

@@ -41,6 +41,7 @@ def main(args: list[str] | None = None) -> int:
 def _add_convert(commands) -> None:
     parser = commands.add_parser(
         "convert",
+        allow_abbrev=False,
         help="a checkpoint of the original code -> a pipeline folder",
         description="Convert a checkpoint of the original MCVD code into a folder for MCVDPipeline.from_pretrained.",
         epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.\n\npresets:\n  "
@@ -48,7 +49,7 @@ def _add_convert(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .pt file, or the folder with checkpoint*.pt and config.yml"
+        "checkpoint", metavar="CHECKPOINT", help="a .pt file, or the folder of the experiment, or its logs"
     )
     parser.add_argument("output", metavar="OUT", help="the folder to write; it appears when it is complete")
     parser.add_argument("--config", help="the run's config.yml, if it does not lie beside the checkpoint")
@@ -102,7 +103,8 @@ def _report(result: Conversion) -> str:
     lines += [("note", note) for note in result.notes]
     lines += [("verified", sentence) for sentence in result.verified]
     if result.max_difference is not None:
-        lines.append(("", f"The largest difference was {result.max_difference:.2e}."))
+        lines.append(("", f"(To be exact: {result.max_difference:.2e}.)"))
+    lines += [("not", f"verified: {sentence}") for sentence in result.not_verified]
     lines.append(("written", f"{result.output}"))
     lines.append(("use", f'MCVDPipeline.from_pretrained("{result.output}")'))
     return "\n".join(

@@ -90,17 +90,17 @@ def model_card(
         usage.append(f"future = torch.rand(1, {future}, {channels}, {height}, {width})")
     options = f'num_inference_steps={num_inference_steps}, output_type="pt"'
     usage.append("")
-    for task, arguments in {
+    calls = {
         "prediction": f"past_frames=past, num_frames={num_predicted}",
         "past prediction": f"future_frames=future, num_frames={block}",
         "interpolation": "past_frames=past, future_frames=future",
         "generation": f"num_frames={num_predicted}, batch_size=4",
-    }.items():
+    }
+    for task, arguments in calls.items():
         if task in tasks:
             usage.append(f"video = pipe({arguments}, {options}).frames  # {task}")
 
     facts = {
-        "task": ", ".join(tasks),
         "training data": dataset,
         "frames": f"{past} past, {block} at a time, {future} future; {channels} channel{'s' if channels > 1 else ''},"
         f" {height}x{width} pixels",
@@ -109,14 +109,17 @@ def model_card(
         + (", and the original's final denoising call" if final_denoise else ""),
         **(training or {}),
     }
+    example = next((arguments for task, arguments in calls.items() if task in tasks), None)
     reproduce = [
-        "The original draws all noise from one stream, in its own order. To repeat its samples with the same numbers:",
+        "The original draws all noise from one stream in its own order, for the whole batch at once. With the same stream in"
+        " the same state and the same batch, this repeats its samples:",
         "",
         "```python",
         "from mcvd_diffusers import NoiseSequence",
         "",
-        "noise = NoiseSequence(torch.Generator().manual_seed(0))  # on the original's device; goes on from call to call",
-        f"pipe(..., num_inference_steps={num_inference_steps}, generator=noise)",
+        'generator = torch.Generator("cpu").manual_seed(1234)  # the original\'s default seed; "cuda" if it ran there',
+        "noise = NoiseSequence(generator)  # or a list of recorded draws; goes on from call to call",
+        f"video = pipe({example}, {options}, generator=noise).frames",
         "```",
     ]
     if final_denoise:
@@ -134,7 +137,7 @@ def model_card(
         ),
         "Source": source,
         "Verification": verification,
-        "Samples of the original": "\n".join(reproduce) if source else None,
+        "Samples of the original": "\n".join(reproduce) if source and example else None,
         "Limits": "Trained on this data set alone: frames of another kind, size or rate are not predicted well. Errors grow"
         " from block to block in long videos. Whoever passes the weights on has to respect the licence of their authors and"
         " of the training data.",

@@ -1,6 +1,5 @@
 """The network and the scheduler that an original config and its weights agree on."""
 
-import functools
 import math
 from collections.abc import Mapping
 
@@ -12,18 +11,6 @@ from mcvd_diffusers.models import MCVDUNet2DModel
 from .original_config import OriginalConfig
 from .original_weights import Architecture
 from .untrusted import CheckpointError
-
-
-def _agree(original: OriginalConfig, what: str, option: str, in_weights, evidence: str) -> None:
-    """Take an option from the weights, or refuse the pair if the config states another value."""
-    stated = original[option]
-    if option in original.explicit and stated != in_weights:
-        raise CheckpointError(
-            f"{original.source} and {what} contradict each other: `{option}` is {as_yaml(stated)} in the config, and"
-            f" {as_yaml(in_weights)} by the weights ({evidence}). One of them belongs to another model; the published"
-            " checkpoints were made by the original's scripts, not its bare config files."
-        )
-    original.values[option] = in_weights
 
 
 def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, raw_model: Mapping, what: str) -> None:
@@ -38,10 +25,17 @@ def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, r
         what (`str`): The weights, for messages.
 
     Raises:
-        CheckpointError: Naming the option, what the config says, what the weights say and where.
+        CheckpointError: Naming each option, what the config says, what the weights say and where.
     """
-    source = original.source
-    agree = functools.partial(_agree, original, what)
+    problems = []
+
+    def agree(option: str, in_weights, evidence: str) -> None:
+        stated = original[option]
+        if option in original.explicit and stated != in_weights:
+            problems.append(
+                f"`{option}` is {as_yaml(stated)} in the config, and {as_yaml(in_weights)} by the weights ({evidence})"
+            )
+        original.values[option] = in_weights
 
     def shape(name: str) -> str:
         return f"{name} has shape {tuple(records[name].shape)}"
@@ -56,56 +50,60 @@ def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, r
     agree("model.cond_emb", found.cond_emb, "an embedding as module 2, or none")
 
     size = original["data.image_size"]
-    if size % 2 ** (len(found.widths) - 1):
-        raise CheckpointError(
-            f"{source}: `data.image_size` {size} cannot be halved {len(found.widths) - 1} times, as the"
-            f" {len(found.widths)} levels in {what} need."
-        )
     sizes = [size >> level for level in range(len(found.widths))]
     attended = [size for size, has_attention in zip(sizes, found.has_attention) if has_attention]
-    if "model.attn_resolutions" in original.explicit:
+    if size % 2 ** (len(sizes) - 1):
+        problems.append(
+            f"`data.image_size` {size} cannot be halved {len(sizes) - 1} times, as the {len(sizes)} levels in the weights"
+            " need"
+        )
+    elif "model.attn_resolutions" in original.explicit:
         stated = [size for size in sizes if size in original["model.attn_resolutions"]]
         if stated != attended:
-            raise CheckpointError(
-                f"{source} and {what} contradict each other: with `data.image_size: {size}` (levels of {sizes} pixels) and"
-                f" `model.attn_resolutions: {original['model.attn_resolutions']}` there is attention at {stated}, and by"
-                f" the weights at {attended}."
+            problems.append(
+                f"with `data.image_size: {size}` (levels of {sizes} pixels) and `model.attn_resolutions:"
+                f" {original['model.attn_resolutions']}` there is attention at {stated} in the config, and by the weights"
+                f" at {attended}"
             )
     original.values["model.attn_resolutions"] = attended
 
     channels = original["data.channels"]
-    for option, number in (("k", found.block_channels), ("p + f", found.given_channels)):
-        if number % channels:
-            raise CheckpointError(
-                f"{source} and {what} contradict each other: `data.channels` is {channels} in the config, but the weights"
-                f" have {number} channels for its {option} frames."
-            )
-    agree("data.num_frames", found.block_channels // channels, f"{found.block_channels} channels come out")
-    given, future = found.given_channels // channels, original["data.num_frames_future"]
-    past = original["data.num_frames_cond"]
-    if past is None:
-        past = original.values["data.num_frames_cond"] = given - future
-    if past + future != given or past < 0:
-        raise CheckpointError(
-            f"{source} and {what} contradict each other: `data.num_frames_cond` {max(past, 0)} and"
-            f" `data.num_frames_future` {future} are {max(past, 0) + future} given frames in the config, and by the weights"
-            f" {given} ({found.given_channels} channels of {channels})."
+    block, given = found.block_channels, found.given_channels
+    past, future = original["data.num_frames_cond"], original["data.num_frames_future"]
+    if block % channels or given % channels:
+        problems.append(
+            f"`data.channels` is {channels} in the config, but the weights have {block} channels for the frames of a block"
+            f" and {given} for those given"
         )
+    else:
+        agree("data.num_frames", block // channels, f"{block} channels come out")
+        if past is None:
+            past = original.values["data.num_frames_cond"] = max(given // channels - future, 0)
+        if (past + future) * channels != given:
+            problems.append(
+                f"`data.num_frames_cond` {past} and `data.num_frames_future` {future} are {past + future} given frames in"
+                f" the config, and by the weights {given // channels} ({given} channels of {channels})"
+            )
     head = original["model.n_head_channels"]
     widths = {width for width, has in zip(found.widths, found.has_attention) if has} | {found.widths[-1]}
     wrong = sorted(width for width in widths if head != -1 and width >= head and width % head)
     if wrong:
-        raise CheckpointError(
-            f"{source} and {what} contradict each other: `model.n_head_channels` is {head} in the config, which does not"
-            f" divide the {wrong[0]} channels of an attention in the weights."
+        problems.append(
+            f"`model.n_head_channels` is {head} in the config, which does not divide the {wrong[0]} channels of an attention"
+            " in the weights"
         )
-
     for name in ("betas", "module.betas"):
         shape_of_betas = tuple(getattr(raw_model.get(name), "shape", ()))
         if len(shape_of_betas) == 1:
             agree("model.num_classes", shape_of_betas[0], f"{name} has shape {shape_of_betas}")
     if original["model.num_classes"] is None:
         original.values["model.num_classes"] = 1000
+
+    if problems:
+        raise CheckpointError(
+            f"{original.source} and {what} contradict each other: {'; '.join(problems)}. One of the two belongs to another"
+            " model."
+        )
 
 
 def make_unet(original: OriginalConfig, found: Architecture) -> MCVDUNet2DModel:

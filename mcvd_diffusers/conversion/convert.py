@@ -7,6 +7,7 @@ weights pass through a table of keys ([`original_weights`]); nothing is guessed,
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_network
 from .components import as_yaml, bound, check_schedule, make_scheduler, make_unet, read_schedule, reconcile
-from .original_config import OriginalConfig, config_of_preset, read_config
+from .original_config import OriginalConfig, config_of_preset, presets_that_fit, read_config
 from .original_weights import (
     BUFFERS,
     Architecture,
@@ -57,6 +58,7 @@ class Conversion:
         stray (`list[str]`): Options of the config that are not known, and were ignored.
         notes (`list[str]`): What is converted in another way than to be expected.
         verified (`list[str]`): What was checked, in sentences.
+        not_verified (`list[str]`): What was not, or cannot be.
         max_difference (`float`, *optional*): With `verify`: largest difference from the second implementation.
     """
 
@@ -72,6 +74,7 @@ class Conversion:
     stray: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     verified: list[str] = field(default_factory=list)
+    not_verified: list[str] = field(default_factory=list)
     max_difference: float | None = None
 
 
@@ -94,11 +97,12 @@ def convert_checkpoint(
     Args:
         checkpoint (`str` or `os.PathLike`):
             A `.pt` file of the original, or the folder in which it lies beside its `config.yml` (also the folder above,
-            whose `logs` that is).
+            whose `logs` that is). Of several in a folder, the one after the most updates.
         output (`str` or `os.PathLike`): Folder to write; must not exist, or be empty.
         config (`str` or `os.PathLike`, *optional*): The run's `config.yml`, if it does not lie beside the checkpoint.
         preset (`str`, *optional*):
-            A published model (`presets.ORIGINAL_NAMES`) in place of a config that is lost.
+            A published model, by its name in `presets.ORIGINAL_NAMES` or that of the original's script, in place of a
+            config that is lost.
         weights (`str`, *optional*):
             `"ema"` or `"model"`: averaged or raw weights. By default what the original samples with: the average, if
             the config says that there is one.
@@ -117,8 +121,13 @@ def convert_checkpoint(
         raise CheckpointError(f'`weights` must be "ema" or "model", got {weights!r}.')
     output = Path(output).expanduser().absolute()
     _check_output(output)
-    checkpoint, config_file = _find_files(Path(checkpoint).expanduser().absolute(), config, preset)
-    original = config_of_preset(preset) if preset is not None else read_config(config_file)
+    if config is not None and preset is not None:
+        raise CheckpointError("`--config` and `--preset` both say what the network is: pass one of them.")
+    checkpoint, num_checkpoints = _find_checkpoint(Path(checkpoint).expanduser().absolute())
+    if preset is not None:
+        original = config_of_preset(preset)
+    else:
+        original = read_config(Path(config).expanduser() if config is not None else _find_config(checkpoint))
 
     # What the file declares. Nothing is loaded yet.
     content = inspect_checkpoint(checkpoint)
@@ -126,7 +135,13 @@ def convert_checkpoint(
     what = f"{checkpoint.name} ({'averaged' if weights == 'ema' else 'raw'} weights)"
     records = _tensors(content[item], what)
     architecture = read_architecture(records, what)
-    reconcile(original, architecture, records, content[0], what)
+    fitting = presets_that_fit(architecture) if preset is not None else []
+    try:
+        reconcile(original, architecture, records, content[0], what)
+    except CheckpointError as error:
+        if preset is None:
+            raise
+        raise CheckpointError(f"{error} Presets whose shapes fit: {', '.join(fitting) or 'none'}.") from error
     unet = make_unet(original, architecture)
     check_table(unet, records, what)
     used = [records[row.theirs] for row in key_table(unet)]
@@ -150,10 +165,13 @@ def convert_checkpoint(
         tasks=_tasks(original, unet),
         stray=original.stray,
         notes=_notes(original, content, weights, unet),
+        not_verified=_not_verified(original, content, fitting),
     )
+    if num_checkpoints > 1:
+        result.notes.insert(0, f"Of {num_checkpoints} checkpoints in the folder, {checkpoint.name} is the latest.")
     result.verified.append(
-        f"Every one of the {len(used)} parameters in the file ({result.num_parameters:,} numbers) is used exactly once, in"
-        " its shape; none is missing or left over."
+        f"Every one of the {len(used)} {'averaged' if weights == 'ema' else 'raw'} weights and biases in the file"
+        f" ({result.num_parameters:,} numbers) is used exactly once, in its shape; none is missing or left over."
     )
     result.verified += check_schedule(schedule, scheduler, original, what)
 
@@ -169,6 +187,8 @@ def convert_checkpoint(
         if verify:
             result.max_difference, sentence = _verify(partial, state, original, architecture)
             result.verified.append(sentence)
+        else:
+            result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
         card = model_card(**_describe(result, original, partial))
         (partial / "README.md").write_text(card, encoding="utf-8")
         _make_readable(partial)
@@ -199,29 +219,41 @@ def _check_output(output: Path) -> None:
         raise FileExistsError(f"{output} cannot be made: {blocked} is a file.")
 
 
-def _find_files(checkpoint: Path, config: str | os.PathLike | None, preset: str | None) -> tuple[Path, Path | None]:
-    """The `.pt` file and the config that belongs to it (`None` with a preset)."""
-    if config is not None and preset is not None:
-        raise CheckpointError("`config` and `preset` both say what the network is: pass one of them.")
-    if checkpoint.is_dir():
-        folders = [folder for folder in (checkpoint, checkpoint / "logs") if folder.is_dir()]
-        found = [file for folder in folders for file in sorted(folder.glob("checkpoint*.pt"))]
-        if not found:
-            raise CheckpointError(f"{checkpoint} holds no checkpoint*.pt, and neither does a folder `logs` in it.")
-        if len(found) > 1:
-            names = ", ".join(str(file.relative_to(checkpoint)) for file in found[:10])
-            raise CheckpointError(f"{checkpoint} holds several checkpoints: {names}. Name the one to convert.")
-        checkpoint = found[0]
-    elif not checkpoint.exists():
-        raise CheckpointError(f"{checkpoint} does not exist.")
-    if preset is not None:
-        return checkpoint, None
-    if config is not None:
-        return checkpoint, Path(config).expanduser()
-    beside = [checkpoint.parent / name for name in ("config.yml", "config.yaml")]
-    for file in beside:
+def _find_checkpoint(path: Path) -> tuple[Path, int]:
+    """The `.pt` file at a path, and among how many it was chosen."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.")
+    if not path.is_dir():
+        return path, 1
+    folders = [folder for folder in (path, path / "logs") if folder.is_dir()]
+    found = [file for folder in folders for file in folder.glob("checkpoint*.pt")]
+    # The original writes checkpoint.pt every 1000 updates, and checkpoint_<updates>.pt now and then and at the end.
+    numbered = {int(file.stem[11:]): file for file in found if re.fullmatch(r"checkpoint_\d{1,12}", file.stem)}
+    candidates = [numbered[max(numbered)]] if numbered else []
+    candidates += [file for file in found if file.name == "checkpoint.pt"]
+    if not candidates:
+        if len(found) == 1:
+            return found[0], 1
+        looked = " or ".join(map(str, folders))
+        raise CheckpointError(
+            f"There is {'no' if not found else 'more than one'} checkpoint*.pt in {looked}. Name the file, or the folder of"
+            " the experiment."
+        )
+    if len(candidates) == 1:
+        return candidates[0], len(found)
+    return max(candidates, key=lambda file: _num_updates(inspect_checkpoint(file))), len(found)
+
+
+def _num_updates(content) -> int:
+    is_original = isinstance(content, list) and len(content) in (4, 5) and type(content[3]) is int
+    return content[3] if is_original else -1
+
+
+def _find_config(checkpoint: Path) -> Path:
+    for name in ("config.yml", "config.yaml"):
+        file = checkpoint.with_name(name)
         if file.is_file():
-            return checkpoint, file
+            return file
     raise CheckpointError(
         f"There is no config.yml beside {checkpoint}. Pass it with `--config`; if it is lost, and the model is one of those"
         " published, name it with `--preset`."
@@ -247,10 +279,13 @@ def _make_readable(folder: Path) -> None:
 
 def _choose_weights(content, weights: str | None, original: OriginalConfig, name: str) -> tuple[int, str]:
     """Which item of the file to convert: `(index, "ema" or "model")`."""
-    form = "[model, optimizer, epoch, step] and, if there is an average of the weights, that"
+    form = "[model, optimizer, epoch, step], or [model, optimizer, epoch, step, averaged weights]"
     if not isinstance(content, list) or len(content) not in (4, 5):
         got = f"a list of {len(content)}" if isinstance(content, (list, tuple)) else f"a {type(content).__name__}"
-        raise CheckpointError(f"{name} must hold the original's list {form}; it holds {got}.")
+        raise CheckpointError(
+            f"{name} must hold the original's list {form}; it holds {got}. If all that is left is a state dict, save it as"
+            " torch.save([state_dict, {}, 0, 0], ...) and convert that with `--weights model`."
+        )
     if not isinstance(content[0], dict) or type(content[2]) is not int or type(content[3]) is not int:
         raise CheckpointError(
             f"{name} must hold the original's list {form}; it holds"
@@ -387,6 +422,28 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
     return notes
 
 
+def _not_verified(original: OriginalConfig, content: list, fitting: list[str]) -> list[str]:
+    """What rests on the config alone; two implementations that read the same config agree on it, right or wrong."""
+    sentences = [
+        f"Taken from {original.source} alone, since the weights cannot confirm it: how the given frames divide into past and"
+        " future, the channels of an attention head, the frame size, the probabilities of the masks and so the tasks, the"
+        " name of the data set."
+    ]
+    if original.preset is not None:
+        sentences.append("The settings of the training are the preset's too; the file does not state them.")
+        others = [name for name in fitting if name != original.preset]
+        if others:
+            sentences.append(
+                f"Other presets have the same shapes: {', '.join(others)}. The name of the download decides."
+            )
+        if original.published_steps not in (None, content[3]):
+            sentences.append(
+                f"The published checkpoint of this preset was made after {original.published_steps:,} updates, this file"
+                f" after {content[3]:,}."
+            )
+    return sentences
+
+
 def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dict:
     """The model card's words, from what is known. No dates and no paths: the same conversion gives the same card."""
     unet = MCVDUNet2DModel.load_config(folder / "unet")
@@ -428,10 +485,9 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dic
         ]
     if result.notes:
         source += ["", *(f"- {note}" for note in result.notes)]
-    verified = [*(f"- {sentence}" for sentence in result.verified)]
-    if result.max_difference is None:
-        verified.append("- The network's output was **not** compared; `mcvd-diffusers convert --verify` does that.")
-    verified.append("- The original code itself was not run on this checkpoint.")
+    verified = [f"- {sentence}" for sentence in result.verified]
+    not_verified = [*result.not_verified, "The original code itself was not run on this checkpoint."]
+    verified += ["", "Not verified:", "", *(f"- {sentence}" for sentence in not_verified)]
     return {
         "unet": unet,
         "scheduler": original["model.version"],

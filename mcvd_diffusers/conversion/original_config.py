@@ -16,6 +16,7 @@ import yaml
 
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
 
+from .original_weights import Architecture
 from .untrusted import CheckpointError
 
 
@@ -166,12 +167,16 @@ class OriginalConfig:
         values (`dict[str, Any]`): Every option of `OPTIONS`, as `"section.name"`; `None` where only the weights tell.
         explicit (`set[str]`): The options that the config itself states.
         stray (`list[str]`): Options that are not known, and ignored.
+        preset (`str`, *optional*), published_steps (`int`, *optional*):
+            The preset that it was made of, and the updates of that published checkpoint.
     """
 
     source: str
     values: dict[str, Any]
     explicit: set[str] = field(default_factory=set)
     stray: list[str] = field(default_factory=list)
+    preset: str | None = None
+    published_steps: int | None = None
 
     def __getitem__(self, option: str) -> Any:
         return self.values[option]
@@ -191,9 +196,11 @@ def read_config(path: Path) -> OriginalConfig:
         CheckpointError: If the file is no such config, or asks for what is not supported.
     """
     path = Path(path)
+    if path.is_dir() and (path / "config.yml").is_file():
+        path = path / "config.yml"
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path} is no file.")
+            raise CheckpointError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path} is too large for a config: {path.stat().st_size:,} bytes.")
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -202,7 +209,9 @@ def read_config(path: Path) -> OriginalConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} cannot be read as YAML: {str(error)[:500]}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as plain YAML (tags that would call something are not executed): {str(error)[:500]}"
+        ) from error
     if not isinstance(content, dict) or not {"data", "model"} <= set(map(str, content)):
         raise CheckpointError(
             f"{path} is no config of the original: it must have sections `data` and `model`. (`args.yml` beside it is"
@@ -216,7 +225,7 @@ def config_of_preset(name: str) -> OriginalConfig:
     The config of a published model, for a checkpoint whose own is lost.
 
     Args:
-        name (`str`): One of `presets.ORIGINAL_NAMES`.
+        name (`str`): A key or a value of `presets.ORIGINAL_NAMES`: our name, or that of the original's script.
 
     Returns:
         [`OriginalConfig`]: What the original's training script says.
@@ -224,8 +233,12 @@ def config_of_preset(name: str) -> OriginalConfig:
     Raises:
         CheckpointError: If there is no such preset.
     """
+    name = {original: ours for ours, original in ORIGINAL_NAMES.items()}.get(name, name)
     if name not in ORIGINAL_NAMES:
-        raise CheckpointError(f"There is no preset {name!r}. There are: {', '.join(ORIGINAL_NAMES)}.")
+        raise CheckpointError(
+            f"There is no preset {name!r}. There are, with the original's names:"
+            f" {', '.join(f'{ours} ({theirs})' for ours, theirs in ORIGINAL_NAMES.items())}."
+        )
     settings = preset(name)
     widths, size = settings["block_out_channels"], settings["resolution"][0]
     is_spatin = settings["conditioning"] == "spatin"
@@ -253,10 +266,34 @@ def config_of_preset(name: str) -> OriginalConfig:
         "prob_mask_cond": settings["drop_past"],
         "prob_mask_future": settings["drop_future"],
     }
+    published_steps = settings.get("max_train_steps")
     optim = {"optimizer": "Adam", "lr": settings["learning_rate"], "warmup": settings["lr_warmup_steps"]}
     training = {"batch_size": settings["train_batch_size"]}
     content = {"data": data, "model": model, "optim": optim, "training": training, "sampling": {"subsample": 100}}
-    return _check(f"preset {name}", content)
+    config = _check(f"preset {name}", content)
+    config.preset, config.published_steps = name, published_steps
+    return config
+
+
+def architecture_of(config: OriginalConfig) -> Architecture:
+    """The shapes that a config which states everything asks for, such as a preset's."""
+    sizes = [config["data.image_size"] >> level for level in range(len(config["model.ch_mult"]))]
+    channels, given = config["data.channels"], config["data.num_frames_cond"] + config["data.num_frames_future"]
+    return Architecture(
+        ngf=config["model.ngf"],
+        widths=tuple(config["model.ngf"] * multiple for multiple in config["model.ch_mult"]),
+        num_res_blocks=config["model.num_res_blocks"],
+        has_attention=tuple(size in config["model.attn_resolutions"] for size in sizes),
+        spade_dim=config["model.spade_dim"] if config["model.spade"] else None,
+        cond_emb=bool(config["model.cond_emb"]),
+        block_channels=channels * config["data.num_frames"],
+        given_channels=channels * given,
+    )
+
+
+def presets_that_fit(found: Architecture) -> list[str]:
+    """The published models whose weights have these shapes."""
+    return [name for name in ORIGINAL_NAMES if architecture_of(config_of_preset(name)) == found]
 
 
 def _check(source: str, content: dict) -> OriginalConfig:

@@ -196,6 +196,8 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         )
     elif not start.startswith((b"PK\x03\x04", b"\x80")):
         kind = f"is no file that torch.save wrote: it begins with {start[:8]!r}"
+        if path.suffix.lower() in (".yml", ".yaml"):
+            kind = "is a config, not a checkpoint: pass the .pt file, and this one with `--config`"
     if kind:
         raise CheckpointError(f"{path} {kind}.")
 
@@ -329,7 +331,9 @@ class _Interpreter:
         self.storages: dict[str, StorageRecord] = {}
 
     def refuse(self, reason: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: its pickle {reason}. A checkpoint does not; nothing of it was run.")
+        return CheckpointError(
+            f"{self.path} is refused: its pickle {reason}. No checkpoint of the original needs that; nothing was run."
+        )
 
     def run(self, source: bytes | mmap.mmap) -> Inert:
         """Interpret one pickle, of a source that is left behind its end."""
@@ -389,7 +393,9 @@ class _Interpreter:
             stack.append(self.memo[argument])
         elif name == "GLOBAL":
             if argument not in CONSTRUCTORS and argument not in STORAGE_DTYPES:
-                raise self.refuse(f"would import {str(argument).replace(' ', '.')[:200]!r}")
+                name = str(argument).replace(" ", ".")[:200]
+                is_module = name.startswith("torch.nn.modules.")
+                raise self.refuse(f"would import {name!r}" + (", a whole module with its code" if is_module else ""))
             stack.append(Global(argument))
         elif name == "REDUCE":
             arguments, function = self.pop(), self.pop()

@@ -22,7 +22,8 @@ from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.conversion import CheckpointError, convert_checkpoint
 from mcvd_diffusers.conversion.components import make_unet, reconcile
-from mcvd_diffusers.conversion.original_config import _check, config_of_preset
+from mcvd_diffusers.conversion.convert import _not_verified
+from mcvd_diffusers.conversion.original_config import _check, architecture_of, config_of_preset, presets_that_fit
 from mcvd_diffusers.conversion.original_weights import check_table, key_table, original_shapes, read_architecture
 from mcvd_diffusers.presets import ORIGINAL_NAMES
 from original_mcvd import CASES, REFERENCE, block_of, load_rule_weights, original_checkpoint, save_original, window
@@ -206,14 +207,31 @@ def test_every_preset_stands_in_for_a_lost_config(name):
 
 def test_a_preset_must_fit_the_weights(tmp_path):
     save_original(tmp_path, TINY)
-    with pytest.raises(
-        CheckpointError, match="preset smmnist-concat-p5k5 and .* contradict each other: `model.ngf` is 64"
-    ):
+    with pytest.raises(CheckpointError, match="preset smmnist-concat-p5k5 and .* `model.ngf` is 64 .* fit: none"):
         convert_checkpoint(tmp_path / "checkpoint_4.pt", tmp_path / "out", preset="smmnist-concat-p5k5")
-    with pytest.raises(CheckpointError, match="There is no preset 'mnist'. There are: smmnist"):
+    with pytest.raises(CheckpointError, match="There is no preset 'mnist'. There are.* smmnist-concat-p5k5 \\(smm"):
         convert_checkpoint(tmp_path / "checkpoint_4.pt", tmp_path / "out", preset="mnist")
     with pytest.raises(CheckpointError, match="pass one of them"):
         convert_checkpoint(tmp_path, tmp_path / "out", preset="smmnist-concat-p5k5", config=tmp_path / "config.yml")
+
+
+def test_a_preset_says_what_it_cannot_know(tmp_path):
+    """By the name of the original's script too; presets of one shape cannot be told apart by the weights."""
+    for name in ("bair64_big192_5c1_pmask50_unetm", "bair-concat-p1k5-pastmask"):
+        config = config_of_preset(name)
+        assert config.preset == "bair-concat-p1k5-pastmask" and config.published_steps == 650_000
+    assert presets_that_fit(architecture_of(config)) == ["bair-concat-p1k5", "bair-concat-p1k5-pastmask"]
+    sentences = _not_verified(config, [0, 0, 0, 1_234], presets_that_fit(architecture_of(config)))
+    text = " ".join(sentences)
+    assert "Other presets have the same shapes: bair-concat-p1k5." in text
+    assert "made after 650,000 updates, this file after 1,234" in text
+    assert "the preset's too; the file does not state them" in text
+
+
+def test_every_contradiction_is_named_at_once(tmp_path):
+    config = tiny(model__ngf=16, model__num_res_blocks=3, data__num_frames_future=0)
+    with pytest.raises(CheckpointError, match="ngf.*num_res_blocks.*num_frames_future"):
+        convert(tmp_path, config, original_checkpoint(TINY))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -393,8 +411,8 @@ CONTRADICTIONS = {
         "`model.ch_mult` is \\[1, 3\\] in the config, and \\[1, 2\\] by the weights .*\\[8, 16\\]",
     ),
     "model__num_res_blocks": (2, "`model.num_res_blocks` is 2 in the config, and 1 by the weights"),
-    "model__attn_resolutions": ([8], "there is attention at \\[8\\], and by the weights at \\[4\\]"),
-    "data__image_size": (16, "there is attention at \\[\\], and by the weights at \\[8\\]"),
+    "model__attn_resolutions": ([8], "there is attention at \\[8\\] in the config, and by the weights at \\[4\\]"),
+    "data__image_size": (16, "there is attention at \\[\\] in the config, and by the weights at \\[8\\]"),
     "model__spade": (True, "`model.spade` is true in the config, and false by the weights"),
     "model__cond_emb": (True, "`model.cond_emb` is true in the config, and false by the weights"),
     "model__n_head_channels": (
@@ -462,16 +480,16 @@ def test_configs_that_are_not_supported_are_refused_by_name(name, tmp_path):
 YAML = {
     "a tag that runs": (
         "data: !!python/object/apply:os.system ['touch executed']\nmodel: {}",
-        "cannot be read as YAML",
+        "cannot be read as plain YAML",
     ),
-    "no YAML": ("data: [1\nmodel: }", "cannot be read as YAML"),
+    "no YAML": ("data: [1\nmodel: }", "cannot be read as plain YAML"),
     "nested": ("data: " + "[" * 5_000 + "]" * 5_000 + "\nmodel: {}", "nested too deeply"),
     "merges that grow": ("a: &a {x: 1}\ndata: {<<: *a}\nmodel: {}", "merge keys"),
     "a key twice": ("data: {channels: 1, channels: 3}\nmodel: {}", "`channels` occurs more than once"),
     "another file": ("ckpt: null\nseed: 1234", "must have sections `data` and `model`"),
     "nothing": ("", "must have sections"),
     "too large": ("#" * (2**20 + 1), "is too large for a config"),
-    "no text": (b"\xff\xfe\x00data", "cannot be read as YAML"),
+    "no text": (b"\xff\xfe\x00data", "cannot be read as plain YAML"),
 }
 
 
@@ -516,13 +534,28 @@ def test_files_are_found_where_the_original_leaves_them(tmp_path):
     with pytest.raises(CheckpointError, match="There is no config.yml beside .* `--config`.*`--preset`"):
         convert_checkpoint(file, tmp_path / "c")
     convert_checkpoint(file, tmp_path / "c", config=tmp_path / "elsewhere.yml")
-    file.with_name("checkpoint.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="several checkpoints: logs/checkpoint.pt, logs/checkpoint_4.pt"):
-        convert_checkpoint(tmp_path / "run", tmp_path / "d")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
         convert_checkpoint(tmp_path / "a", tmp_path / "d")
     with pytest.raises(CheckpointError, match="does not exist"):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / "d")
+
+
+def test_of_several_checkpoints_in_a_folder_the_latest_is_taken(tmp_path):
+    folder = save_original(tmp_path / "logs", TINY)
+    saved = original_checkpoint(TINY)
+    for name, step in (("checkpoint_900.pt", 900), ("checkpoint_10000.pt", 10_000), ("checkpoint.pt", 11_000)):
+        torch.save([*saved[:3], step, saved[4]], folder / name)
+    result = convert_checkpoint(tmp_path, tmp_path / "a")
+    assert (result.checkpoint.name, result.step) == ("checkpoint.pt", 11_000)
+    assert result.notes[0] == "Of 4 checkpoints in the folder, checkpoint.pt is the latest."
+    (folder / "checkpoint.pt").unlink()
+    assert convert_checkpoint(folder, tmp_path / "b").step == 10_000
+    assert convert_checkpoint(folder / "checkpoint_900.pt", tmp_path / "c").step == 900
+    for name in ("best", "worst"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        torch.save(saved, tmp_path / "other" / f"checkpoint-{name}.pt")
+    with pytest.raises(CheckpointError, match="There is more than one checkpoint"):
+        convert_checkpoint(tmp_path / "other", tmp_path / "d")
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -609,8 +642,10 @@ def test_card_states_what_is_known(tmp_path):
         "| updates | 4 |",
     ):
         assert fact in card.text, fact
+    assert "was not compared" not in card.text
+    assert "Taken from config.yml alone, since the weights cannot confirm it: how the given frames divide" in card.text
     convert_checkpoint(GENUINE, tmp_path / "other")
-    assert "was **not** compared" in (tmp_path / "other" / "README.md").read_text()
+    assert "The network's output was not compared" in (tmp_path / "other" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["concat", "no future", "no given frames", "future only"])
@@ -618,9 +653,9 @@ def test_code_in_the_card_runs(name, tmp_path, monkeypatch):
     config = tiny(**SHAPES[name], sampling__subsample=2)
     result, _ = convert(tmp_path, config)
     card = (tmp_path / "out" / "README.md").read_text()
-    code, *_ = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert code.count("pipe(") == len(result.tasks) > 0
-    exec(code.replace("path/to/this/folder", str(tmp_path / "out")), {})
+    usage, repeat = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert usage.count("pipe(") == len(result.tasks) > 0 and "NoiseSequence(" in repeat
+    exec((usage + repeat).replace("path/to/this/folder", str(tmp_path / "out")), {})
 
 
 def test_card_of_a_hostile_config_is_only_text(tmp_path):
@@ -665,14 +700,20 @@ def test_settings_that_are_not_converted_are_noted(tmp_path):
 def test_command_prints_what_it_did(tmp_path, capsys):
     assert main(["convert", str(GENUINE), str(tmp_path / "out"), "--verify"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for part in ("moving average (EMA), 248,626 parameters", "The largest difference was", str(tmp_path / "out")):
+    for part in (
+        "moving average (EMA), 248,626 parameters",
+        "(To be exact:",
+        "not verified: Taken from config.yml alone",
+        str(tmp_path / "out"),
+    ):
         assert part in out
     assert main(["convert", str(GENUINE), str(tmp_path / "out")]) == 1
     assert "Nothing is overwritten here" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 1
     assert "nowhere does not exist" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["convert", str(GENUINE), str(tmp_path / "other"), "--weights", "average"])
+    for wrong in (["--weights", "average"], ["--weight", "model"]):
+        with pytest.raises(SystemExit):
+            main(["convert", str(GENUINE), str(tmp_path / "other"), *wrong])
     assert not (tmp_path / "other").exists()
 
 
