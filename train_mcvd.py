@@ -85,7 +85,8 @@ class ModelArguments:
     pretrained_model_name_or_path: str | None = flag(
         None,
         "Pipeline (folder or Hub id) whose network to go on training. It brings its shape, resolution, masks, noise"
-        " schedule and target along; only resolution and masks may be changed.",
+        " schedule, target and sampler along; only resolution, masks and sampler may be changed. Optimizer and learning"
+        " rate are not in it: they are those of the flags, or of a `--preset`.",
     )
     conditioning: Literal["concat", "spatin"] = flag("concat", "How given frames enter the network.")
     in_channels: int = flag(1, "Channels of a frame.")
@@ -291,11 +292,20 @@ def adopt_pretrained(settings: Settings) -> None:
     source = settings.model.pretrained_model_name_or_path
     if source is None:
         return
+    if any(path.is_file() for path in (Path(source), *Path(source).glob("checkpoint*.pt"))):
+        raise ValueError(
+            f"--pretrained_model_name_or_path {source} is no pipeline folder. A checkpoint of the original becomes one by:"
+            f" mcvd-diffusers convert {source} FOLDER"
+        )
     unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")
     scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
     size = unet_config["sample_size"]
+    sampling_scheduler = MCVDPipeline.load_config(source)["scheduler"][1]
+    if sampling_scheduler not in ("DDIMScheduler", "DDPMScheduler"):
+        sampling_scheduler = settings.training.sampling_scheduler
     for group, name, theirs in (  # these may be changed
         (settings.model, "resolution", size if isinstance(size, list) else [size]),
+        (settings.training, "sampling_scheduler", sampling_scheduler),
         (settings.training, "drop_past", unet_config["drop_past"]),
         (settings.training, "drop_future", unet_config["drop_future"]),
     ):
@@ -470,9 +480,9 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
             if (their_channels, their_height) != (settings.model.in_channels, height) or their_width < width:
                 raise ValueError(
                     f"--in_channels {settings.model.in_channels} and --resolution {height} {width} do not fit"
-                    f" --train_data_dir {data.train_data_dir}, whose {their_channels}-channel frames of {their_height}x"
-                    f"{their_width} pixels are cut to the width but not resized: pass --in_channels {their_channels}"
-                    f" --resolution {their_height} {min(their_height, their_width)}."
+                    f" --train_data_dir {data.train_data_dir}: its frames have {their_channels} channel(s) and {their_height}"
+                    f"x{their_width} pixels. Data that are split as published are not resized, and only the width is cut."
+                    f" Pass --in_channels {their_channels} --resolution {their_height} {min(their_height, their_width)}."
                 )
         common = {"num_frames": num_frames, "crop_width": width, "seed": seed}
         return (
@@ -539,7 +549,9 @@ def make_pipeline(settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DD
     scheduler = scheduler_class.from_config(
         noise_scheduler.config, timestep_spacing="trailing", clip_sample=True, clip_sample_range=1.0
     )
-    return MCVDPipeline(unet=unet, scheduler=scheduler)
+    source = settings.model.pretrained_model_name_or_path
+    final_denoise = source is not None and MCVDPipeline.load_config(source).get("final_denoise", False)
+    return MCVDPipeline(unet=unet, scheduler=scheduler, final_denoise=final_denoise)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -15,12 +15,15 @@ import yaml
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler
 from PIL import Image
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers.conversion import convert_checkpoint
 from mcvd_diffusers.metrics import video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from original_mcvd import CASES, save_original
 
 
 ROOT = Path(__file__).parents[1]
@@ -394,6 +397,26 @@ def test_training_goes_on_from_a_saved_pipeline(tmp_path):
     assert written["conditioning"] == "spatin" and written["prediction_type"] == "epsilon"
 
 
+def test_training_goes_on_from_a_converted_checkpoint(tmp_path, capsys):
+    """What is saved is sampled as what went in was; the checkpoint itself is pointed to its converter."""
+    config = {name: dict(section) for name, section in CASES["train_steps"]["config"].items()}
+    original = save_original(tmp_path / "original", config)
+    convert_checkpoint(original, tmp_path / "converted")
+    folder = run(
+        tmp_path / "out", only=["train_batch_size", "num_train_clips", "num_validation_videos"],
+        pretrained_model_name_or_path=str(tmp_path / "converted"), max_train_steps=1,
+    )  # fmt: skip
+    before, after = (MCVDPipeline.from_pretrained(path) for path in (tmp_path / "converted", folder))
+    assert type(after.scheduler) is type(before.scheduler) is DDPMScheduler
+    assert after.config.final_denoise is before.config.final_denoise is True
+    for source in (original, original / "checkpoint_4.pt"):
+        with pytest.raises(SystemExit):
+            train_mcvd.parse_args(
+                ["--pretrained_model_name_or_path", str(source), "--output_dir", str(tmp_path / "b")]
+            )
+        assert f"mcvd-diffusers convert {source}" in capsys.readouterr().err
+
+
 def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, capsys):
     first = run(tmp_path / "first", num_validation_videos=0)
     for name, value in (("conditioning", "spatin"), ("prediction_type", "epsilon"), ("num_frames", "3")):
@@ -515,9 +538,9 @@ def test_trains_on_the_original_codes_files_in_their_published_split(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({}, "3-channel frames of 16x21 pixels are .*: pass --in_channels 3 --resolution 16 16"),
-        ({"in_channels": 3, "resolution": [8, 8]}, "pass --in_channels 3 --resolution 16 16"),
-        ({"in_channels": 3, "resolution": [16, 24]}, "pass --in_channels 3 --resolution 16 16"),
+        ({}, "3 channel.*16x21 pixels.*Pass --in_channels 3 --resolution 16 16"),
+        ({"in_channels": 3, "resolution": [8, 8]}, "Pass --in_channels 3 --resolution 16 16"),
+        ({"in_channels": 3, "resolution": [16, 24]}, "Pass --in_channels 3 --resolution 16 16"),
         ({"in_channels": 3, "frame_stride": 2}, "--frame_stride must be 1 for .*, which is split as published, got 2"),
         ({"in_channels": 3, "num_frames": 5}, "`num_frames` must not exceed the frames of any video but 8 does"),
     ],

@@ -100,7 +100,7 @@ class HDF5Reader:
             folders = sorted({str(file.parent) for file in below if file.suffix.lower() in HDF5_SUFFIXES})
             holds = f"them only in other folders: {', '.join(folders[:MAX_NAMES_IN_MESSAGE])}"
             raise ValueError(
-                f"`path` must be a folder of HDF5 files ({', '.join(HDF5_SUFFIXES)}) or one of them but {path} holds "
+                f"`path` must be a folder of HDF5 files ({', '.join(HDF5_SUFFIXES)}) or one of them, but {path} holds "
                 f"{holds if folders else _describe_files(below)}. Pass the folder that the files lie in; a folder "
                 "with the folders `train` and `test` is one for `published_split`."
             )
