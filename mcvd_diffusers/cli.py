@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import textwrap
+import threading
 
 from diffusers.utils import logging as diffusers_logging
 
@@ -27,15 +28,18 @@ def main(args: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands)
     arguments = parser.parse_args(args)
-    # Being asked to stop ends in the same clean-up as Ctrl-C.
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    is_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be caught
+    if is_main_thread:
+        # Being asked to stop ends in the same clean-up as Ctrl-C.
+        former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, former)
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, former)
 
 
 def _add_convert(commands) -> None:

@@ -36,6 +36,7 @@ def model_card(
     num_parameters: int,
     dataset: str,
     num_inference_steps: int = 100,
+    timesteps: str | None = None,
     num_predicted_frames: int | None = None,
     final_denoise: bool = False,
     training: Mapping[str, object] | None = None,
@@ -52,6 +53,7 @@ def model_card(
         num_parameters (`int`): Of the network.
         dataset (`str`): Name of the training data.
         num_inference_steps (`int`, *optional*, defaults to 100): Denoising steps a block.
+        timesteps (`str`, *optional*): Python for own timesteps, in place of their number.
         num_predicted_frames (`int`, *optional*): Frames of the example; two blocks by default.
         final_denoise (`bool`, *optional*, defaults to `False`): Whether the pipeline makes the original's last call.
         training (`Mapping[str, object]`, *optional*): Settings, name -> value.
@@ -88,7 +90,8 @@ def model_card(
         usage.append(f"past = torch.rand(1, {past}, {frames}: put your frames here")
     if {"past prediction", "interpolation"} & set(tasks):
         usage.append(f"future = torch.rand(1, {future}, {channels}, {height}, {width})")
-    options = f'num_inference_steps={num_inference_steps}, output_type="pt"'
+    steps = f"timesteps={timesteps}" if timesteps else f"num_inference_steps={num_inference_steps}"
+    options = f'{steps}, output_type="pt"'
     usage.append("")
     calls = {
         "prediction": f"past_frames=past, num_frames={num_predicted}",
@@ -104,21 +107,21 @@ def model_card(
         "training data": dataset,
         "frames": f"{past} past, {block} at a time, {future} future; {channels} channel{'s' if channels > 1 else ''},"
         f" {height}x{width} pixels",
-        "network": f"UNet, {num_parameters:,} parameters, given frames by {_conditioning(unet)}",
+        "network": f"UNet, {num_parameters:,} parameters, {_conditioning(unet)}",
         "sampler": f"{scheduler}, {num_inference_steps} steps a block"
         + (", and the original's final denoising call" if final_denoise else ""),
         **(training or {}),
     }
     example = next((arguments for task, arguments in calls.items() if task in tasks), None)
     reproduce = [
-        "The original draws all noise from one stream in its own order, for the whole batch at once. With the same stream in"
-        " the same state and the same batch, this repeats its samples:",
+        "The original draws all noise from one stream in its own order, for the whole batch at once. Its samples are repeated"
+        " by its recorded draws, or by a generator in the state that the original's had when it began to sample, with the same"
+        " batch. (A seed alone is not that state: making the network and loading data draw from the stream, too.)",
         "",
         "```python",
         "from mcvd_diffusers import NoiseSequence",
         "",
-        'generator = torch.Generator("cpu").manual_seed(1234)  # the original\'s default seed; "cuda" if it ran there',
-        "noise = NoiseSequence(generator)  # or a list of recorded draws; goes on from call to call",
+        "noise = NoiseSequence(torch.Generator().manual_seed(0))  # or a list of recorded draws; goes on from call to call",
         f"video = pipe({example}, {options}, generator=noise).frames",
         "```",
     ]
@@ -126,8 +129,8 @@ def model_card(
         reproduce += [
             "",
             "After the last step the original calls the network once more, with a noise level that is too high, which takes"
-            " contrast away (about 4 % at 100 steps). It is part of all published numbers and on here; for the best pictures"
-            " pass `final_denoise=False`.",
+            " contrast away (about 4 % at 100 steps, for a perfect network). The config of this checkpoint asks for it, so it is"
+            " on; `final_denoise=False` leaves it out.",
         ]
     sections = {
         "Tasks": "\n".join(["| task | given | made |", "| --- | --- | --- |", *sentences]),
@@ -138,17 +141,15 @@ def model_card(
         "Source": source,
         "Verification": verification,
         "Samples of the original": "\n".join(reproduce) if source and example else None,
-        "Limits": "Trained on this data set alone: frames of another kind, size or rate are not predicted well. Errors grow"
-        " from block to block in long videos. Whoever passes the weights on has to respect the licence of their authors and"
-        " of the training data.",
+        "Limits": "Trained on this data set alone; no other frames were tried. The licences of the weights' authors and of the"
+        " training data are not known to this card, and hold.",
         "Citation": CITATION,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     title = f"MCVD, {_cell(dataset)} {height}x{width}, {past} + {block} + {future} frames"
     introduction = (
-        "Masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)): one network that makes frames given"
-        " those before, those after, both or none, as its training allows. For the library `mcvd_diffusers`, an extension"
-        " of Hugging Face Diffusers."
+        "A network of masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)), for the library"
+        " `mcvd_diffusers`, an extension of Hugging Face Diffusers."
     )
     return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n# {title}\n\n{introduction}\n\n{body}\n"))
 
@@ -159,10 +160,10 @@ def _frames(count: int, side: str) -> str:
 
 def _conditioning(unet: Mapping) -> str:
     if unet["num_past_frames"] + unet["num_future_frames"] == 0:
-        return "nothing: it reads none"
+        return "no given frames"
     if unet["conditioning"] == "spatin":
-        return f"SPATIN with {unet['spatin_channels']} channels"
-    return "concatenation"
+        return f"given frames by SPATIN with {unet['spatin_channels']} channels"
+    return "given frames by concatenation"
 
 
 def _cell(value: object) -> str:

@@ -64,8 +64,10 @@ class NoiseSequence:
 
     Args:
         source (`torch.Generator` or `Iterable[torch.Tensor]`):
-            What is drawn from, on the device that the original ran on; or the draws themselves, recorded, each of as
-            many numbers as asked for (any shape: the original has `(B, k*C, H, W)` for `(B, k, C, H, W)`).
+            What is drawn from, on the device that the original ran on and in the state that its stream had when it began
+            to sample (its seed alone is not that: making the network and loading data draw from the stream, too). Or the
+            draws themselves, recorded, each of as many numbers as asked for, the batch first (the original has
+            `(B, k*C, H, W)` for `(B, k, C, H, W)`).
 
     Example:
         >>> noise = NoiseSequence(torch.Generator().manual_seed(1234))

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from mcvd_diffusers.models import MCVDUNet2DModel
 
-from .original_config import OriginalConfig
+from .original_config import MAX_NOISE_LEVELS, OriginalConfig
 from .original_weights import Architecture
 from .untrusted import CheckpointError
 
@@ -21,7 +21,7 @@ def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, r
         original ([`OriginalConfig`]): The config; options that it does not state are set.
         found ([`Architecture`]): What the shapes tell.
         records (`Mapping`): The weights that are converted, name -> anything with a `shape`.
-        raw_model (`Mapping`): The file's raw model, which has the noise schedule's buffers.
+        raw_model (`Mapping`): The same of the raw model, which alone has the noise schedule's buffers.
         what (`str`): The weights, for messages.
 
     Raises:
@@ -80,9 +80,12 @@ def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, r
         if past is None:
             past = original.values["data.num_frames_cond"] = max(given // channels - future, 0)
         if (past + future) * channels != given:
+            unstated = (
+                "" if "data.num_frames_future" in original.explicit else " (not stated, so none, as in the original)"
+            )
             problems.append(
-                f"`data.num_frames_cond` {past} and `data.num_frames_future` {future} are {past + future} given frames in"
-                f" the config, and by the weights {given // channels} ({given} channels of {channels})"
+                f"`data.num_frames_cond` {past} and `data.num_frames_future` {future}{unstated} are {past + future} given"
+                f" frames in the config, and by the weights {given // channels} ({given} channels of {channels})"
             )
     head = original["model.n_head_channels"]
     widths = {width for width, has in zip(found.widths, found.has_attention) if has} | {found.widths[-1]}
@@ -92,10 +95,11 @@ def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, r
             f"`model.n_head_channels` is {head} in the config, which does not divide the {wrong[0]} channels of an attention"
             " in the weights"
         )
-    for name in ("betas", "module.betas"):
-        shape_of_betas = tuple(getattr(raw_model.get(name), "shape", ()))
-        if len(shape_of_betas) == 1:
-            agree("model.num_classes", shape_of_betas[0], f"{name} has shape {shape_of_betas}")
+    shape_of_betas = tuple(raw_model["betas"].shape) if "betas" in raw_model else ()
+    if len(shape_of_betas) == 1:
+        agree("model.num_classes", shape_of_betas[0], f"betas has shape {shape_of_betas}")
+    if (original["model.num_classes"] or 0) > MAX_NOISE_LEVELS:
+        problems.append(f"there are {original['model.num_classes']:,} noise levels, more than {MAX_NOISE_LEVELS:,}")
     if original["model.num_classes"] is None:
         original.values["model.num_classes"] = 1000
 
@@ -138,7 +142,7 @@ def make_unet(original: OriginalConfig, found: Architecture) -> MCVDUNet2DModel:
     try:
         with torch.device("meta"):
             return MCVDUNet2DModel(**arguments)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # also sizes beyond what can be counted
         raise CheckpointError(f"{original.source}: the network cannot be made: {error}") from error
 
 

@@ -37,15 +37,15 @@ from .original_weights import (
 from .untrusted import CheckpointError, TensorRecord, check_storage_bytes, inspect_checkpoint, load_checkpoint
 
 
-# Largest difference between two float32 implementations, relative to the largest output. A wrong mapping gives 0.1 and
-# more; rounding gives 1e-6 to 1e-5.
+# Largest difference between two float32 implementations, relative to the largest output. Rounding gives 1e-6 to 1e-5 on
+# all shapes of the tests.
 VERIFY_TOLERANCE = 1e-4
 
 
 @dataclass
 class Conversion:
     """
-    What a conversion did; `report` is it in words.
+    What a conversion did.
 
     Args:
         output (`Path`): The pipeline folder.
@@ -132,18 +132,24 @@ def convert_checkpoint(
     # What the file declares. Nothing is loaded yet.
     content = inspect_checkpoint(checkpoint)
     item, weights = _choose_weights(content, weights, original, checkpoint.name)
-    what = f"{checkpoint.name} ({'averaged' if weights == 'ema' else 'raw'} weights)"
-    records = _tensors(content[item], what)
+    names = {0: f"{checkpoint.name} (raw weights)", 4: f"{checkpoint.name} (averaged weights)"}
+    what = names[item]
+    # The raw model is read in any case: it alone has the buffers, and an average must be one of it.
+    states = {number: _tensors(content[number], names[number]) for number in {0, item}}
+    raw_model, records = states[0], states[item]
     architecture = read_architecture(records, what)
+    if read_architecture(raw_model, names[0]) != architecture:
+        raise CheckpointError(f"{checkpoint.name}: its raw and its averaged weights are those of two networks.")
     fitting = presets_that_fit(architecture) if preset is not None else []
     try:
-        reconcile(original, architecture, records, content[0], what)
+        reconcile(original, architecture, records, raw_model, what)
     except CheckpointError as error:
         if preset is None:
             raise
         raise CheckpointError(f"{error} Presets whose shapes fit: {', '.join(fitting) or 'none'}.") from error
     unet = make_unet(original, architecture)
-    check_table(unet, records, what)
+    for number, state in states.items():
+        check_table(unet, state, names[number], buffers=BUFFERS if number == 0 else ())
     used = [records[row.theirs] for row in key_table(unet)]
     check_storage_bytes(checkpoint, used)
 
@@ -176,16 +182,23 @@ def convert_checkpoint(
     result.verified += check_schedule(schedule, scheduler, original, what)
 
     missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    partial = None
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}.partial-", dir=output.parent))
         # `assign` puts the weights, mapped from the file, in place of those on the meta device.
         unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
         pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
         pipeline.save_pretrained(partial)
         del pipeline, unet
         if verify:
-            result.max_difference, sentence = _verify(partial, state, original, architecture)
+            try:
+                result.max_difference, sentence = _verify(partial, state, original, architecture)
+            except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
+                raise CheckpointError(
+                    f"The verification does not run here, with frames of {original['data.image_size']} pixels: {error}."
+                    " Convert without `--verify`."
+                ) from error
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
@@ -195,7 +208,8 @@ def convert_checkpoint(
         _check_output(output)
         os.replace(partial, output)  # onto an empty folder, or nothing
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         for parent in missing:
             with contextlib.suppress(OSError):  # somebody else may use it by now
                 parent.rmdir()
@@ -281,15 +295,16 @@ def _choose_weights(content, weights: str | None, original: OriginalConfig, name
     """Which item of the file to convert: `(index, "ema" or "model")`."""
     form = "[model, optimizer, epoch, step], or [model, optimizer, epoch, step, averaged weights]"
     if not isinstance(content, list) or len(content) not in (4, 5):
-        got = f"a list of {len(content)}" if isinstance(content, (list, tuple)) else f"a {type(content).__name__}"
+        got = f"a list of {len(content)}" if isinstance(content, (list, tuple)) else "something else"
+        got = f"a dictionary with {len(content)} entries" if isinstance(content, dict) else got
         raise CheckpointError(
             f"{name} must hold the original's list {form}; it holds {got}. If all that is left is a state dict, save it as"
             " torch.save([state_dict, {}, 0, 0], ...) and convert that with `--weights model`."
         )
-    if not isinstance(content[0], dict) or type(content[2]) is not int or type(content[3]) is not int:
+    is_progress = all(type(number) is int and number >= 0 for number in content[2:4])
+    if not isinstance(content[0], dict) or not is_progress:
         raise CheckpointError(
-            f"{name} must hold the original's list {form}; it holds"
-            f" [{', '.join(type(item).__name__ for item in content)}]."
+            f"{name} must hold the original's list {form}; it holds [{', '.join(_kind_of(item) for item in content)}]."
         )
     has_ema = len(content) == 5 and isinstance(content[4], dict)
     if weights is None:
@@ -304,6 +319,13 @@ def _choose_weights(content, weights: str | None, original: OriginalConfig, name
     if weights == "ema" and not has_ema:
         raise CheckpointError(f"{name} has no average of the weights: take the raw ones, `--weights model`.")
     return (4, "ema") if weights == "ema" else (0, "model")
+
+
+def _kind_of(item) -> str:
+    """An item of the file, in few words."""
+    if isinstance(item, (dict, list)):
+        return f"a {'dictionary' if isinstance(item, dict) else 'list'} of {len(item)}"
+    return str(item) if type(item) is int else type(item).__name__
 
 
 def _tensors(item: dict, what: str) -> dict[str, TensorRecord]:
@@ -384,7 +406,7 @@ def _tasks(original: OriginalConfig, unet: MCVDUNet2DModel) -> list[str]:
 def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet2DModel) -> list[str]:
     """What a reader would otherwise not expect."""
     notes = []
-    if weights == "model" and len(content) == 5:
+    if weights == "model" and len(content) == 5 and isinstance(content[4], dict):
         notes.append("These are the raw weights; the original samples with their average, which the file has too.")
     if original["model.sigma_dist"] == "cosine":
         notes.append("Diffusers keeps a cosine schedule's beta at or below 0.999; the noisiest step differs by that.")
@@ -394,20 +416,20 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
         )
     if unet.config.embed_past_kept:
         notes.append(
-            "The network is told whether the past is there. The original's samplers never told it, so without past frames"
-            " this pipeline differs from them, on purpose."
+            "The network is told whether the past is there. The original's samplers always said yes, so without past frames"
+            " this pipeline differs from them, on purpose; to repeat theirs, give past frames of mid-grey, 0.5."
         )
     subsample = original["sampling.subsample"]
     total = unet.config.num_train_timesteps
     if subsample and total % subsample:
         stride = total // subsample
         notes.append(
-            f"For `subsample: {subsample}` the original takes every {stride}th label, {-(-total // stride)} steps; Diffusers"
-            f" takes {subsample}. "
+            f"For `subsample: {subsample}` the original takes one noise level in {stride}, {-(-total // stride)} steps;"
+            f" Diffusers takes {subsample}. "
             + (
-                f"Its steps are `timesteps=list(range({total - 1}, -1, -{stride}))`."
-                if original["model.version"] == "DDPM"
-                else f"A number of steps that divides {total} is the same in both."
+                f"Its steps are `timesteps={_odd_timesteps(original)}`."
+                if _odd_timesteps(original)
+                else f"DDIM cannot take those; a number of steps that divides {total} is the same in both."
             )
         )
     for option, harmless in (
@@ -420,6 +442,14 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
                 f"The config's `{option}: {as_yaml(original[option])}` is not converted: it is no part of the model."
             )
     return notes
+
+
+def _odd_timesteps(original: OriginalConfig) -> str | None:
+    """The original's steps, as Python, where they are not those that Diffusers takes for the same number."""
+    subsample, total = original["sampling.subsample"], original["model.num_classes"]
+    if original["model.version"] != "DDPM" or not subsample or total % subsample == 0:
+        return None
+    return f"list(range({total - 1}, -1, -{total // subsample}))"
 
 
 def _not_verified(original: OriginalConfig, content: list, fitting: list[str]) -> list[str]:
@@ -495,6 +525,7 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dic
         "num_parameters": result.num_parameters,
         "dataset": dataset,
         "num_inference_steps": steps,
+        "timesteps": _odd_timesteps(original),
         "num_predicted_frames": original["sampling.num_frames_pred"],
         "final_denoise": original["sampling.denoise"],
         "training": {name: value for name, value in setting.items() if value is not None},

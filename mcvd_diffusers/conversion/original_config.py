@@ -1,7 +1,7 @@
 """The `config.yml` of an original MCVD run: what it says, what it leaves to defaults, and what is refused.
 
 Source: the original code's configs and the places that read them (voletiv/mcvd-pytorch@451da2e). The names of its
-options occur here and nowhere else in the package. Its sections are `data`, `model`, `sampling`, `training` and `optim`;
+options occur in this folder and in `presets.py` only. Its sections are `data`, `model`, `sampling`, `training` and `optim`;
 `test` and `fast_fid` concern neither the network nor a sample.
 """
 
@@ -21,37 +21,40 @@ from .untrusted import CheckpointError
 
 
 MAX_CONFIG_BYTES = 2**20
+MAX_IMAGE_SIZE = 2**14
+MAX_NOISE_LEVELS = 100_000
 
 REQUIRED = object()  # neither the weights nor a default of the original tell
 FROM_WEIGHTS = None  # the weights tell; what the config says is compared with them
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ValueError("an integer of 0 or more")
-    return value
+def _integer(least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            limit = f"of {least} or more" if most == 2**31 - 1 else f"from {least} to {most}"
+            raise ValueError(f"an integer {limit}")
+        return value
+
+    return read
 
 
-def _positive(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise ValueError("an integer of 1 or more")
-    return value
+_count, _positive = _integer(0), _integer(1)
 
 
 def _head_channels(value: Any) -> int:
-    return value if value == -1 and not isinstance(value, bool) else _positive(value)
+    if type(value) is int and value == -1:
+        return value
+    try:
+        return _positive(value)
+    except ValueError as error:
+        raise ValueError("an integer of 1 or more, or -1 for one head") from error
 
 
 def _positives(value: Any) -> list[int]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("a list of integers of 1 or more")
-    return [_positive(item) for item in value]
-
-
-def _counts(value: Any) -> list[int]:
-    if not isinstance(value, list):
-        raise ValueError("a list of integers")
-    return [_positive(item) for item in value]
+    try:
+        return [_positive(item) for item in value]
+    except (TypeError, ValueError) as error:
+        raise ValueError("a list of integers of 1 or more") from error
 
 
 def _number(value: Any) -> float:
@@ -89,7 +92,7 @@ def _text(value: Any) -> str:
 OPTIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "data.dataset": (_text, "unknown"),
     "data.channels": (_positive, REQUIRED),
-    "data.image_size": (_positive, REQUIRED),
+    "data.image_size": (_integer(1, MAX_IMAGE_SIZE), REQUIRED),
     "data.num_frames": (_positive, FROM_WEIGHTS),
     "data.num_frames_cond": (_count, FROM_WEIGHTS),
     "data.num_frames_future": (_count, 0),
@@ -101,7 +104,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "model.ngf": (_positive, FROM_WEIGHTS),
     "model.ch_mult": (_positives, FROM_WEIGHTS),
     "model.num_res_blocks": (_positive, FROM_WEIGHTS),
-    "model.attn_resolutions": (_counts, FROM_WEIGHTS),
+    "model.attn_resolutions": (_positives, FROM_WEIGHTS),
     "model.n_head_channels": (_head_channels, REQUIRED),
     "model.spade": (_flag, FROM_WEIGHTS),
     "model.spade_dim": (_positive, FROM_WEIGHTS),
@@ -111,7 +114,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "model.noise_in_cond": (_flag, False),
     "model.output_all_frames": (_flag, False),
     "model.gamma": (_flag, False),
-    "model.num_classes": (_positive, FROM_WEIGHTS),
+    "model.num_classes": (_integer(1, MAX_NOISE_LEVELS), FROM_WEIGHTS),
     "model.sigma_dist": (_text, "linear"),
     "model.sigma_begin": (_number, 0.02),
     "model.sigma_end": (_number, 0.0001),
@@ -121,7 +124,6 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "sampling.denoise": (_flag, True),
     "sampling.clip_before": (_flag, True),
     "sampling.num_frames_pred": (_count, None),
-    "sampling.preds_per_test": (_count, 1),
     "sampling.init_prev_t": (_number, -1.0),
     "sampling.one_frame_at_a_time": (_flag, False),
     "sampling.data_init": (_flag, False),
@@ -130,9 +132,6 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "optim.optimizer": (_text, None),
     "optim.lr": (_number, None),
     "optim.warmup": (_number, None),
-    "optim.beta1": (_number, None),
-    "optim.eps": (_number, None),
-    "optim.weight_decay": (_number, None),
     "optim.grad_clip": (_number, None),
 }
 
@@ -142,9 +141,9 @@ IGNORED = {
     " step_length color_jitter",
     "model": "type depth conditional nonlinearity normalization spec_norm",
     "sampling": "batch_size ckpt_id consistent fid final_only fvd inpainting interpolation max_data_iter n_interpolations"
-    " n_steps_each num_samples4fid num_samples4fvd ssim step_lr train",
+    " n_steps_each num_samples4fid num_samples4fvd preds_per_test ssim step_lr train",
     "training": "log_all_sigmas log_freq n_epochs n_iters sample_freq snapshot_freq snapshot_sampling val_freq",
-    "optim": "amsgrad",
+    "optim": "amsgrad beta1 eps weight_decay",
     "test": None,
     "fast_fid": None,
 }
@@ -217,7 +216,7 @@ def read_config(path: Path) -> OriginalConfig:
             f"{path} is no config of the original: it must have sections `data` and `model`. (`args.yml` beside it is"
             " another file.)"
         )
-    return _check(path.name, content)
+    return check_config(path.name, content)
 
 
 def config_of_preset(name: str) -> OriginalConfig:
@@ -270,7 +269,7 @@ def config_of_preset(name: str) -> OriginalConfig:
     optim = {"optimizer": "Adam", "lr": settings["learning_rate"], "warmup": settings["lr_warmup_steps"]}
     training = {"batch_size": settings["train_batch_size"]}
     content = {"data": data, "model": model, "optim": optim, "training": training, "sampling": {"subsample": 100}}
-    config = _check(f"preset {name}", content)
+    config = check_config(f"preset {name}", content)
     config.preset, config.published_steps = name, published_steps
     return config
 
@@ -296,7 +295,8 @@ def presets_that_fit(found: Architecture) -> list[str]:
     return [name for name in ORIGINAL_NAMES if architecture_of(config_of_preset(name)) == found]
 
 
-def _check(source: str, content: dict) -> OriginalConfig:
+def check_config(source: str, content: dict) -> OriginalConfig:
+    """Check the content of a config: what `read_config` does once it has read the file."""
     config = OriginalConfig(source, {option: default for option, (_, default) in OPTIONS.items()})
     for section, entries in content.items():
         if section not in IGNORED or (entries is not None and not isinstance(entries, dict)):
@@ -352,6 +352,13 @@ def _refuse_unsupported(config: OriginalConfig) -> None:
     if config["model.sigma_dist"] not in ("linear", "cosine"):
         raise CheckpointError(
             f"{source}: `model.sigma_dist` is {config['model.sigma_dist']!r}; only linear and cosine are converted."
+        )
+    masks = config["data.prob_mask_cond"], config["data.prob_mask_future"]
+    if config["data.prob_mask_sync"] and (masks[0] != masks[1] or not masks[0]):
+        raise CheckpointError(
+            f"{source} contradicts itself: `data.prob_mask_sync` masks past and future together, but"
+            f" `data.prob_mask_cond` is {masks[0]:g} and `data.prob_mask_future` {masks[1]:g}. The original asks for the same"
+            " probability above 0."
         )
     begin, end = config["model.sigma_begin"], config["model.sigma_end"]
     if not 0 < end < begin < 1:

@@ -15,7 +15,7 @@ shows in the names of its parameters, and the order of kinds tells the topology.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from .untrusted import CheckpointError, TensorRecord
 
 
 # Dropped: the noise schedule belongs to the scheduler, and every one of them follows from the betas.
-BUFFERS = {"betas": None, "alphas": None, "alphas_prev": None, "unet.sigmas": None}
+BUFFERS = ("betas", "alphas", "alphas_prev", "unet.sigmas")
 # Further buffers of Gamma noise; a checkpoint with them is refused.
 GAMMA_BUFFERS = ("k", "k_cum", "theta_t")
 
@@ -141,8 +141,11 @@ def read_architecture(state: Mapping[str, TensorRecord], what: str) -> Architect
         elif name not in BUFFERS:
             unknown.append(name)
     if unknown or not modules:
-        names = ", ".join(map(repr, unknown[:5])) or "none of `unet.all_modules.<i>.<name>`"
+        names = ", ".join(repr(name[:80]) for name in unknown[:5]) or "none of `unet.all_modules.<i>.<name>`"
         raise CheckpointError(f"{what} has names that are not the original's: {names}. It is another network.")
+    empty = next((name for name, tensor in state.items() if 0 in tensor.shape), None)
+    if empty is not None:
+        raise CheckpointError(f"{what}: {empty} is empty, of shape {tuple(state[empty].shape)}.")
     for number, parts in modules.items():
         if any("space_" in name or "time_conv" in name or len(shape) == 5 for name, shape in parts.items()):
             raise CheckpointError(
@@ -160,11 +163,11 @@ def read_architecture(state: Mapping[str, TensorRecord], what: str) -> Architect
         raise CheckpointError(f"{what}: its modules are not those of the paper's network ({error}).") from error
 
 
-def _kind(parts: dict[str, tuple[int, ...]]) -> str:
+def _kind(parts: dict[str, tuple[int, ...]], what: str) -> str:
     if "Conv_0.weight" in parts and "Conv_1.weight" in parts:
         if "actnorm0.Dense_0.weight" not in parts:
             raise CheckpointError(
-                "The weights belong to a network that is not told the noise level (`model.time_conditional: false`),"
+                f"{what} belongs to a network that is not told the noise level (`model.time_conditional: false`),"
                 " which no published model is. It is not converted."
             )
         return "residual block"
@@ -177,7 +180,7 @@ def _kind(parts: dict[str, tuple[int, ...]]) -> str:
 
 
 def _walk(modules: list[dict[str, tuple[int, ...]]], what: str) -> Architecture:
-    kinds = [_kind(parts) for parts in modules]
+    kinds = [_kind(parts, what) for parts in modules]
     position = 0
 
     def take(*expected: str) -> dict[str, tuple[int, ...]]:
@@ -334,24 +337,38 @@ def original_shapes(unet: MCVDUNet2DModel) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_table(unet: MCVDUNet2DModel, state: Mapping[str, TensorRecord], what: str) -> None:
+def check_table(
+    unet: MCVDUNet2DModel, state: Mapping[str, TensorRecord], what: str, *, buffers: Collection[str] = BUFFERS
+) -> None:
     """
     Hold a state dict against the table: nothing missing, nothing left over, every shape as it must be.
+
+    Args:
+        unet ([`MCVDUNet2DModel`]): The network; it may be on the meta device.
+        state (`Mapping[str, TensorRecord]`): The original's names of today -> anything with a `shape` and a `dtype`.
+        what (`str`): What is checked, for messages.
+        buffers (`Collection[str]`, *optional*): Buffers that it may have; each has one number for a noise level.
 
     Raises:
         CheckpointError: Naming the first differences.
     """
     expected = original_shapes(unet)
     missing = [name for name in expected if name not in state]
-    left_over = [name for name in state if name not in expected and name not in BUFFERS]
+    left_over = [name for name in state if name not in expected and name not in buffers]
     wrong = [
         f"{name} is {tuple(state[name].shape)} instead of {shape}"
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
+    steps = (unet.config.num_train_timesteps,)
+    wrong += [
+        f"{name} is {tuple(state[name].shape)} instead of {steps}"
+        for name in buffers
+        if name in state and tuple(state[name].shape) != steps
+    ]
     problems = [
         *(f"{name} is missing" for name in missing),
-        *(f"{name} is left over" for name in left_over),
+        *(f"{name[:80]} is left over" for name in left_over),
         *wrong,
     ]
     if problems:
@@ -381,10 +398,9 @@ def convert_state_dict(unet: MCVDUNet2DModel, state: Mapping[str, torch.Tensor])
     ours = unet.state_dict()
     converted = {}
     for row in key_table(unet):
-        weight = state[row.theirs].detach()
+        weight = state[row.theirs].detach().float()
         if not torch.isfinite(weight).all():
             raise CheckpointError(f"{row.theirs} has values that are NaN or infinite: this training had diverged.")
-        weight = weight.float()
         weight = weight.T if row.is_transposed else weight
         parts = [weight] if len(row.ours) == 1 else weight.split([ours[name].shape[1] for name in row.ours], dim=1)
         converted.update({name: part.contiguous() for name, part in zip(row.ours, parts)})

@@ -24,10 +24,11 @@ from pathlib import Path
 import torch
 
 
-# Bounds that no honest checkpoint comes near: a published one has some 10,000 tensors of 50 operations each.
+# Bounds that no honest checkpoint comes near: one of a published size has up to 3,500 tensors of 34 operations each.
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_OPERATIONS = 1_000_000
 MAX_DIMENSIONS = 16
+MAX_KEY_LENGTH = 64
 
 STORAGE_DTYPES = {
     "torch DoubleStorage": torch.float64,
@@ -45,6 +46,7 @@ STORAGE_DTYPES = {
 # What a state dict's pickle calls. All other names are refused, harmless or not.
 CONSTRUCTORS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
 
+ZIP_START = b"PK\x03\x04"  # torch, too, takes a file that begins so for an archive, and no other
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -116,7 +118,7 @@ def inspect_checkpoint(path: Path) -> Inert:
         with open(path, "rb") as file:
             start = file.read(512)
         _refuse_other_formats(path, start)
-        if start.startswith(b"PK"):
+        if start.startswith(ZIP_START):
             return _inspect_zip(path)
         return _inspect_legacy(path)
     except OSError as error:
@@ -137,9 +139,8 @@ def load_checkpoint(path: Path) -> object:
     Raises:
         CheckpointError: If torch's weights-only loading refuses the file. There is no other loading behind it.
     """
-    is_zip = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except MemoryError:
         raise
     except Exception as error:  # torch raises many kinds; whichever, the file is not loaded
@@ -154,14 +155,25 @@ def check_storage_bytes(path: Path, records: list[TensorRecord]) -> None:
     Raises:
         CheckpointError: Naming the first record that differs.
     """
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         return
     with zipfile.ZipFile(path) as archive:
         top = archive.namelist()[0].split("/")[0]
         for key in dict.fromkeys(record.storage.key for record in records):
             with _damage(path), archive.open(f"{top}/data/{key}") as file:
-                while file.read(2**20):
-                    pass
+                try:
+                    while file.read(2**20):
+                        pass
+                except zipfile.BadZipFile as error:
+                    raise CheckpointError(
+                        f"{path} is damaged: {error}. Copy or download it again. (Or it was saved without checksums, by"
+                        " torch.serialization.set_crc32_options(False): save it again with them.)"
+                    ) from error
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(ZIP_START)) == ZIP_START
 
 
 @contextmanager
@@ -169,6 +181,8 @@ def _damage(path: Path):
     """What `zipfile` raises on bytes that are no archive, of which `BadZipFile` is only one kind."""
     try:
         yield
+    except CheckpointError:
+        raise
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{path} is damaged or truncated: {error}. Copy or download it again.") from error
 
@@ -194,7 +208,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
             "is a tar archive: either something to unpack, or a checkpoint of PyTorch before 0.1.10, which cannot be read"
             " without running the code in it. Load and save such a one again in the PyTorch that made it, in a sandbox"
         )
-    elif not start.startswith((b"PK\x03\x04", b"\x80")):
+    elif not start.startswith((ZIP_START, b"\x80")):
         kind = f"is no file that torch.save wrote: it begins with {start[:8]!r}"
         if path.suffix.lower() in (".yml", ".yaml"):
             kind = "is a config, not a checkpoint: pass the .pt file, and this one with `--config`"
@@ -291,19 +305,23 @@ def _inspect_legacy(path: Path) -> Inert:
             raise CheckpointError(f"{path} was not written on a little-endian machine, which is not supported.")
         content = run(check_storage)
         keys = run()
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
             raise CheckpointError(f"{path}: the list of storages does not fit the content.")
         for key in keys:
             start = data.tell()
             header = data.read(8)
             numbers = struct.unpack("<q", header)[0] if len(header) == 8 else 0
-            storage = storages[str(key)]
+            storage = storages[key]
             if numbers != storage.num_elements or start + 8 + storage.num_bytes > size:
                 raise CheckpointError(
                     f"{path}: storage {key!r} claims {storage.num_elements:,} numbers, {storage.num_bytes:,} bytes; the"
                     f" file says {numbers:,} there and {size - start - 8:,} bytes are left. It may be truncated."
                 )
             data.seek(storage.num_bytes, os.SEEK_CUR)
+        if data.tell() != size:
+            raise CheckpointError(
+                f"{path} has {size - data.tell():,} bytes behind its last storage: no checkpoint has."
+            )
     return content
 
 
@@ -437,7 +455,8 @@ class _Interpreter:
         kind, dtype, key, location, num_elements, *view = reference
         if kind != "storage" or type(dtype) is not Global or dtype.name not in STORAGE_DTYPES:
             raise self.refuse("refers to something that is no storage")
-        if type(key) is not str or type(location) is not str or not _is_count(num_elements) or any(view):
+        is_key = type(key) is str and len(key) <= MAX_KEY_LENGTH
+        if not is_key or type(location) is not str or not _is_count(num_elements) or any(view):
             raise self.refuse("refers to a storage in an unknown way")
         storage = StorageRecord(key, STORAGE_DTYPES[dtype.name], num_elements)
         if self.check_storage is None:

@@ -20,10 +20,10 @@ from huggingface_hub import ModelCard
 
 from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.cli import main
-from mcvd_diffusers.conversion import CheckpointError, convert_checkpoint
+from mcvd_diffusers.conversion import CheckpointError, convert_checkpoint, reference_network
 from mcvd_diffusers.conversion.components import make_unet, reconcile
 from mcvd_diffusers.conversion.convert import _not_verified
-from mcvd_diffusers.conversion.original_config import _check, architecture_of, config_of_preset, presets_that_fit
+from mcvd_diffusers.conversion.original_config import architecture_of, check_config, config_of_preset, presets_that_fit
 from mcvd_diffusers.conversion.original_weights import check_table, key_table, original_shapes, read_architecture
 from mcvd_diffusers.presets import ORIGINAL_NAMES
 from original_mcvd import CASES, REFERENCE, block_of, load_rule_weights, original_checkpoint, save_original, window
@@ -157,7 +157,7 @@ def test_verification_finds_a_wrong_weight(tmp_path):
     pipe.save_pretrained(tmp_path / "wrong")
     checkpoint = original_checkpoint(TINY)
     what = dict(checkpoint[4])
-    config = _check("config.yml", TINY)
+    config = check_config("config.yml", TINY)
     architecture = read_architecture(what, "checkpoint")
     reconcile(config, architecture, what, checkpoint[0], "checkpoint")
     module._verify(tmp_path / "out", what, config, architecture)
@@ -170,7 +170,7 @@ def test_published_layouts_convert_shape_for_shape(name):
     """On the meta device: every key of the twelve published sizes, and the number of parameters that the original has."""
     case = STATE_DICTS[name]
     state = {key: torch.empty(shape, device="meta") for key, shape in case["keys"].items()}
-    config = _check("config.yml", case["config"])
+    config = check_config("config.yml", case["config"])
     architecture = read_architecture(state, name)
     reconcile(config, architecture, state, state, name)
     unet = make_unet(config, architecture)
@@ -192,7 +192,7 @@ def test_published_layouts_need_little_of_a_config(name):
     del least["data"]["num_frames"], least["data"]["num_frames_cond"]
     configs = []
     for content in (full, least):
-        config = _check("config.yml", content)
+        config = check_config("config.yml", content)
         architecture = read_architecture(state, name)
         reconcile(config, architecture, state, state, name)
         configs.append(dict(make_unet(config, architecture).config))
@@ -312,7 +312,16 @@ CHANGES = {
         lambda s: s["unet.all_modules.1.bias"].fill_(torch.nan),
         "unet.all_modules.1.bias has values that are NaN",
     ),
-    "buffers of Gamma noise": (lambda s: s.update({"theta_t": torch.zeros(1000)}), "Gamma noise \\(`model.gamma`\\)"),
+    "an empty parameter": (
+        lambda s: s.update({"unet.all_modules.0.weight": torch.zeros(0, 2**40)}),
+        "unet.all_modules.0.weight is empty, of shape \\(0, 1099511627776\\)",
+    ),
+    "a long name": (lambda s: s.update({"x" * 10**6: torch.zeros(1)}), "not the original's: 'x{80}'"),
+    "a buffer in the average": (lambda s: s.update({"betas": torch.zeros(1000)}), "betas is left over"),
+    "an average of another network": (
+        lambda s: (s.clear(), s.update(original_checkpoint(tiny(model__num_res_blocks=2))[4])),
+        "its raw and its averaged weights are those of two networks",
+    ),
     "3D convolutions": (
         lambda s: s.update({"unet.all_modules.3.Conv_0.conv.weight": torch.zeros(1, 1, 3, 3, 3)}),
         "one of the original's 3D variants",
@@ -338,6 +347,74 @@ def test_unknown_and_missing_keys_fail(name, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         convert(tmp_path, checkpoint=checkpoint)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
+
+
+RAW_CHANGES = {
+    "buffers of Gamma noise": (
+        lambda s: s.update({"module.theta_t": torch.zeros(1000)}),
+        "Gamma noise \\(`model.gamma`\\)",
+    ),
+    "a name that is not known": (lambda s: s.update({"module.extra": torch.zeros(1)}), "not the original's: 'extra'"),
+    "a parameter too few": (lambda s: s.pop("module.unet.all_modules.3.Conv_0.bias"), "3.Conv_0.bias is missing"),
+    "no tensor": (lambda s: s.update({"module.extra": 1}), "must map names to tensors"),
+    "a buffer of another length": (
+        lambda s: s.update({"module.alphas_prev": torch.zeros(7)}),
+        "alphas_prev is \\(7,\\) instead of \\(1000,\\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAW_CHANGES)
+def test_the_raw_model_is_held_to_the_table_also_when_the_average_is_converted(name, tmp_path):
+    change, message = RAW_CHANGES[name]
+    checkpoint = original_checkpoint(TINY)
+    change(checkpoint[0])
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path, checkpoint=checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
+
+
+def test_weights_beyond_single_precision_are_refused(tmp_path):
+    checkpoint = original_checkpoint(TINY)
+    averaged = {name: value.double() for name, value in checkpoint[4].items()}
+    averaged["unet.all_modules.1.bias"][0] = 1e300
+    with pytest.raises(CheckpointError, match="unet.all_modules.1.bias has values that are NaN or infinite"):
+        convert(tmp_path, checkpoint=[*checkpoint[:4], averaged])
+
+
+@pytest.mark.parametrize("progress", [(1, -5), (-1, 4), (1, True), (1, "4")])
+def test_a_count_of_updates_that_is_none_is_refused(progress, tmp_path):
+    checkpoint = original_checkpoint(TINY)
+    with pytest.raises(CheckpointError, match="must hold the original's list"):
+        convert(tmp_path, checkpoint=[*checkpoint[:2], *progress, checkpoint[4]])
+
+
+def test_generation_of_the_original_with_an_embedding_is_that_of_grey_frames(tmp_path):
+    """Its samplers say "the past is there" also where it is not; the card tells how to repeat that."""
+    config = tiny(model__spade=True, model__cond_emb=True, data__num_frames_future=0)
+    result, pipe = convert(tmp_path, config)
+    assert any("mid-grey, 0.5" in note for note in result.notes)
+    state, x = original_checkpoint(config)[4], torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = {"image_size": 8, "ngf": 8, "num_levels": 2, "num_res_blocks": 1, "attn_resolutions": [4]}
+    with torch.no_grad():
+        theirs = reference_network.forward(
+            state,
+            x,
+            torch.tensor([500]),
+            torch.zeros(1, 2, 8, 8),
+            torch.tensor([True]),
+            n_head_channels=8,
+            spade=True,
+            cond_emb=True,
+            **options,
+        )
+        seen = []
+        pipe.unet.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), args[2])))
+        pipe(past_frames=torch.full((1, 2, 1, 8, 8), 0.5), num_inference_steps=1, output_type="pt")
+        sample, roles = seen[0]
+        sample[:, 2:] = x[:, :, None]
+        ours = pipe.unet(sample, 999 - 500, roles).sample[:, 2:, 0]
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -465,6 +542,14 @@ REFUSED = {
         {"data__image_size": 9, "model__attn_resolutions": ...},
         "`data.image_size` 9 cannot be halved 1 times",
     ),
+    "masks at the same time, of which only one is drawn": (
+        {"data__prob_mask_sync": True, "data__prob_mask_future": 0.0},
+        "contradicts itself: `data.prob_mask_sync` .* `data.prob_mask_cond` is 0.5 and `data.prob_mask_future` 0",
+    ),
+    "noise levels without end": ({"model__num_classes": 2**31 - 1}, "must be an integer from 1 to 100000"),
+    "a size without end": ({"data__image_size": 2**20}, "`data.image_size` must be an integer from 1 to 16384"),
+    "fractions of levels": ({"model__ch_mult": [1.0, 2.0]}, "`model.ch_mult` must be a list of integers of 1 or more"),
+    "fractions of heads": ({"model__n_head_channels": 8.0}, "an integer of 1 or more, or -1 for one head"),
     "more steps than there are": ({"sampling__subsample": 1001}, "`sampling.subsample` is more than"),
 }
 
@@ -691,7 +776,13 @@ def test_settings_that_are_not_converted_are_noted(tmp_path):
     )
     result, pipe = convert(tmp_path, config)
     notes = " ".join(result.notes)
-    for part in ("init_prev_t: 0.5", "one_frame_at_a_time: true", "334 steps", "never told it", "masked together"):
+    for part in (
+        "init_prev_t: 0.5",
+        "one_frame_at_a_time: true",
+        "334 steps",
+        "give past frames of mid-grey, 0.5",
+        "masked together",
+    ):
         assert part in notes, part
     timesteps = eval(re.search(r"timesteps=(list\(.*?\)\))`", notes)[1])
     assert len(timesteps) == 334 and (timesteps[0], timesteps[-1]) == (999, 0)

@@ -1,5 +1,6 @@
 """Files that nobody vouches for: nothing is executed, nothing is written, no memory is taken for what is not there."""
 
+import copy
 import io
 import os
 import pickle
@@ -73,13 +74,18 @@ def short(text):
     return b"X" + struct.pack("<I", len(text)) + text.encode()
 
 
-def legacy(path, content, keys=(), tail=b""):
-    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+def legacy(path, content, keys=(), tail=b"", protocol=1001, little_endian=True):
+    machine = {
+        "protocol_version": protocol,
+        "little_endian": little_endian,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
     with open(path, "wb") as file:
-        for item in (0x1950A86A20F9469CFC6C, 1001, machine):
+        for item in (0x1950A86A20F9469CFC6C, protocol, machine):
             pickle.dump(item, file, protocol=2)
         file.write(content)
-        pickle.dump(list(keys), file, protocol=2)
+        if keys is not None:
+            pickle.dump(list(keys), file, protocol=2)
         file.write(tail)
 
 
@@ -101,6 +107,52 @@ def appended(path, tail):
     torch.save([{}, {}, 1, 4, {}], path)
     with open(path, "ab") as file:
         file.write(tail)
+
+
+def tampered(path, change):
+    """An archive whose directory was changed before it was written."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps([], 2))
+        archive.writestr("archive/data/0", bytes(1000))
+        change(archive)
+
+
+def overlap(archive):
+    """The same bytes once more under many names."""
+    for number in range(50):
+        member = copy.copy(archive.infolist()[1])
+        member.filename = member.orig_filename = f"archive/data/{number + 1}"
+        archive.filelist.append(member)
+
+
+def encrypt(archive):
+    archive.infolist()[1].flag_bits |= 0x1
+
+
+def bare_tensor(numel):
+    """The operations of a tensor of one number over storage "0", which is said to have so many."""
+    storage = (
+        b"(" + short("storage") + b"ctorch\nFloatStorage\n" + short("0") + short("cpu") + bytes([75, numel]) + b"tQ"
+    )
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00K\x01\x85K\x01\x85\x89}tR"
+
+
+def polyglot(path, marker):
+    """The old format with an archive behind it: two readers could see two files."""
+    legacy(path, legacy_tensor(4), ["0"], struct.pack("<q", 4) + bytes(16))
+    other = path.with_name("other.zip")
+    zip_of(other, pickle.dumps(Evil(os.system, f"touch {marker}"), 2))
+    path.write_bytes(path.read_bytes() + other.read_bytes())
+    other.unlink()
+
+
+def doubling(count):
+    """Lists of which each holds the one before twice: short to write down, without end to print."""
+    content = b"]q\x00"
+    for number in range(1, count):
+        before = bytes([number - 1])
+        content += b"](h" + before + b"h" + before + b"eq" + bytes([number])
+    return content
 
 
 def second_directory(path):
@@ -210,6 +262,59 @@ HOSTILE = {
         lambda p, m: legacy(p, legacy_tensor(10**12)),
         "claim more bytes than the file's",
     ),
+    "old format, keys that no memory could print": (
+        lambda p, m: legacy(p, legacy_tensor(4), keys=None, tail=b"\x80\x02](" + doubling(60) + b"e."),
+        "the list of storages does not fit",
+    ),
+    "old format, keys nested without end": (
+        lambda p, m: legacy(p, legacy_tensor(4), keys=None, tail=raw(b"](" + NESTED + b"e")),
+        "the list of storages does not fit",
+    ),
+    "old format with an archive behind it": (polyglot, "bytes behind its last storage"),
+    "old format of another protocol": (
+        lambda p, m: legacy(p, pickle.dumps([], 2), protocol=1002),
+        "has another protocol than 1001",
+    ),
+    "old format of another machine": (
+        lambda p, m: legacy(p, pickle.dumps([], 2), little_endian=False),
+        "not written on a little-endian machine",
+    ),
+    "old format, a storage before there can be one": (
+        lambda p, m: p.write_bytes(tensor_pickle(1, (1,))),
+        "refers to a storage where there can be none",
+    ),
+    "archive of another machine": (
+        lambda p, m: zip_of(p, pickle.dumps([], 2), extra={"archive/byteorder": "big"}),
+        "not written on a little-endian machine",
+    ),
+    "records that overlap": (lambda p, m: tampered(p, overlap), "holds records that overlap"),
+    "an encrypted record": (lambda p, m: tampered(p, encrypt), "is encrypted or longer than the file"),
+    "a storage described in two ways": (
+        lambda p, m: zip_of(p, raw(b"](", bare_tensor(4), bare_tensor(3), b"e"), {"0": bytes(16)}),
+        "describes storage '0' in two ways",
+    ),
+    "a storage with a long name": (
+        lambda p, m: zip_of(p, tensor_pickle(4, (4,), key="9" * 1000), {"9" * 1000: bytes(16)}),
+        "refers to a storage in an unknown way",
+    ),
+    "a storage that is none": (
+        lambda p, m: zip_of(p, raw(b"(", short("module"), b"NNNNtQ")),
+        "something that is no storage",
+    ),
+    "a parameter of no tensor": (
+        lambda p, m: zip_of(p, raw(b"ctorch._utils\n_rebuild_parameter\n(K\x01K\x02tR")),
+        "calls torch._utils._rebuild_parameter with other arguments",
+    ),
+    "an ordered dictionary of pairs": (
+        lambda p, m: zip_of(p, raw(b"ccollections\nOrderedDict\n]\x85R")),
+        "calls collections.OrderedDict with other arguments",
+    ),
+    "a number that is called": (lambda p, m: zip_of(p, raw(b"K\x01)R")), "calls something that is no function"),
+    "items of a number": (
+        lambda p, m: zip_of(p, raw(b"K\x01K\x02K\x03s")),
+        "sets items of something that is no dictionary",
+    ),
+    "appending to a dictionary": (lambda p, m: zip_of(p, raw(b"}K\x01a")), "appends to something that is no list"),
     "old format, truncated": (
         lambda p, m: legacy(p, legacy_tensor(4), ["0"], struct.pack("<q", 4) + bytes(8)),
         "It may be truncated",
@@ -261,7 +366,7 @@ HOSTILE = {
     "a list of something else": (lambda p, m: torch.save([1, 2, 3], p), "it holds a list of 3"),
     "a bare state dict": (
         lambda p, m: torch.save({"a": torch.zeros(1)}, p),
-        "it holds a OrderedDictRecord|it holds a dict",
+        "it holds a dictionary with 1 entries. If all that is left is a state dict",
     ),
 }
 
@@ -355,7 +460,7 @@ def test_a_damaged_weight_is_found_by_its_checksum(tmp_path):
     content = path.read_bytes()
     assert content.count(weight) == 1
     path.write_bytes(content.replace(weight, weight[:-1] + bytes([weight[-1] ^ 1])))
-    with pytest.raises(CheckpointError, match="is damaged or truncated: Bad CRC-32"):
+    with pytest.raises(CheckpointError, match="is damaged: Bad CRC-32"):
         convert_checkpoint(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
