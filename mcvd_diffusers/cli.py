@@ -28,10 +28,14 @@ def main(args: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands)
     arguments = parser.parse_args(args)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     is_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be caught
     if is_main_thread:
-        # Being asked to stop ends in the same clean-up as Ctrl-C.
-        former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        # Being asked to stop ends in the same clean-up as Ctrl-C, and so does a terminal that is closed.
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        former = [signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers]
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -39,7 +43,8 @@ def main(args: list[str] | None = None) -> int:
         return 130
     finally:
         if is_main_thread:
-            signal.signal(signal.SIGTERM, former)
+            for number, handler in zip(numbers, former):
+                signal.signal(number, handler)
 
 
 def _add_convert(commands) -> None:
@@ -88,10 +93,15 @@ def _convert(arguments: argparse.Namespace) -> int:
             verify=arguments.verify,
         )
     except (CheckpointError, OSError) as error:
-        print(f"mcvd-diffusers convert: {error}", file=sys.stderr)
+        print(f"mcvd-diffusers convert: {_printable(str(error))}", file=sys.stderr)
         return 1
-    print(_report(result))
+    print(_printable(_report(result)))
     return 0
+
+
+def _printable(text: str) -> str:
+    """Names come from files that nobody vouches for: no control characters reach the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def _report(result: Conversion) -> str:

@@ -104,7 +104,7 @@ def model_card(
             usage.append(f"video = pipe({arguments}, {options}).frames  # {task}")
 
     facts = {
-        "training data": dataset,
+        "training data": f"`{_plain(dataset)}`",
         "frames": f"{past} past, {block} at a time, {future} future; {channels} channel{'s' if channels > 1 else ''},"
         f" {height}x{width} pixels",
         "network": f"UNet, {num_parameters:,} parameters, {_conditioning(unet)}",
@@ -136,7 +136,14 @@ def model_card(
         "Tasks": "\n".join(["| task | given | made |", "| --- | --- | --- |", *sentences]),
         "Use": "\n".join(["```python", *usage, "```"]),
         "Facts": "\n".join(
-            ["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in facts.items())]
+            [
+                "| | |",
+                "| --- | --- |",
+                *(
+                    f"| {name} | {value if name == 'training data' else _plain(value)} |"
+                    for name, value in facts.items()
+                ),
+            ]
         ),
         "Source": source,
         "Verification": verification,
@@ -146,7 +153,7 @@ def model_card(
         "Citation": CITATION,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title = f"MCVD, {_cell(dataset)} {height}x{width}, {past} + {block} + {future} frames"
+    title = f"MCVD, `{_plain(dataset)}` {height}x{width}, {past} + {block} + {future} frames"
     introduction = (
         "A network of masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)), for the library"
         " `mcvd_diffusers`, an extension of Hugging Face Diffusers."
@@ -166,7 +173,7 @@ def _conditioning(unet: Mapping) -> str:
     return "given frames by concatenation"
 
 
-def _cell(value: object) -> str:
-    """A value in a table, which may come from an untrusted file."""
+def _plain(value: object) -> str:
+    """A value that may come from an untrusted file: nothing that ends a table's cell, a code span or a tag."""
     text = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
     return "".join(character if character.isprintable() and character not in "`|<>[]\\" else "?" for character in text)

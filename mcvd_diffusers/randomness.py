@@ -103,7 +103,14 @@ class NoiseSequence:
         noise = next(self.source, None)
         if noise is None:
             raise ValueError(f"`source` has ended: draw number {self.num_draws}, of shape {shape}, is not there.")
-        noise = torch.as_tensor(noise, dtype=torch.float32)
+        try:
+            noise = torch.as_tensor(noise)
+            is_usable = noise.dtype.is_floating_point and bool(noise.isfinite().all())
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            is_usable = False
+        if not is_usable:
+            raise ValueError(f"`source`: draw number {self.num_draws} is no tensor of finite floating point numbers.")
+        noise = noise.float()
         if noise.numel() != torch.Size(shape).numel() or noise.shape[:1] != shape[:1]:
             raise ValueError(
                 f"`source`: draw number {self.num_draws} has shape {tuple(noise.shape)}, and {shape} is asked for."
@@ -127,8 +134,12 @@ class NoiseSequence:
                 kwargs = kwargs or {}
                 if function is not torch.randn and function is not torch.randn_like:
                     return function(*args, **kwargs)
-                like = args[0] if function is torch.randn_like else None
-                shape = like.shape if like is not None else args if isinstance(args[0], int) else args[0]
+                like, shape = None, kwargs.get("size", args)
+                if function is torch.randn_like:
+                    like = args[0] if args else kwargs["input"]
+                    shape = like.shape
+                elif len(shape) == 1 and not hasattr(shape[0], "__index__"):
+                    shape = shape[0]
                 noise = torch.zeros(shape) if is_last else sequence.draw(shape)
                 default = (
                     (like.device, like.dtype) if like is not None else (torch.get_default_device(), torch.float32)

@@ -98,6 +98,11 @@ def reconcile(original: OriginalConfig, found: Architecture, records: Mapping, r
     shape_of_betas = tuple(raw_model["betas"].shape) if "betas" in raw_model else ()
     if len(shape_of_betas) == 1:
         agree("model.num_classes", shape_of_betas[0], f"betas has shape {shape_of_betas}")
+    if (original["sampling.subsample"] or 1) > (original["model.num_classes"] or 1000):
+        problems.append(
+            f"`sampling.subsample` {original['sampling.subsample']} is more than the {original['model.num_classes'] or 1000}"
+            " noise levels of the training"
+        )
     if (original["model.num_classes"] or 0) > MAX_NOISE_LEVELS:
         problems.append(f"there are {original['model.num_classes']:,} noise levels, more than {MAX_NOISE_LEVELS:,}")
     if original["model.num_classes"] is None:
@@ -163,15 +168,10 @@ def make_scheduler(original: OriginalConfig) -> DDPMScheduler | DDIMScheduler:
     return DDPMScheduler(**common, variance_type="fixed_small")
 
 
-def read_schedule(loaded: list) -> dict[str, torch.Tensor]:
+def read_schedule(raw_model: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies of the schedule's buffers, which only the raw model has."""
-    state = loaded[0]
-    names = {name.removeprefix("module."): name for name in state if isinstance(name, str)}
-    return {
-        name: state[names[name]].clone()
-        for name in ("betas", "alphas")
-        if name in names and torch.is_tensor(state[names[name]]) and state[names[name]].numel() <= 100_000
-    }
+    names = {name.removeprefix("module."): name for name in raw_model}
+    return {name: raw_model[names[name]].clone() for name in ("betas", "alphas") if name in names}
 
 
 def check_schedule(
@@ -179,26 +179,27 @@ def check_schedule(
 ) -> list[str]:
     """Compare the noise schedule with the buffers in the file. The original counts from the noisiest step."""
     # Diffusers keeps a cosine schedule's beta at or below 0.999, where the original lets it reach 1.
-    name, ours, tolerance = "betas", scheduler.betas.flip(0), 1e-7
+    ours = {"betas": (scheduler.betas, 1e-7), "alphas": (scheduler.alphas_cumprod, 1e-6)}
     if original["model.sigma_dist"] == "cosine":
-        name, ours, tolerance = "alphas", scheduler.alphas_cumprod.flip(0), 1e-5
-    if name not in schedule:
-        return [f"The file has no buffer `{name}`, so the noise schedule is the config's word alone."]
-    theirs = schedule[name].double()
-    if theirs.shape != ours.shape or not (theirs - ours.double()).abs().max() <= tolerance:
-        numbers = [
-            f"{len(values)} {name} from {float(values[0]):.6g} to {float(values[-1]):.6g}"
-            if values.ndim == 1 and len(values)
-            else f"{name} of shape {tuple(values.shape)}"
-            for values in (ours, theirs)
-        ]
-        raise CheckpointError(
-            f"{original.source} and {what} contradict each other: `model.sigma_dist`, `sigma_begin`, `sigma_end` and"
-            f" `num_classes` make {numbers[0]} in the config, and the file has {numbers[1]}."
-        )
-    difference = float((theirs - ours.double()).abs().max())
-    equal = "equals" if difference == 0 else f"is within {bound(difference)} of"
-    return [f"The noise schedule {equal} the buffer `{name}` in the file, {len(theirs)} values."]
+        ours = {"alphas": (scheduler.alphas_cumprod, 1e-5)}
+    sentences = []
+    for name, (values, tolerance) in ours.items():
+        if name not in schedule:
+            continue
+        expected, theirs = values.flip(0).double(), schedule[name].double()
+        difference = float((theirs - expected).abs().max())
+        if not difference <= tolerance:
+            (first, last), (their_first, their_last) = (
+                (float(numbers[0]), float(numbers[-1])) for numbers in (expected, theirs)
+            )
+            raise CheckpointError(
+                f"{original.source} and {what} contradict each other: `model.sigma_dist`, `sigma_begin` and `sigma_end` make"
+                f" {name} from {first:.6g} to {last:.6g} in the config, and the file has {name} from {their_first:.6g} to"
+                f" {their_last:.6g}."
+            )
+        equal = "equals" if difference == 0 else f"is within {bound(difference)} of"
+        sentences.append(f"The noise schedule {equal} the buffer `{name}` in the file, {len(theirs)} values.")
+    return sentences or ["The file has no buffers of the noise schedule, which is the config's word alone."]
 
 
 def bound(value: float) -> str:
@@ -208,4 +209,5 @@ def bound(value: float) -> str:
 
 def as_yaml(value: object) -> str:
     """A value as the config would have it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 200 else text[:197] + "..."

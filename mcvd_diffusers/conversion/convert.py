@@ -9,12 +9,15 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.model_card import model_card
@@ -40,6 +43,7 @@ from .untrusted import CheckpointError, TensorRecord, check_storage_bytes, inspe
 # Largest difference between two float32 implementations, relative to the largest output. Rounding gives 1e-6 to 1e-5 on
 # all shapes of the tests.
 VERIFY_TOLERANCE = 1e-4
+VERIFY_SIZE = 128
 
 
 @dataclass
@@ -119,15 +123,15 @@ def convert_checkpoint(
     """
     if weights not in (None, "ema", "model"):
         raise CheckpointError(f'`weights` must be "ema" or "model", got {weights!r}.')
-    output = Path(output).expanduser().absolute()
+    output = _path("OUT", output)
     _check_output(output)
     if config is not None and preset is not None:
         raise CheckpointError("`--config` and `--preset` both say what the network is: pass one of them.")
-    checkpoint, num_checkpoints = _find_checkpoint(Path(checkpoint).expanduser().absolute())
+    checkpoint, num_checkpoints = _find_checkpoint(_path("CHECKPOINT", checkpoint))
     if preset is not None:
         original = config_of_preset(preset)
     else:
-        original = read_config(Path(config).expanduser() if config is not None else _find_config(checkpoint))
+        original = read_config(_path("--config", config) if config is not None else _find_config(checkpoint))
 
     # What the file declares. Nothing is loaded yet.
     content = inspect_checkpoint(checkpoint)
@@ -153,8 +157,8 @@ def convert_checkpoint(
     used = [records[row.theirs] for row in key_table(unet)]
     check_storage_bytes(checkpoint, used)
 
-    loaded = load_checkpoint(checkpoint)
-    schedule = read_schedule(loaded)
+    loaded = load_checkpoint(checkpoint, content)
+    schedule = read_schedule(loaded[0])
     state = with_current_names(without_module_prefix(loaded[item], what))
     state = {name: tensor for name, tensor in state.items() if name not in BUFFERS}
     del loaded
@@ -182,14 +186,17 @@ def convert_checkpoint(
     result.verified += check_schedule(schedule, scheduler, original, what)
 
     missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
-    partial = None
+    partial, name = None, output.name.encode()[:100].decode(errors="ignore")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name[:100]}.partial-", dir=output.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
         # `assign` puts the weights, mapped from the file, in place of those on the meta device.
         unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
         pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
-        pipeline.save_pretrained(partial)
+        try:
+            pipeline.save_pretrained(partial)
+        except SafetensorError as error:
+            raise OSError(f"{output} cannot be written: {error}") from error
         del pipeline, unet
         if verify:
             try:
@@ -208,17 +215,43 @@ def convert_checkpoint(
         _check_output(output)
         os.replace(partial, output)  # onto an empty folder, or nothing
     except BaseException:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):  # somebody else may use it by now
-                parent.rmdir()
+        with _uninterrupted():
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            for parent in missing:
+                with contextlib.suppress(OSError):  # somebody else may use it by now
+                    parent.rmdir()
         raise
     return result
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def _path(argument: str, path: str | os.PathLike) -> Path:
+    """An absolute path without `..`."""
+    if not str(path):
+        raise CheckpointError(f"{argument} is empty: name a file or folder.")
+    try:
+        return Path(os.path.abspath(Path(path).expanduser()))
+    except (RuntimeError, ValueError, OSError) as error:  # an unknown user's home, a zero byte, a folder that is gone
+        raise CheckpointError(f"{argument} {str(path)!r} is no path: {error}") from error
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """No further signal stops the cleaning up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    former = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, former):
+            signal.signal(number, handler)
 
 
 def _check_output(output: Path) -> None:
@@ -228,9 +261,11 @@ def _check_output(output: Path) -> None:
         raise FileExistsError(
             f"{output} exists and is not empty. Nothing is overwritten here: choose another folder, or move it away."
         )
-    blocked = next((parent for parent in output.parents if parent.exists()), None)
+    blocked = next((parent for parent in output.parents if parent.exists() or parent.is_symlink()), None)
     if blocked is not None and not blocked.is_dir():
-        raise FileExistsError(f"{output} cannot be made: {blocked} is a file.")
+        raise FileExistsError(f"{output} cannot be made: {blocked} is no folder.")
+    if len(output.parts) > 200:
+        raise CheckpointError(f"OUT lies in {len(output.parts)} folders: choose a shorter path.")
 
 
 def _find_checkpoint(path: Path) -> tuple[Path, int]:
@@ -346,7 +381,11 @@ def _verify(
 ) -> tuple[float, str]:
     """Load the folder, and compare the network with the second implementation on the source's own weights."""
     unet = MCVDPipeline.from_pretrained(folder).unet.eval()
-    config, size = unet.config, original["data.image_size"]
+    config = unet.config
+    # The formulas are the same at every size, and the cost is not: a multiple of what the levels need, 128 at most or so.
+    size = original["data.image_size"]
+    if size > VERIFY_SIZE:
+        size = max(VERIFY_SIZE // unet.size_multiple, 1) * unet.size_multiple
     past, current = config.num_past_frames, config.num_frames
     generator = torch.Generator().manual_seed(0)
     window = torch.randn(1, unet.num_window_frames, config.in_channels, size, size, generator=generator)
@@ -365,17 +404,24 @@ def _verify(
             torch.tensor([last - timestep]),
             cond if is_given else torch.zeros_like(cond),
             torch.tensor([is_given and past > 0]),
-            image_size=size,
             ngf=found.ngf,
             num_levels=len(found.widths),
             num_res_blocks=found.num_res_blocks,
-            attn_resolutions=original["model.attn_resolutions"],
+            attn_levels=[level for level, has in enumerate(found.has_attention) if has],
             n_head_channels=original["model.n_head_channels"],
             spade=found.spade_dim is not None,
             cond_emb=found.cond_emb,
         )
+        if not (ours.isfinite().all() and theirs.isfinite().all()):
+            raise CheckpointError(
+                "The converted network's output is NaN or infinite: these weights are too large. Nothing was written."
+            )
         largest = max(largest, float((ours - theirs).abs().max()))
         scale = max(scale, float(theirs.abs().max()))
+    if scale == 0:
+        raise CheckpointError(
+            "The network's output is zero everywhere, so there is nothing to compare. Nothing was written."
+        )
     if not largest <= VERIFY_TOLERANCE * scale:
         raise CheckpointError(
             f"The converted network differs from the second implementation by {largest:.2e}, where the largest output is"

@@ -51,7 +51,7 @@ SPATIN_KEYS = {
     "Norm_0.mlp_beta": "conv_beta",
 }
 
-_PARAMETER = re.compile(r"unet\.all_modules\.(\d{1,4})\.(\S+)")
+_PARAMETER = re.compile(r"unet\.all_modules\.(0|[1-9][0-9]{0,3})\.([A-Za-z0-9_.]{1,100})")
 
 
 @dataclass(frozen=True)
@@ -396,12 +396,17 @@ def convert_state_dict(unet: MCVDUNet2DModel, state: Mapping[str, torch.Tensor])
         CheckpointError: If a weight is NaN or infinite.
     """
     ours = unet.state_dict()
-    converted = {}
+    converted, addresses = {}, set()
     for row in key_table(unet):
         weight = state[row.theirs].detach().float()
         if not torch.isfinite(weight).all():
             raise CheckpointError(f"{row.theirs} has values that are NaN or infinite: this training had diverged.")
         weight = weight.T if row.is_transposed else weight
         parts = [weight] if len(row.ours) == 1 else weight.split([ours[name].shape[1] for name in row.ours], dim=1)
-        converted.update({name: part.contiguous() for name, part in zip(row.ours, parts)})
+        for name, part in zip(row.ours, parts):
+            part = part.contiguous()
+            # Weights that are parts of one storage cannot be saved as two.
+            is_shared = part.untyped_storage().nbytes() != part.nbytes or part.data_ptr() in addresses
+            addresses.add(part.data_ptr())
+            converted[name] = part.clone() if is_shared else part
     return converted

@@ -43,11 +43,10 @@ def forward(
     cond: torch.Tensor,
     is_past_kept: torch.Tensor,
     *,
-    image_size: int,
     ngf: int,
     num_levels: int,
     num_res_blocks: int,
-    attn_resolutions: Collection[int],
+    attn_levels: Collection[int],
     n_head_channels: int,
     spade: bool,
     cond_emb: bool,
@@ -61,13 +60,12 @@ def forward(
         label (`torch.Tensor` of shape `(B,)`): The original's label: 0 is noise.
         cond (`torch.Tensor` of shape `(B, (p+f)*C, S, S)`): Past and future frames; zero where masked.
         is_past_kept (`torch.Tensor` of shape `(B,)`): Read if `cond_emb`.
-        image_size, ngf, num_levels, num_res_blocks, attn_resolutions, n_head_channels, spade, cond_emb: The original's
-            options.
+        num_levels (`int`), attn_levels (`Collection[int]`): Levels of the UNet, and those with attention, finest 0.
+        ngf, num_res_blocks, n_head_channels, spade, cond_emb: The original's options.
 
     Returns:
         `torch.Tensor` of shape `(B, k*C, S, S)`: The predicted noise.
     """
-    sizes = [image_size // 2**level for level in range(num_levels)]
     counter = iter(range(10_000))
 
     def get(i, name):
@@ -133,7 +131,7 @@ def forward(
     for level in range(num_levels):
         for _ in range(num_res_blocks):
             h = resnet(h)
-            if sizes[level] in attn_resolutions:
+            if level in attn_levels:
                 h = attention(h)
             skips.append(h)
         if level < num_levels - 1:
@@ -143,7 +141,7 @@ def forward(
     for level in reversed(range(num_levels)):
         for _ in range(num_res_blocks + 1):
             h = resnet(torch.cat([h, skips.pop()], dim=1))
-        if sizes[level] in attn_resolutions:
+        if level in attn_levels:
             h = attention(h)
         if level > 0:
             h = resnet(h, _fir_up)

@@ -10,16 +10,15 @@ Layouts that are read: PyTorch's zip archives (1.6 and newer), mapped into memor
 format before them. The tar archives of PyTorch before 0.1.10 cannot be read without running their pickles.
 """
 
-import mmap
 import os
 import pickletools
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -125,12 +124,13 @@ def inspect_checkpoint(path: Path) -> Inert:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def load_checkpoint(path: Path) -> object:
+def load_checkpoint(path: Path, inspected: Inert) -> object:
     """
     Load a checkpoint that [`inspect_checkpoint`] has accepted.
 
     Args:
         path (`Path`): The file.
+        inspected (`Inert`): What `inspect_checkpoint` found in it, with which the result is compared.
 
     Returns:
         The same structure as `inspect_checkpoint`, with tensors on the CPU. Those of a zip archive are mapped into
@@ -140,11 +140,41 @@ def load_checkpoint(path: Path) -> object:
         CheckpointError: If torch's weights-only loading refuses the file. There is no other loading behind it.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises many kinds; whichever, the file is not loaded
-        raise CheckpointError(f"{path} is refused by torch's weights-only loading: {error}") from error
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (
+        Exception
+    ) as error:  # torch raises many kinds, and recommends unsafe loading; whichever, the file is not loaded
+        raise CheckpointError(
+            f"{path} is refused by torch's weights-only loading ({type(error).__name__}). It is not loaded in another way."
+        ) from error
+    if not _is_same(inspected, loaded):
+        raise CheckpointError(f"{path} is read by torch as something else than was inspected: it is a trap.")
+    return loaded
+
+
+def _is_same(inspected: Inert, loaded: object) -> bool:
+    """Whether what was loaded has the structure, names, shapes, types and numbers that were inspected."""
+    pairs, seen = [(inspected, loaded)], set()
+    while pairs:
+        ours, theirs = pairs.pop()
+        if (id(ours), id(theirs)) in seen:  # structures may hold themselves, or one another many times
+            continue
+        seen.add((id(ours), id(theirs)))
+        if isinstance(ours, TensorRecord):
+            is_same = torch.is_tensor(theirs) and (ours.shape, ours.dtype) == (tuple(theirs.shape), theirs.dtype)
+        elif isinstance(ours, dict):
+            is_same = isinstance(theirs, dict) and list(ours) == list(theirs)
+            pairs += [(ours[key], theirs[key]) for key in ours] if is_same else []
+        elif isinstance(ours, (list, tuple)):
+            is_same = type(ours) is type(theirs) and len(ours) == len(theirs)
+            pairs += zip(ours, theirs) if is_same else []
+        elif isinstance(ours, float):
+            is_same = isinstance(theirs, float) and (ours == theirs or ours != ours)
+        else:  # names of types, and storages outside of tensors, have no business in a checkpoint
+            is_same = type(ours) is type(theirs) and ours == theirs
+        if not is_same:
+            return False
+    return True
 
 
 def check_storage_bytes(path: Path, records: list[TensorRecord]) -> None:
@@ -203,7 +233,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         kind = "is a pointer of Git LFS, not the checkpoint itself. Fetch it: git lfs pull"
     elif start.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ", b"Rar!")):
         kind = "is compressed. Unpack it first"
-    elif start[257:262] == b"ustar" or tarfile.is_tarfile(path):
+    elif start[257:262] == b"ustar":
         kind = (
             "is a tar archive: either something to unpack, or a checkpoint of PyTorch before 0.1.10, which cannot be read"
             " without running the code in it. Load and save such a one again in the PyTorch that made it, in a sandbox"
@@ -216,21 +246,45 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         raise CheckpointError(f"{path} {kind}.")
 
 
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """
+    Hold an archive to the one form in which torch.save writes it: records, directory, end, and nothing else. In any
+    other (bytes before or behind it, a second directory, offsets that lead elsewhere) two readers could see two archives,
+    and what is inspected here would not be what torch loads.
+    """
+
+    def read(position: int, form: str) -> tuple[int, ...]:
+        if position < 0:
+            raise zipfile.BadZipFile("it is too short")
+        file.seek(position)
+        return struct.unpack(form, file.read(struct.calcsize(form)))
+
+    end = size - 22
+    signature, disk, first_disk, here, total, length, start, comment = read(end, "<4s4H2LH")
+    if signature != b"PK\x05\x06" or comment:
+        raise zipfile.BadZipFile("it does not end with the archive's directory")
+    # Larger archives have a second end, with a pointer to it between the two.
+    if end >= 20 and (locator := read(end - 20, "<4sLQL"))[0] == b"PK\x06\x07":
+        signature, rest, _, _, disk, first_disk, here, total, length, start = read(end - 76, "<4sQ2H2L4Q")
+        if locator[1:] != (0, end - 76, 1) or signature != b"PK\x06\x06" or rest != 44:
+            raise zipfile.BadZipFile("its directory is not where it should be")
+        end -= 76
+    if disk or first_disk or here != total or start + length != end:
+        raise zipfile.BadZipFile("its directory is not where it should be")
+    if length > MAX_PICKLE_BYTES:
+        raise zipfile.BadZipFile(f"its directory has {length:,} bytes")
+
+
 def _inspect_zip(path: Path) -> Inert:
     size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - 22))
-        is_closed = file.read(4) == b"PK\x05\x06"
     with _damage(path):
-        # torch.save ends a file with the archive's directory. Anything behind it (a comment, a second directory) could
-        # make two readers see two archives.
-        if not is_closed:
-            raise zipfile.BadZipFile("it does not end with the archive's directory")
+        with open(path, "rb") as file:
+            _check_directory(file, size)
         archive = zipfile.ZipFile(path)
     with archive:
         if any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist()):
             raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: it holds code.")
-        members = {}
+        members, lowered = {}, set()
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise CheckpointError(
@@ -239,9 +293,14 @@ def _inspect_zip(path: Path) -> Inert:
                 )
             if member.flag_bits & 0x1 or member.header_offset + member.file_size > size:
                 raise CheckpointError(f"{path}: {member.filename!r} is encrypted or longer than the file.")
-            if member.filename in members:
-                raise CheckpointError(f"{path} holds {member.filename!r} twice.")
-            members[member.filename] = member
+            # torch's reader does not tell upper from lower case, and ends a name at its first zero byte.
+            name = member.filename
+            if not name.isascii() or not name.isprintable() or name.lower() in lowered:
+                raise CheckpointError(
+                    f"{path} holds {name[:80]!r} twice, or under a name that torch.save does not give."
+                )
+            lowered.add(name.lower())
+            members[name] = member
         tops = {name.split("/")[0] for name in members}
         top = tops.pop() if len(tops) == 1 else None
         if f"{top}/data.pkl" not in members:
@@ -250,6 +309,9 @@ def _inspect_zip(path: Path) -> Inert:
                 f"{path} is a zip archive, but not of torch.save: it holds {names or 'nothing'}. If a checkpoint lies in"
                 " it, unpack it first."
             )
+        capitals = next((name for name in members if name[len(top) :] != name[len(top) :].lower()), None)
+        if capitals is not None:
+            raise CheckpointError(f"{path} holds {capitals!r}, a name that torch.save does not give.")
         if sum(member.file_size for member in members.values()) > size:
             raise CheckpointError(f"{path} holds records that overlap: it is no file that torch.save wrote.")
         pickled, byteorder = members[f"{top}/data.pkl"], members.get(f"{top}/byteorder")
@@ -270,7 +332,7 @@ def _inspect_zip(path: Path) -> Inert:
                 f" but {there:,} bytes are there."
             )
 
-    return _Interpreter(path, check_storage).run(content)
+    return _Interpreter(path, check_storage).run(content)[0]
 
 
 def _inspect_legacy(path: Path) -> Inert:
@@ -287,10 +349,13 @@ def _inspect_legacy(path: Path) -> Inert:
         if claimed > size:
             raise CheckpointError(f"{path}: storages up to {storage.key!r} claim more bytes than the file's {size:,}.")
 
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(path, "rb") as file:
 
         def run(check: Callable[[StorageRecord], None] | None = None) -> Inert:
-            return _Interpreter(path, check).run(data)
+            start = file.tell()
+            content, length = _Interpreter(path, check).run(file.read(MAX_PICKLE_BYTES))
+            file.seek(start + length)
+            return content
 
         magic = run()
         if magic != LEGACY_MAGIC or isinstance(magic, bool):
@@ -308,8 +373,8 @@ def _inspect_legacy(path: Path) -> Inert:
         if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
             raise CheckpointError(f"{path}: the list of storages does not fit the content.")
         for key in keys:
-            start = data.tell()
-            header = data.read(8)
+            start = file.tell()
+            header = file.read(8)
             numbers = struct.unpack("<q", header)[0] if len(header) == 8 else 0
             storage = storages[key]
             if numbers != storage.num_elements or start + 8 + storage.num_bytes > size:
@@ -317,10 +382,10 @@ def _inspect_legacy(path: Path) -> Inert:
                     f"{path}: storage {key!r} claims {storage.num_elements:,} numbers, {storage.num_bytes:,} bytes; the"
                     f" file says {numbers:,} there and {size - start - 8:,} bytes are left. It may be truncated."
                 )
-            data.seek(storage.num_bytes, os.SEEK_CUR)
-        if data.tell() != size:
+            file.seek(storage.num_bytes, os.SEEK_CUR)
+        if file.tell() != size:
             raise CheckpointError(
-                f"{path} has {size - data.tell():,} bytes behind its last storage: no checkpoint has."
+                f"{path} has {size - file.tell():,} bytes behind its last storage: no checkpoint has."
             )
     return content
 
@@ -353,10 +418,10 @@ class _Interpreter:
             f"{self.path} is refused: its pickle {reason}. No checkpoint of the original needs that; nothing was run."
         )
 
-    def run(self, source: bytes | mmap.mmap) -> Inert:
-        """Interpret one pickle, of a source that is left behind its end."""
+    def run(self, source: bytes) -> tuple[Inert, int]:
+        """Interpret the pickle that bytes begin with; returns its content and its length."""
         try:
-            for count, (operation, argument, _) in enumerate(pickletools.genops(source)):
+            for count, (operation, argument, position) in enumerate(pickletools.genops(source)):
                 if count >= MAX_OPERATIONS:
                     raise self.refuse(f"has more than {MAX_OPERATIONS:,} operations")
                 if operation.name == "STOP":
@@ -368,7 +433,7 @@ class _Interpreter:
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, UnicodeError) as error:
             # An empty stack, a value of another kind, a declared length that is not there.
             raise self.refuse(f"is malformed or truncated ({type(error).__name__}: {str(error)[:200]})") from error
-        return result
+        return result, position + 1
 
     def step(self, name: str, argument: object) -> None:
         stack = self.stack

@@ -265,6 +265,30 @@ def test_older_and_edited_files_give_the_same_weights(tmp_path):
         assert files[name] == files["as it is"], name
 
 
+def test_weights_that_share_memory_are_written_as_two(tmp_path):
+    checkpoint = original_checkpoint(TINY)
+    names = [name for name, value in checkpoint[4].items() if value.shape == (8, 8, 3, 3)]
+    checkpoint[4][names[1]] = checkpoint[4][names[0]]
+    both = torch.stack([checkpoint[4][name] for name in names[2:4]])
+    checkpoint[4].update(zip(names[2:4], both))  # two views of one storage
+    _, pipe = convert(tmp_path, checkpoint=checkpoint, verify=True)
+    rows = {row.theirs: row.ours[0] for row in key_table(pipe.unet)}
+    state = pipe.unet.state_dict()
+    for name in names[:4]:
+        assert torch.equal(state[rows[name]], checkpoint[4][name])
+
+
+def test_outputs_beyond_numbers_fail_the_verification(tmp_path):
+    checkpoint = original_checkpoint(TINY)
+    huge = {name: value * 1e20 for name, value in checkpoint[4].items()}
+    with pytest.raises(CheckpointError, match="output is NaN or infinite"):
+        convert(tmp_path / "a", checkpoint=[*checkpoint[:4], huge], verify=True)
+    nothing = {name: torch.zeros_like(value) for name, value in checkpoint[4].items()}
+    with pytest.raises(CheckpointError, match="output is zero everywhere"):
+        convert(tmp_path / "b", checkpoint=[*checkpoint[:4], nothing], verify=True)
+    assert not (tmp_path / "a" / "out").exists() and not (tmp_path / "b" / "out").exists()
+
+
 def test_a_file_without_an_average_gives_the_raw_weights(tmp_path):
     saved = original_checkpoint(TINY)[:4]
     result, pipe = convert(tmp_path / "a", tiny(model__ema=False), saved)
@@ -311,6 +335,10 @@ CHANGES = {
     "NaN": (
         lambda s: s["unet.all_modules.1.bias"].fill_(torch.nan),
         "unet.all_modules.1.bias has values that are NaN",
+    ),
+    "a number with a zero before it": (
+        lambda s: s.update({"unet.all_modules.00.weight": s.pop("unet.all_modules.0.weight")}),
+        "not the original's: 'unet.all_modules.00.weight'",
     ),
     "an empty parameter": (
         lambda s: s.update({"unet.all_modules.0.weight": torch.zeros(0, 2**40)}),
@@ -395,7 +423,7 @@ def test_generation_of_the_original_with_an_embedding_is_that_of_grey_frames(tmp
     result, pipe = convert(tmp_path, config)
     assert any("mid-grey, 0.5" in note for note in result.notes)
     state, x = original_checkpoint(config)[4], torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    options = {"image_size": 8, "ngf": 8, "num_levels": 2, "num_res_blocks": 1, "attn_resolutions": [4]}
+    options = {"ngf": 8, "num_levels": 2, "num_res_blocks": 1, "attn_levels": [1]}
     with torch.no_grad():
         theirs = reference_network.forward(
             state,
@@ -497,7 +525,10 @@ CONTRADICTIONS = {
         "`model.n_head_channels` is 10 in the config, which does not divide the 16 channels",
     ),
     "model__num_classes": (500, "`model.num_classes` is 500 in the config, and 1000 by the weights"),
-    "model__sigma_begin": (0.05, "make 1000 betas from 0.05 to 0.0001 in the config, and the file has 1000 betas"),
+    "model__sigma_begin": (
+        0.05,
+        "make betas from 0.05 to 0.0001 in the config, and the file has betas from 0.02 to 0.0001",
+    ),
     "data__num_frames": (3, "`data.num_frames` is 3 in the config, and 2 by the weights \\(2 channels come out\\)"),
     "data__num_frames_cond": (3, "`data.num_frames_cond` 3 and `data.num_frames_future` 1 are 4 .* by the weights 3"),
     "data__num_frames_future": (2, "`data.num_frames_cond` 2 and `data.num_frames_future` 2 are 4"),
@@ -550,7 +581,10 @@ REFUSED = {
     "a size without end": ({"data__image_size": 2**20}, "`data.image_size` must be an integer from 1 to 16384"),
     "fractions of levels": ({"model__ch_mult": [1.0, 2.0]}, "`model.ch_mult` must be a list of integers of 1 or more"),
     "fractions of heads": ({"model__n_head_channels": 8.0}, "an integer of 1 or more, or -1 for one head"),
-    "more steps than there are": ({"sampling__subsample": 1001}, "`sampling.subsample` is more than"),
+    "more steps than there are": (
+        {"sampling__subsample": 1001},
+        "`sampling.subsample` 1001 is more than the 1000 noise levels",
+    ),
 }
 
 
@@ -587,6 +621,25 @@ def test_hostile_configs_are_refused(name, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=message):
         convert_checkpoint(tmp_path / "original", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["x: !!bool x", "x: !!int ''", "x: !!float '-'", "x: !!timestamp x", 'x: "\\UFFFFFFFF"', f"? 0x{'f' * 5000}\n: 1"]
+    + [
+        "x: " + "1:" * 200 + "0.5",
+        f"data: {{channels: 0x{'f' * 5000}}}",
+        f"data: {{? 0x{'f' * 5000} : 1}}",
+        "model: 3",
+    ],
+)
+def test_odd_yaml_is_refused_or_stray(line, tmp_path):
+    """PyYAML's own constructors raise many kinds of errors; none of them is the user's to read."""
+    save_original(tmp_path / "original", TINY)
+    text = line if "data" in line else f"data: {{channels: 1}}\n{line}"
+    (tmp_path / "original" / "config.yml").write_text(text if "model" in text else f"{text}\nmodel: {{}}")
+    with pytest.raises(CheckpointError):
+        convert_checkpoint(tmp_path / "original", tmp_path / "out")
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
@@ -654,12 +707,33 @@ def test_nothing_is_overwritten(tmp_path):
     assert every_byte(out) == before
     (tmp_path / "file").write_text("mine")
     for taken in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(FileExistsError, match="is taken by a file|is a file"):
+        with pytest.raises(FileExistsError, match="is taken by a file|is no folder"):
             convert_checkpoint(tmp_path / "original", taken)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError):
         convert_checkpoint(tmp_path / "original", tmp_path / "link")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_paths_of_every_kind(tmp_path, monkeypatch):
+    save_original(tmp_path / "original", TINY)
+    monkeypatch.chdir(tmp_path)
+    result = convert_checkpoint("original/", "new/../a b/ö/")
+    assert result.output == tmp_path / "a b" / "ö" and not (tmp_path / "new").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for output, message in (
+        ("link/out", "is no folder"),
+        ("", "OUT is empty"),
+        ("~nobody-of-this-name/x", "is no path"),
+    ):
+        with pytest.raises((CheckpointError, FileExistsError), match=message):
+            convert_checkpoint("original", output)
+    for name in ("", "~nobody-of-this-name/x"):
+        with pytest.raises(CheckpointError, match="is empty|is no path"):
+            convert_checkpoint(name, "out")
+    with pytest.raises((CheckpointError, OSError)):
+        convert_checkpoint("original", f"deep/{'x' * 300}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a b", "link", "original"]
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path):
@@ -672,7 +746,9 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL], ids=lambda x: x.name
+)
 def test_interrupted_conversion_leaves_nothing_half_made(number, tmp_path):
     """Stopped at many moments: the folder is complete, or not there."""
     config = tiny(model__ngf=64, model__ch_mult=[1, 2, 3], data__image_size=16)
@@ -680,7 +756,7 @@ def test_interrupted_conversion_leaves_nothing_half_made(number, tmp_path):
     arguments = ["convert", tmp_path / "original", tmp_path / "out", "--verify"]
     command = [sys.executable, "-m", "mcvd_diffusers.cli", *map(str, arguments)]
     num_stopped = 0
-    for delay in (0.0, 0.05, 0.1, 0.2, 0.4):
+    for delay in (0.0, 0.05, 0.1, 0.3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while process.poll() is None and not list(tmp_path.glob(".out.partial-*")):
             time.sleep(0.002)
@@ -750,6 +826,7 @@ def test_card_of_a_hostile_config_is_only_text(tmp_path):
     convert(tmp_path, config)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<script>" not in card and "<img" not in card and "](http://evil)" not in card
+    assert all(line.count("`") == 2 for line in card.splitlines() if "http://evil" in line)  # no link either
 
 
 def test_tasks_follow_the_masks_of_the_training(tmp_path):
@@ -806,6 +883,16 @@ def test_command_prints_what_it_did(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["convert", str(GENUINE), str(tmp_path / "other"), *wrong])
     assert not (tmp_path / "other").exists()
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
+    checkpoint = original_checkpoint(TINY)
+    checkpoint[4]["unet.all_modules.3.Conv_9.\x1b]0;owned\x07weight"] = torch.zeros(1)
+    save_original(tmp_path / "\x1b[31m", TINY, checkpoint)
+    assert main(["convert", str(tmp_path / "\x1b[31m"), str(tmp_path / "out")]) == 1
+    assert main(["convert", str(tmp_path / "\x1b[31m"), str(tmp_path / "out"), "--weights", "model"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "\x1b" not in printed and "\x07" not in printed and "?[31m" in printed
 
 
 def test_command_is_installed():

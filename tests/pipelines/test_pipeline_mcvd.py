@@ -236,6 +236,9 @@ def test_noise_sequence_says_what_does_not_fit(converted):
         call(converted, num_frames=2, generator=NoiseSequence([torch.randn(1, 3, 16, 16)]))
     with pytest.raises(ValueError, match="`max_batch_size` is 1 for 2 videos"):
         call(converted, batch_size=2, max_batch_size=1, generator=NoiseSequence([]))
+    for draws in ("abc", [{}], [10**400], [torch.zeros(1, 2, 16, 16) * 1j], [torch.full((1, 2, 16, 16), torch.nan)]):
+        with pytest.raises(ValueError, match="draw number 1 is no tensor of finite"):
+            call(converted, num_frames=2, generator=NoiseSequence(draws))
     with pytest.raises(ValueError, match="`source` must be a torch.Generator"):
         NoiseSequence(3)
 
