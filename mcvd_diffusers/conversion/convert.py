@@ -185,43 +185,22 @@ def convert_checkpoint(
     )
     result.verified += check_schedule(schedule, scheduler, original, what)
 
-    missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
-    partial, name = None, output.name.encode()[:100].decode(errors="ignore")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
+    with _new_folder(output) as folder:
         # `assign` puts the weights, mapped from the file, in place of those on the meta device.
         unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
         pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
         try:
-            pipeline.save_pretrained(partial)
+            pipeline.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(f"{output} cannot be written: {error}") from error
         del pipeline, unet
         if verify:
-            try:
-                result.max_difference, sentence = _verify(partial, state, original, architecture)
-            except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
-                raise CheckpointError(
-                    f"The verification does not run here, with frames of {original['data.image_size']} pixels: {error}."
-                    " Convert without `--verify`."
-                ) from error
+            result.max_difference, sentence = _verify(folder, state, original, architecture)
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
-        card = model_card(**_describe(result, original, partial))
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        _make_readable(partial)
-        _check_output(output)
-        os.replace(partial, output)  # onto an empty folder, or nothing
-    except BaseException:
-        with _uninterrupted():
-            if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
-            for parent in missing:
-                with contextlib.suppress(OSError):  # somebody else may use it by now
-                    parent.rmdir()
-        raise
+        card = model_card(**_describe(result, original, folder))
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return result
 
 
@@ -237,6 +216,28 @@ def _path(argument: str, path: str | os.PathLike) -> Path:
         return Path(os.path.abspath(Path(path).expanduser()))
     except (RuntimeError, ValueError, OSError) as error:  # an unknown user's home, a zero byte, a folder that is gone
         raise CheckpointError(f"{argument} {str(path)!r} is no path: {error}") from error
+
+
+@contextlib.contextmanager
+def _new_folder(output: Path):
+    """A folder to fill beside `output`, which takes its place when all is done; otherwise nothing is left."""
+    missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
+    partial, name = None, output.name.encode()[:100].decode(errors="ignore")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
+        yield partial
+        _make_readable(partial)
+        _check_output(output)
+        os.replace(partial, output)  # onto an empty folder, or nothing
+    except BaseException:
+        with _uninterrupted():
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            for parent in missing:
+                with contextlib.suppress(OSError):  # somebody else may use it by now
+                    parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -375,8 +376,16 @@ def _tensors(item: dict, what: str) -> dict[str, TensorRecord]:
 # Proof
 
 
+def _verify(folder: Path, *source) -> tuple[float, str]:
+    """`_compare`, with an error that says what to do if there is not memory enough."""
+    try:
+        return _compare(folder, *source)
+    except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
+        raise CheckpointError(f"The verification does not run here: {error}. Convert without `--verify`.") from error
+
+
 @torch.no_grad()
-def _verify(
+def _compare(
     folder: Path, state: Mapping[str, torch.Tensor], original: OriginalConfig, found: Architecture
 ) -> tuple[float, str]:
     """Load the folder, and compare the network with the second implementation on the source's own weights."""
