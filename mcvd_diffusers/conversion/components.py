@@ -171,7 +171,7 @@ def make_scheduler(original: OriginalConfig) -> DDPMScheduler | DDIMScheduler:
 def read_schedule(raw_model: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies of the schedule's buffers, which only the raw model has."""
     names = {name.removeprefix("module."): name for name in raw_model}
-    return {name: raw_model[names[name]].clone() for name in ("betas", "alphas") if name in names}
+    return {name: raw_model[names[name]].detach().clone() for name in ("betas", "alphas") if name in names}
 
 
 def check_schedule(

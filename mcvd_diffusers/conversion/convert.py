@@ -154,13 +154,13 @@ def convert_checkpoint(
     unet = make_unet(original, architecture)
     for number, state in states.items():
         check_table(unet, state, names[number], buffers=BUFFERS if number == 0 else ())
-    used = [records[row.theirs] for row in key_table(unet)]
-    check_storage_bytes(checkpoint, used)
+    used = [row.theirs for row in key_table(unet)]
 
     loaded = load_checkpoint(checkpoint, content)
     schedule = read_schedule(loaded[0])
     state = with_current_names(without_module_prefix(loaded[item], what))
     state = {name: tensor for name, tensor in state.items() if name not in BUFFERS}
+    check_storage_bytes(checkpoint, [records[name] for name in used], [state[name] for name in used])
     del loaded
     scheduler = make_scheduler(original)
     result = Conversion(

@@ -13,7 +13,9 @@ format before them. The tar archives of PyTorch before 0.1.10 cannot be read wit
 import os
 import pickletools
 import struct
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +48,10 @@ STORAGE_DTYPES = {
 CONSTRUCTORS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
 
 ZIP_START = b"PK\x03\x04"  # torch, too, takes a file that begins so for an archive, and no other
+NO_CHECKSUMS = (
+    "Copy or download it again. (Or it was saved without checksums, by torch.serialization.set_crc32_options(False): save it"
+    " again with them.)"
+)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -177,28 +183,32 @@ def _is_same(inspected: Inert, loaded: object) -> bool:
     return True
 
 
-def check_storage_bytes(path: Path, records: list[TensorRecord]) -> None:
+def check_storage_bytes(path: Path, records: list[TensorRecord], tensors: list[torch.Tensor]) -> None:
     """
-    Compare the checksums of these tensors' bytes with those that the archive states, so that a download's flipped bit
-    is found. (The format before zip archives has no checksums.)
+    Compare the bytes of loaded tensors with the checksums that the archive states, so that a download's flipped bit is
+    found, and a reader that was led to other bytes. (The format before zip archives has no checksums.)
+
+    Args:
+        path (`Path`): The file.
+        records (`list[TensorRecord]`): What was inspected.
+        tensors (`list[torch.Tensor]`): The same, loaded.
 
     Raises:
-        CheckpointError: Naming the first record that differs.
+        CheckpointError: Naming the first storage that differs.
     """
     if not _is_zip(path):
         return
     with zipfile.ZipFile(path) as archive:
-        top = archive.namelist()[0].split("/")[0]
-        for key in dict.fromkeys(record.storage.key for record in records):
-            with _damage(path), archive.open(f"{top}/data/{key}") as file:
-                try:
-                    while file.read(2**20):
-                        pass
-                except zipfile.BadZipFile as error:
-                    raise CheckpointError(
-                        f"{path} is damaged: {error}. Copy or download it again. (Or it was saved without checksums, by"
-                        " torch.serialization.set_crc32_options(False): save it again with them.)"
-                    ) from error
+        checksums = {member.filename.split("/", 1)[1]: member.CRC for member in archive.infolist()}
+    seen = set()
+    for record, tensor in zip(records, tensors, strict=True):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:
+            continue
+        seen.add(storage.data_ptr())
+        found = zlib.crc32(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+        if found != checksums[f"data/{record.storage.key}"]:
+            raise CheckpointError(f"{path} is damaged: Bad CRC-32 for storage {record.storage.key!r}. {NO_CHECKSUMS}")
 
 
 def _is_zip(path: Path) -> bool:
@@ -214,7 +224,7 @@ def _damage(path: Path):
     except CheckpointError:
         raise
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError, struct.error) as error:
-        raise CheckpointError(f"{path} is damaged or truncated: {error}. Copy or download it again.") from error
+        raise CheckpointError(f"{path} is damaged or truncated: {error}. {NO_CHECKSUMS}") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -233,7 +243,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         kind = "is a pointer of Git LFS, not the checkpoint itself. Fetch it: git lfs pull"
     elif start.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ", b"Rar!")):
         kind = "is compressed. Unpack it first"
-    elif start[257:262] == b"ustar":
+    elif _is_tar(start):
         kind = (
             "is a tar archive: either something to unpack, or a checkpoint of PyTorch before 0.1.10, which cannot be read"
             " without running the code in it. Load and save such a one again in the PyTorch that made it, in a sandbox"
@@ -246,11 +256,25 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
         raise CheckpointError(f"{path} {kind}.")
 
 
-def _check_directory(file: BinaryIO, size: int) -> None:
+def _is_tar(start: bytes) -> bool:
+    """
+    Whether `tarfile` would take these first 512 bytes for an archive's header, as torch lets it try on whatever is no zip
+    archive. Only the header's fields are looked at: reading on can take for ever. A pickle can be a header, too.
+    """
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    except (ValueError, OverflowError):
+        return True
+    return True
+
+
+def _check_directory(file: BinaryIO, size: int) -> int:
     """
     Hold an archive to the one form in which torch.save writes it: records, directory, end, and nothing else. In any
     other (bytes before or behind it, a second directory, offsets that lead elsewhere) two readers could see two archives,
-    and what is inspected here would not be what torch loads.
+    and what is inspected here would not be what torch loads. Returns the number of records.
     """
 
     def read(position: int, form: str) -> tuple[int, ...]:
@@ -273,14 +297,17 @@ def _check_directory(file: BinaryIO, size: int) -> None:
         raise zipfile.BadZipFile("its directory is not where it should be")
     if length > MAX_PICKLE_BYTES:
         raise zipfile.BadZipFile(f"its directory has {length:,} bytes")
+    return total
 
 
 def _inspect_zip(path: Path) -> Inert:
     size = path.stat().st_size
     with _damage(path):
         with open(path, "rb") as file:
-            _check_directory(file, size)
+            num_records = _check_directory(file, size)
         archive = zipfile.ZipFile(path)
+        if len(archive.infolist()) != num_records:
+            raise zipfile.BadZipFile("its directory holds more or fewer records than it says")
     with archive:
         if any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist()):
             raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: it holds code.")
@@ -293,9 +320,14 @@ def _inspect_zip(path: Path) -> Inert:
                 )
             if member.flag_bits & 0x1 or member.header_offset + member.file_size > size:
                 raise CheckpointError(f"{path}: {member.filename!r} is encrypted or longer than the file.")
+            # Fields beside the name can lead readers to other names and places; torch.save writes the one for large files.
+            is_plain = member.filename == member.orig_filename and member.extra[:2] in (b"", b"\x01\x00")
+            if not is_plain or len(member.extra) not in (0, 12, 20, 28):
+                raise CheckpointError(f"{path}: {member.filename[:80]!r} has fields that torch.save does not write.")
             # torch's reader does not tell upper from lower case, and ends a name at its first zero byte.
             name = member.filename
-            if not name.isascii() or not name.isprintable() or name.lower() in lowered:
+            below = name.partition("/")[2]
+            if not below.isascii() or not name.isprintable() or name.lower() in lowered:
                 raise CheckpointError(
                     f"{path} holds {name[:80]!r} twice, or under a name that torch.save does not give."
                 )
@@ -440,7 +472,7 @@ class _Interpreter:
         if name == "PROTO":
             if argument > 2:
                 raise self.refuse(f"has protocol {argument}, where torch.save writes 2")
-        elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"):
+        elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"):
             stack.append(argument)
         elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
             stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])

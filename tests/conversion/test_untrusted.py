@@ -170,6 +170,30 @@ def old_tar(kind, size):
     return bytes(header) + b"1" * 200_000
 
 
+def tar_pickle():
+    """The old format's beginning, of which the first 512 bytes are a header of tar's oldest form as well."""
+    machine = pickle.dumps({"little_endian": True, "x": ""}, 2)
+    start = (
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+        + pickle.dumps(1001, 2)
+        + machine[: machine.index(b"X\x01\x00\x00\x00x")]
+    )
+    header = bytearray(start + short("x") + b"X" + struct.pack("<I", 200_512))
+    header += b"0" * (512 - len(header))
+    header[124:136], header[156:157] = b"%011o\0" % 200_000, b"x"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"1" * 200_512 + b"u."
+
+
+def miscounted(path):
+    """An archive that says it has one record fewer than are in its directory."""
+    zip_of(path, pickle.dumps([], 2))
+    content = bytearray(path.read_bytes())
+    content[-14:-10] = struct.pack("<2H", 1, 1)
+    path.write_bytes(content)
+
+
 def polyglot(path, marker):
     """The old format with an archive behind it: two readers could see two files."""
     legacy(path, legacy_tensor(4), ["0"], struct.pack("<q", 4) + bytes(16))
@@ -337,17 +361,33 @@ HOSTILE = {
         lambda p, m: zip_of(p, pickle.dumps([], 2), extra={"archive/BYTEORDER": "big"}),
         "holds 'archive/BYTEORDER', a name that torch.save does not give",
     ),
+    "a pickle that is a tar header": (
+        lambda p, m: p.write_bytes(tar_pickle()),
+        "is a tar archive",
+    ),
+    "two fields of one place": (
+        lambda p, m: tampered(
+            p, lambda archive: setattr(archive.infolist()[0], "extra", struct.pack("<HHQ", 1, 8, 0) * 2)
+        ),
+        "has fields that torch.save does not write",
+    ),
+    "a field of another name": (
+        lambda p, m: tampered(p, lambda archive: setattr(archive.infolist()[0], "extra", b"up\x05\x00\x01name")),
+        "has fields that torch.save does not write",
+    ),
+    "more records than are stated": (lambda p, m: miscounted(p), "more or fewer records than it says"),
+    "text of Python 2": (lambda p, m: zip_of(p, raw(b"U\x02\xc3\xa9")), "has the operation SHORT_BINSTRING"),
     "old tar, attributes without end": (
         lambda p, m: p.write_bytes(old_tar(b"x", 200_000)),
-        "is no file that torch.save wrote",
+        "is a tar archive",
     ),
     "old tar, a name of 2^70 bytes": (
         lambda p, m: p.write_bytes(old_tar(b"L", 2**70)),
-        "is no file that torch.save wrote",
+        "is a tar archive",
     ),
     "old tar, a name of less than nothing": (
         lambda p, m: p.write_bytes(old_tar(b"L", -600)),
-        "is no file that torch.save",
+        "is a tar archive",
     ),
     "records that overlap": (lambda p, m: tampered(p, overlap), "holds records that overlap"),
     "an encrypted record": (lambda p, m: tampered(p, encrypt), "is encrypted or longer than the file"),
@@ -522,7 +562,7 @@ def test_a_damaged_weight_is_found_by_its_checksum(tmp_path):
     content = path.read_bytes()
     assert content.count(weight) == 1
     path.write_bytes(content.replace(weight, weight[:-1] + bytes([weight[-1] ^ 1])))
-    with pytest.raises(CheckpointError, match="is damaged: Bad CRC-32"):
+    with pytest.raises(CheckpointError, match="is damaged: Bad CRC-32 for storage"):
         convert_checkpoint(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
