@@ -104,7 +104,7 @@ def model_card(
             usage.append(f"video = pipe({arguments}, {options}).frames  # {task}")
 
     facts = {
-        "training data": f"`{_plain(dataset)}`",
+        "training data": f"`{plain_text(dataset)}`",
         "frames": f"{past} past, {block} at a time, {future} future; {channels} channel{'s' if channels > 1 else ''},"
         f" {height}x{width} pixels",
         "network": f"UNet, {num_parameters:,} parameters, {_conditioning(unet)}",
@@ -140,7 +140,7 @@ def model_card(
                 "| | |",
                 "| --- | --- |",
                 *(
-                    f"| {name} | {value if name == 'training data' else _plain(value)} |"
+                    f"| {name} | {value if name == 'training data' else plain_text(value)} |"
                     for name, value in facts.items()
                 ),
             ]
@@ -153,7 +153,7 @@ def model_card(
         "Citation": CITATION,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title = f"MCVD, `{_plain(dataset)}` {height}x{width}, {past} + {block} + {future} frames"
+    title = f"MCVD, `{plain_text(dataset)}` {height}x{width}, {past} + {block} + {future} frames"
     introduction = (
         "A network of masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)), for the library"
         " `mcvd_diffusers`, an extension of Hugging Face Diffusers."
@@ -173,7 +173,15 @@ def _conditioning(unet: Mapping) -> str:
     return "given frames by concatenation"
 
 
-def _plain(value: object) -> str:
-    """A value that may come from an untrusted file: nothing that ends a table's cell, a code span or a tag."""
+def plain_text(value: object) -> str:
+    """
+    A value that may come from an untrusted file, as text that ends no table's cell, code span or tag.
+
+    Args:
+        value (`object`): Text or a number.
+
+    Returns:
+        `str`: At most 200 characters.
+    """
     text = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    return "".join(character if character.isprintable() and character not in "`|<>[]\\" else "?" for character in text)
+    return "".join(x if x.isprintable() and x not in "`|<>[]\\" else "?" for x in text[:200])

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from mcvd_diffusers.masking import trained_tasks
-from mcvd_diffusers.model_card import model_card
+from mcvd_diffusers.model_card import model_card, plain_text
 from mcvd_diffusers.models import MCVDUNet2DModel
 from mcvd_diffusers.pipelines import MCVDPipeline
 
@@ -556,16 +556,16 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dic
         "",
         "| | |",
         "| --- | --- |",
-        f"| file | `{_table_cell(result.checkpoint.name)}` |",
+        f"| file | `{plain_text(result.checkpoint.name)}` |",
         f"| its SHA-256 | `{result.sha256}` |",
-        f"| config | `{_table_cell(result.config)}` |",
+        f"| config | `{plain_text(result.config)}` |",
         f"| weights | {'their moving average (EMA)' if result.weights == 'ema' else 'the raw ones'} |",
     ]
     if result.stray:
         source += [
             "",
             "Options of the config that are not known and were ignored: "
-            + ", ".join(f"`{_table_cell(name)}`" for name in result.stray[:50])
+            + ", ".join(f"`{plain_text(name)}`" for name in result.stray[:50])
             + ".",
         ]
     if result.notes:
@@ -587,10 +587,3 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dic
         "source": "\n".join(source),
         "verification": "\n".join(verified),
     }
-
-
-def _table_cell(text: str) -> str:
-    """Names come from an untrusted file: nothing that would end the cell or the code span."""
-    return "".join(character if character.isprintable() and character not in "`|<>" else "?" for character in text)[
-        :200
-    ]

@@ -40,7 +40,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from os import PathLike
@@ -521,6 +521,48 @@ class SeededDataset(Dataset):
         key = np.random.SeedSequence(self.seed, spawn_key=(self.epoch, index))
         return np.random.RandomState(np.random.MT19937(key))
 
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """
+        Draws one clip.
+
+        Args:
+            index (`int`): Number of the clip; negative ones count from the end.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `"video"`, float32 of shape `(T, C, H, W)` in `[-1, 1]`.
+
+        Raises:
+            `IndexError`: If there is no such clip.
+            `ValueError`: If a video turns out to be broken, which the constructor can not see.
+        """
+        index = range(len(self))[operator.index(index)]
+        return self._draw(index, self.item_rng(index))
+
+    def in_sequence(self, indices: Iterable[int], rng: np.random.RandomState) -> Iterator[dict[str, torch.Tensor]]:
+        """
+        Draws clips one after the other from one random stream, as a process of the original does.
+
+        Args:
+            indices (`Iterable[int]`):
+                Numbers of the clips, in the order in which the original asks for them.
+            rng (`np.random.RandomState`):
+                The stream. The original's is NumPy's global one, which it seeds at its start; its moving digits seed it
+                once more, with the index of the first clip of a process.
+
+        Yields:
+            `dict[str, torch.Tensor]`: Items as `dataset[index]` gives them, but drawn from `rng`.
+
+        Raises:
+            `IndexError`: If there is no such clip.
+            `ValueError`: If a video turns out to be broken.
+        """
+        for index in indices:
+            yield self._draw(range(len(self))[operator.index(index)], rng)
+
+    def _draw(self, index: int, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
+        """The item at an index that exists, from the next numbers of a stream."""
+        raise NotImplementedError
+
 
 class ClipDataset(SeededDataset):
     """
@@ -628,23 +670,8 @@ class ClipDataset(SeededDataset):
         """Number of clips in an epoch, which is the number of usable videos."""
         return len(self._videos)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """
-        Draws the clip of one video.
-
-        Args:
-            index (`int`): Number of the clip; negative ones count from the end.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `"video"`, float32 of shape `(num_frames, num_channels, H, W)` in `[-1, 1]`.
-
-        Raises:
-            `IndexError`: If there is no such clip.
-            `ValueError`: If the video is broken inside the window, which the constructor can not see.
-        """
-        index = range(len(self))[operator.index(index)]
+    def _draw(self, index: int, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
         video = self._videos[index]
-        rng = self.item_rng(index)
         num_starts = num_clip_starts(self.reader.num_frames(video), num_frames=self.num_frames, stride=self.stride)
         start = rng.randint(num_starts) if self.random_start else 0
         is_flipped = self.random_flip and rng.randint(2) == 1

@@ -8,7 +8,7 @@ pointing inwards, when it leaves the canvas: the future is predictable up to the
 
 [`MovingDigits`] differs from the original data set on purpose: its items are a function of `(seed, epoch, index)`,
 where the original seeded NumPy's global stream at the first item of each process and let it run on.
-[`MovingDigits.in_sequence`] does that, too, with a stream of its own.
+[`~SeededDataset.in_sequence`] does that, too, with a stream that is passed to it.
 
 ```python
 train = MovingDigits(load_digits("sklearn", split="train"), num_frames=20, num_clips=10_000)
@@ -16,14 +16,13 @@ train[0]["video"]  # (20, 1, 64, 64), float32 in [-1, 1]
 
 # The original's test clips: it limits them to 256, and by the same number its digits to MNIST's first 256.
 test = MovingDigits(load_digits("mnist", split="validation")[:256], num_frames=20, num_clips=256)
-clips = [item["video"] for item in test.in_sequence(range(256))]
+clips = [item["video"] for item in test.in_sequence(range(256), np.random.RandomState(0))]
 ```
 
 Shapes: N digit images, T frames, H height and W width of the canvas, h and w of a digit.
 """
 
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -275,50 +274,7 @@ class MovingDigits(SeededDataset):
         """Number of clips in an epoch."""
         return self.num_clips
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """
-        Draws one clip.
-
-        Args:
-            index (`int`): Number of the clip; negative ones count from the end.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `"video"`, float32 of shape `(T, 1, H, W)` in `[-1, 1]`; -1 is background.
-
-        Raises:
-            `IndexError`: If there is no such clip.
-        """
-        index = range(len(self))[operator.index(index)]
-        return self._draw(self.item_rng(index))
-
-    def in_sequence(
-        self, indices: Iterable[int], rng: np.random.RandomState | None = None
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """
-        Draws clips one after the other from one random stream, as a process of the original does.
-
-        What comes out depends on the order and, but for the first, not on the indices: the original seeds with the
-        index of its first item only.
-
-        Args:
-            indices (`Iterable[int]`):
-                Numbers of the clips, from 0.
-            rng (`np.random.RandomState`, *optional*):
-                The stream. By default a new one, seeded with the first index as in the original.
-
-        Yields:
-            `dict[str, torch.Tensor]`: Items as those of [`~MovingDigits.__getitem__`], but drawn from `rng`.
-
-        Raises:
-            `IndexError`: If there is no such clip.
-        """
-        for index in indices:
-            index = range(len(self))[operator.index(index)]
-            rng = np.random.RandomState(index) if rng is None else rng
-            yield self._draw(rng)
-
-    def _draw(self, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
-        """One item from the next numbers of a stream."""
+    def _draw(self, index: int, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
         clip = draw_moving_digits(
             self.digits,
             rng,

@@ -37,8 +37,6 @@ Shapes: T frames, C channels (1 grey, 3 RGB), H height, W width.
 """
 
 import math
-import operator
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from os import PathLike
@@ -264,7 +262,7 @@ class OriginalClips(SeededDataset):
     clips than videos repeat some and fewer leave some out; Python rounds halves to the even number.
 
     Items are a function of `(seed, epoch, index)`: see [`SeededDataset`]. The original draws from one stream that runs
-    through all items of a process; [`~OriginalClips.in_sequence`] does that and repeats its clips bit for bit.
+    through all items of a process; [`~SeededDataset.in_sequence`] does that and repeats its clips bit for bit.
 
     Args:
         reader ([`ClipReader`]):
@@ -335,44 +333,6 @@ class OriginalClips(SeededDataset):
         """Number of clips in an epoch."""
         return self.num_clips
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """
-        Draws one clip.
-
-        Args:
-            index (`int`): Number of the clip; negative ones count from the end.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `"video"`, float32 of shape `(num_frames, C, H, W)` in `[-1, 1]`, with the
-            channels and height that the video has.
-
-        Raises:
-            `IndexError`: If there is no such clip.
-            `ValueError`: If the video is broken or of another width than the first.
-        """
-        index = range(len(self))[operator.index(index)]
-        return self._draw(index, self.item_rng(index))
-
-    def in_sequence(self, indices: Iterable[int], rng: np.random.RandomState) -> Iterator[dict[str, torch.Tensor]]:
-        """
-        Draws clips one after the other from one random stream, as a process of the original does.
-
-        Args:
-            indices (`Iterable[int]`):
-                Numbers of the clips, in the order in which the original asks for them.
-            rng (`np.random.RandomState`):
-                The stream. The original's is NumPy's global one, which it seeds at its start.
-
-        Yields:
-            `dict[str, torch.Tensor]`: Items as those of [`~OriginalClips.__getitem__`], but drawn from `rng`.
-
-        Raises:
-            `IndexError`: If there is no such clip.
-            `ValueError`: If a video is broken or of another width than the first.
-        """
-        for index in indices:
-            yield self._draw(range(len(self))[operator.index(index)], rng)
-
     def video_of(self, index: int) -> int:
         """
         The video that a clip is taken from.
@@ -387,7 +347,6 @@ class OriginalClips(SeededDataset):
         return round(index / (self.num_clips - 1) * (len(self.reader) - 1)) if self.num_clips > 1 else 0
 
     def _draw(self, index: int, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
-        """One item from the next numbers of a stream."""
         video = self.video_of(index)
         crop_width = self._width if self.crop_width is None else self.crop_width
         num_columns_over = self._width - crop_width
