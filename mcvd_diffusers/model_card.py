@@ -148,8 +148,8 @@ def model_card(
         "Source": source,
         "Verification": verification,
         "Samples of the original": "\n".join(reproduce) if source and example else None,
-        "Limits": "Trained on this data set alone; no other frames were tried. The licences of the weights' authors and of the"
-        " training data are not known to this card, and hold.",
+        "Limits": "This card knows of no trial on real frames. The licences of the weights' authors and of the training data are"
+        " not known to it, and hold.",
         "Citation": CITATION,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
