@@ -750,7 +750,13 @@ def test_interrupted_conversion_leaves_nothing_half_made(number, tmp_path):
     command = [sys.executable, "-m", "mcvd_diffusers.cli", *map(str, arguments)]
     num_stopped = 0
     for delay in (0.0, 0.05, 0.1, 0.3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # Jobs in the background of a shell are started with Ctrl-C ignored, and so would be this child.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         while process.poll() is None and not list(tmp_path.glob(".out.partial-*")):
             time.sleep(0.002)
         time.sleep(delay)
