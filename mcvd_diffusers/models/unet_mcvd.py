@@ -66,8 +66,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     * `conditioning="spatin"`: SPATIN, the paper's space-time adaptive normalisation. All normalisations of the
       residual blocks get their scale and shift, per pixel, from convolutions over the past and future frames.
 
-    Height and width may differ from `sample_size` and from one another; each must be a multiple of
-    `2 ** (len(block_out_channels) - 1)`.
+    Height and width may differ from `sample_size` and from one another. They may be any: frames are padded inside the
+    network to a multiple of `2 ** (levels - 1)`, by repeating their last row and column, and the output is cut.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of a frame, in pixels, must be multiples of this."""
+        """Frames whose height or width is no multiple of this are padded inside the network, and its output is cut."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @apply_forward_hook
@@ -283,7 +283,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             ValueError: If the shape of `sample` or `roles` is not that of a window.
         """
         self._check_inputs(sample, roles)
-        frames = self._observed_frames(sample, roles)
+        frames = self._observed_frames(self._pad(sample), roles)
         if frames is None:
             return None
         if self.conv_cond is not None:
@@ -343,7 +343,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 " segments apart. Pass one video per batch item."
             )
         past, current = self.config.num_past_frames, self.config.num_frames
-        batch_size, num_window_frames = sample.shape[:2]
+        batch_size, num_window_frames, _, height, width = sample.shape
+        sample = self._pad(sample)
 
         # Observed frames, unless their conditioning came with the call.
         if conditioning is None:
@@ -391,13 +392,20 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         else:
             hidden_states = self.conv_norm_out(hidden_states)
         hidden_states = self.conv_out(F.silu(hidden_states))  # (B, k*C, H, W)
-        hidden_states = hidden_states.unflatten(1, (current, -1))  # (B, k, C, H, W)
+        hidden_states = hidden_states.unflatten(1, (current, -1))[..., :height, :width]  # (B, k, C, H, W)
         future = num_window_frames - past - current
         output = F.pad(hidden_states, (0, 0, 0, 0, 0, 0, past, future))  # (B, T, C, H, W)
 
         if not return_dict:
             return (output,)
         return MCVDUNet2DOutput(sample=output)
+
+    def _pad(self, sample: torch.Tensor) -> torch.Tensor:
+        """Frames up to multiples of `size_multiple`, by repeating the last row and column, so that any size will do."""
+        down, right = (-size % self.size_multiple for size in sample.shape[-2:])
+        if not down and not right:
+            return sample
+        return F.pad(sample.flatten(1, 2), (0, right, 0, down), mode="replicate").unflatten(1, sample.shape[1:3])
 
     def _run(self, block: nn.Module, *args):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -417,7 +425,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     def _check_inputs(self, sample: torch.Tensor, roles: torch.Tensor) -> None:
         if sample.ndim != 5:
             raise ValueError(f"`sample` must have shape (B, T, C, H, W), got {tuple(sample.shape)}.")
-        num_window_frames, channels, height, width = sample.shape[1:]
+        num_window_frames, channels = sample.shape[1:3]
         if num_window_frames != self.num_window_frames:
             raise ValueError(
                 f"`sample` must hold {self.num_window_frames} frames ({self.config.num_past_frames} past,"
@@ -426,11 +434,6 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             )
         if channels != self.config.in_channels:
             raise ValueError(f"`sample` must have {self.config.in_channels} channels a frame, got {channels}.")
-        if height % self.size_multiple or width % self.size_multiple:
-            raise ValueError(
-                f"Height and width of `sample` must be multiples of {self.size_multiple} for a network of"
-                f" {len(self.config.block_out_channels)} levels, got {height}x{width}. Pad or resize the frames."
-            )
         if roles.is_floating_point() or roles.dtype == torch.bool:
             raise ValueError(f"`roles` must be integers, the values of FrameRole, got {roles.dtype}.")
         if roles.shape != sample.shape[:2]:
@@ -804,12 +807,8 @@ def _check_config(config) -> None:
             " entry for each level."
         )
     sizes = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size]
-    multiple = 2 ** (len(widths) - 1)
-    if len(sizes) not in (1, 2) or not all(is_count(size, 1) and size % multiple == 0 for size in sizes):
-        raise ValueError(
-            f"`sample_size` must be a positive integer or (height, width), multiples of {multiple} for {len(widths)}"
-            f" levels, got {config.sample_size!r}."
-        )
+    if len(sizes) not in (1, 2) or not all(is_count(size, 1) for size in sizes):
+        raise ValueError(f"`sample_size` must be a positive integer or (height, width), got {config.sample_size!r}.")
     head_dim = config.attention_head_dim
     if head_dim is not None:
         if not is_count(head_dim, 1):

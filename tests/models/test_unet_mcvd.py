@@ -518,7 +518,6 @@ def test_forward_documents_its_arguments():
         ({"block_out_channels": "8,16"}, "`block_out_channels` must be a list of integers"),
         ({"block_out_channels": (8.0, 16.0)}, "`block_out_channels` must be a list of integers"),
         ({"down_block_types": {"DownBlock2D", "AttnDownBlock2D"}}, "`down_block_types` must be a list"),
-        ({"sample_size": 7}, "`sample_size` must be .* multiples of 2 for 2 levels, got 7"),
         ({"conditioning": "spatin", "num_past_frames": 0, "num_future_frames": 0}, "needs past or future frames"),
         ({"block_out_channels": (2, 16)}, "`block_out_channels` must be a list of integers of at least 4"),
         ({"block_out_channels": (8, 16, 16)}, "one entry for each level"),
@@ -536,13 +535,28 @@ def test_bad_config_is_refused(config, message):
         MCVDUNet2DModel(**{**TINY, **config})
 
 
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("size", [(15, 16), (16, 13), (7, 9), (1, 1)])
+def test_frames_of_any_size_are_padded_by_their_border_and_cut(size, conditioning):
+    unet = tiny_unet(conditioning=conditioning)
+    sample, roles = random_window(unet, height=size[0], width=size[1]), roles_for(unet)
+    height, width = size
+    multiple = unet.size_multiple
+    rows = torch.arange(-(-height // multiple) * multiple).clamp(max=height - 1)
+    columns = torch.arange(-(-width // multiple) * multiple).clamp(max=width - 1)
+    padded = sample[..., rows, :][..., columns]
+    expected = unet(padded, 500, roles).sample[..., :height, :width]
+    assert torch.equal(unet(sample, 500, roles).sample, expected)
+    encoded = unet.encode_conditioning(sample, roles)
+    torch.testing.assert_close(unet(sample, 500, roles, conditioning=encoded).sample, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "shape, message",
     [
         ((7, 1, 16, 16), r"`sample` must have shape \(B, T, C, H, W\)"),
         ((2, 6, 1, 16, 16), "must hold 7 frames .2 past, 3 current, 2 future., got 6"),
         ((2, 7, 3, 16, 16), "must have 1 channels a frame, got 3"),
-        ((2, 7, 1, 15, 16), "must be multiples of 2 for a network of 2 levels, got 15x16"),
     ],
 )
 def test_bad_window_is_refused(shape, message):
