@@ -4,11 +4,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mcvd_diffusers.normalization import FrameNormalizer
+
 
 Frames = torch.Tensor | np.ndarray | list
 
 
-def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> torch.Tensor:
+def read_frames(
+    name: str, frames: Frames, *, num_channels: int, most: int, normalizer: FrameNormalizer
+) -> torch.Tensor:
     """
     Check given frames and bring them into one form.
 
@@ -16,12 +20,15 @@ def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> t
         name (`str`): The caller's argument, for messages: `"past_frames"` or `"future_frames"`.
         frames (`torch.Tensor`, `np.ndarray` or `list`):
             A tensor `(B, T, C, H, W)` or `(T, C, H, W)`; an array of the same axes or with `C` last; a list of
-            `PIL.Image`s, of lists of them, of tensors or of arrays. Floats in `[0, 1]` or `uint8`.
-        num_channels (`int`): Channels that the network takes.
+            `PIL.Image`s, of lists of them, of tensors or of arrays. Floats in `[0, 1]` or `uint8`; if the normalizer is
+            not for images, numbers in its units.
+        num_channels (`int`): Channels of a frame in the caller's units.
         most (`int`): Frames that the network reads, at most; 0 if it reads none.
+        normalizer ([`FrameNormalizer`]): The caller's units.
 
     Returns:
-        `torch.Tensor` of shape `(B, T, C, H, W)`, float32 in `[0, 1]`: The frames; float32 input keeps its bits.
+        `torch.Tensor` of shape `(B, T, C, H, W)`, float32 in `[0, 1]` or the caller's units: The frames; float32 input
+        keeps its bits.
 
     Raises:
         ValueError: If form, shape, type, range or number of the frames do not fit, or a value is not finite.
@@ -42,24 +49,40 @@ def read_frames(name: str, frames: Frames, *, num_channels: int, most: int) -> t
             f"`{name}` must have {num_channels} channel(s), got {frames.shape[2]} (shape {tuple(frames.shape)}, read as"
             ' (B, T, C, H, W)). Convert them, such as with image.convert("L") or "RGB", or move the channel axis.'
         )
-    if frames.dtype == torch.uint8:
+    if normalizer.is_unit and frames.dtype == torch.uint8:
         return frames.float() / 255
-    if not frames.is_floating_point():
+    is_number = frames.is_floating_point() or (not normalizer.is_unit and not frames.is_complex())
+    if not is_number or frames.dtype == torch.bool:
         raise ValueError(f"`{name}` must be floats in [0, 1] or uint8 in [0, 255], got {frames.dtype}.")
     frames = frames.float()
-    is_finite = torch.isfinite(frames)
-    if not is_finite.all():
-        bad = (~is_finite).flatten(2).any(dim=2).nonzero()
+    is_bad = ~torch.isfinite(frames) if normalizer.nan_fill is None else torch.isinf(frames)
+    if is_bad.any():
+        first = is_bad.flatten(2).any(dim=2).nonzero()[0]
+        way_out = "Fill them before." if normalizer.nan_fill is None else "Missing ones are NaN here."
         raise ValueError(
-            f"`{name}` has {int((~is_finite).sum())} values that are NaN or infinite, the first in frame"
-            f" {int(bad[0, 1])} of video {int(bad[0, 0])}. Fill them before."
+            f"`{name}` has {int(is_bad.sum())} values that are NaN or infinite, the first in frame {int(first[1])} of video"
+            f" {int(first[0])}. {way_out}"
         )
-    low, high = float(frames.min()), float(frames.max())
-    if low < -1e-3 or high > 1 + 1e-3:
+    _check_range(name, frames, normalizer)
+    return frames
+
+
+def _check_range(name: str, frames: torch.Tensor, normalizer: FrameNormalizer) -> None:
+    """Refuse frames in other units than those of the training data."""
+    valid = frames[~frames.isnan()]
+    if not valid.numel():
+        return
+    low, high = float(valid.min()), float(valid.max())
+    if normalizer.is_unit and (low < -1e-3 or high > 1 + 1e-3):
         hint = "If they are in [-1, 1], pass (frames + 1) / 2." if low >= -1.001 and high <= 1.001 else ""
         hint = "If they are in [0, 255], divide by 255." if low >= 0 and 2 < high <= 255 else hint
         raise ValueError(f"`{name}` must be in [0, 1], got values from {low:.4g} to {high:.4g}. {hint}".strip())
-    return frames
+    lowest, highest = min(normalizer.low), max(normalizer.high)
+    if not normalizer.is_unit and float(((valid < lowest) | (valid > highest)).float().mean()) > 0.5:
+        raise ValueError(
+            f"`{name}` must be in the units of the training data, which go from {lowest:.4g} to {highest:.4g}, but most"
+            f" values lie outside: they go from {low:.4g} to {high:.4g}. `pipe.normalizer` says what was trained with."
+        )
 
 
 def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:

@@ -26,6 +26,7 @@ from mcvd_diffusers.frame_schedules import Window, blocks
 from mcvd_diffusers.guidance import classifier_free_guidance
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames, read_frames
@@ -74,7 +75,7 @@ class _Request:
     windows: list[Window] | Iterator[Window]
     num_windows: int | None  # None: no end
     given: dict[int, torch.Tensor]  # position -> (B, C, H, W) in [-1, 1]
-    past: torch.Tensor | None  # as given, in [0, 1]: (batch, p', C, H, W)
+    past: torch.Tensor | None  # as given, in [0, 1] or the user's units: (batch, p', C, H, W)
     future: torch.Tensor | None
     batch_size: int  # input videos
     ensemble_size: int
@@ -90,12 +91,18 @@ class _Request:
     def num_videos(self) -> int:
         return self.batch_size * self.ensemble_size
 
-    def given_frames(self, like: torch.Tensor, is_latent: bool) -> list[torch.Tensor]:
-        """The frames before and after those to be made, once for each output video, (num_videos, T, C, H, W)."""
+    def given_frames(self, like: torch.Tensor, normalizer: FrameNormalizer | None) -> list[torch.Tensor]:
+        """
+        The frames before and after those to be made, once for each output video, (num_videos, T, C, H, W), as they came
+        or, with a normalizer, as the network sees them.
+        """
         sides = []
         for frames in (self.past, self.future):
-            frames = like[:, :0] if frames is None else frames.repeat_interleave(self.ensemble_size, dim=0).to(like)
-            sides.append(2 * frames - 1 if is_latent else frames)
+            if frames is None:
+                sides.append(like[:, :0])
+                continue
+            frames = frames if normalizer is None else normalizer.encode(frames)
+            sides.append(frames.repeat_interleave(self.ensemble_size, dim=0).to(like))
         return sides
 
 
@@ -119,15 +126,26 @@ class MCVDPipeline(DiffusionPipeline):
             Swap with `OtherScheduler.from_config(pipe.scheduler.config)`.
         final_denoise (`bool`, *optional*, defaults to `False`):
             Default of the call's `final_denoise`.
+        normalization (`dict`, *optional*):
+            The user's units, as [`FrameNormalizer.to_config`] writes them. Given frames are then taken, and videos
+            returned, in these units: kelvin in, kelvin out. By default frames are images, in `[0, 1]`.
     """
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet: MCVDUNet2DModel, scheduler: SchedulerMixin, final_denoise: bool = False) -> None:
+    def __init__(
+        self,
+        unet: MCVDUNet2DModel,
+        scheduler: SchedulerMixin,
+        final_denoise: bool = False,
+        normalization: dict | None = None,
+    ) -> None:
         super().__init__()
+        self.normalizer = FrameNormalizer.from_config(normalization)
+        self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(final_denoise=final_denoise)
+        self.register_to_config(final_denoise=final_denoise, normalization=normalization)
         self._guidance_scale, self._num_timesteps, self._block_index, self._interrupt = 1.0, 0, 0, False
         # Frames are brought into [0, 1] here, and given ones are returned as they came.
         self.video_processor = VideoProcessor(do_resize=False, do_normalize=False, vae_scale_factor=1)
@@ -203,7 +221,8 @@ class MCVDPipeline(DiffusionPipeline):
                 `(B, T, C, H, W)` or `(T, C, H, W)`; an array `(B, T, H, W, C)` as Diffusers returns them, or
                 `(B, T, C, H, W)` (told apart by the network's number of channels), or without `B`; a list of
                 `PIL.Image`s, or a list of such lists; a list of tensors or arrays, one each video. Floats in
-                `[0, 1]`, or `uint8` in `[0, 255]`. Fewer frames than the network reads: the others are ABSENT, if the
+                `[0, 1]`, or `uint8` in `[0, 255]`; with a `normalization`, numbers of any type in the units of the
+                training data, NaN where missing if it has a fill. Fewer frames than the network reads: the others are ABSENT, if the
                 network was trained with masks.
             future_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*): Frames after those to be made.
             num_frames (`int`, *optional*):
@@ -240,7 +259,7 @@ class MCVDPipeline(DiffusionPipeline):
             return_given_frames (`bool`, *optional*, defaults to `False`):
                 Return the whole video, the given frames as they came.
             output_uncertainty (`bool`, *optional*, defaults to `False`):
-                Also return the ensemble's standard deviation at each pixel.
+                Also return the ensemble's standard deviation at each pixel; NaN where a member has a missing value.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return an [`MCVDPipelineOutput`].
             callback_on_step_end (`Callable`, *optional*):
@@ -289,13 +308,13 @@ class MCVDPipeline(DiffusionPipeline):
             made.update(zip(window.latent, block.unbind(dim=1)))
         frames = torch.stack([made[position] for position in sorted(made)], dim=1)
         if output_type != "latent":
-            frames = _to_unit_range(frames)
+            frames = self.normalizer.decode(frames)
 
         uncertainty = None
         if output_uncertainty:
             uncertainty = frames.unflatten(0, (request.batch_size, ensemble_size)).std(dim=1)
         if return_given_frames:
-            before, after = request.given_frames(frames, is_latent=output_type == "latent")
+            before, after = request.given_frames(frames, self.normalizer if output_type == "latent" else None)
             frames = torch.cat([before, frames, after], dim=1)
             if output_uncertainty:  # given frames are certain
                 padding = (0, 0, 0, 0, 0, 0, before.shape[1], after.shape[1])
@@ -353,7 +372,7 @@ class MCVDPipeline(DiffusionPipeline):
             try:
                 for _, block in made:
                     # A copy, because the next blocks read these frames.
-                    block = block.clone() if output_type == "latent" else _to_unit_range(block)
+                    block = block.clone() if output_type == "latent" else self.normalizer.decode(block)
                     yield self._postprocess(block, output_type)
             finally:  # also when the caller stops listening
                 made.close()
@@ -563,6 +582,8 @@ class MCVDPipeline(DiffusionPipeline):
     def _postprocess(self, frames: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
         if output_type in ("latent", "pt"):
             return frames
+        if output_type == "pil":
+            frames = self.normalizer.to_display(frames)
         return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
 
     # ------------------------------------------------------------------------------------------------------------
@@ -617,9 +638,10 @@ class MCVDPipeline(DiffusionPipeline):
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
-        if output_type == "pil" and config.in_channels not in (1, 3, 4):
+        num_channels = self.normalizer.num_channels(config.in_channels)
+        if output_type == "pil" and num_channels not in (1, 3, 4):
             raise ValueError(
-                f'`output_type="pil"`: frames of {config.in_channels} channels are no images; use "np" or "pt".'
+                f'`output_type="pil"`: frames of {num_channels} channels are no images; use "np" or "pt".'
             )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -643,7 +665,9 @@ class MCVDPipeline(DiffusionPipeline):
         past, future = (
             None
             if frames is None
-            else read_frames(name, frames, num_channels=config.in_channels, most=config[f"num_{name}"])
+            else read_frames(
+                name, frames, num_channels=num_channels, most=config[f"num_{name}"], normalizer=self.normalizer
+            )
             for name, frames in (("past_frames", past_frames), ("future_frames", future_frames))
         )
         given = [frames for frames in (past, future) if frames is not None]
@@ -687,7 +711,7 @@ class MCVDPipeline(DiffusionPipeline):
         self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, len(steps), False
         device = self._execution_device
         positions = [*range(num_past), *range(total - num_future, total)]
-        inside = [frame for frames in given for frame in (2 * frames.to(device) - 1).unbind(dim=1)]  # (B, C, H, W)
+        inside = [frame for x in given for frame in self.normalizer.encode(x.to(device)).unbind(dim=1)]  # (B, C, H, W)
         source = generator[0] if isinstance(generator, list) else generator
         return _Request(
             windows=windows,
@@ -733,11 +757,6 @@ class MCVDPipeline(DiffusionPipeline):
             if given and asked is not None and asked != value:
                 raise ValueError(f"`{name}` is {asked}, but the given frames have {value}; leave it out.")
             actual.append(int(asked or value))
-            if name != "batch_size" and actual[-1] % self.unet.size_multiple:
-                raise ValueError(
-                    f"The {name} of the frames must be a multiple of {self.unet.size_multiple} for this network, got"
-                    f" {actual[-1]}. Resize, crop or pad them."
-                )
         return tuple(actual)
 
     def _plan_windows(
@@ -888,10 +907,6 @@ def _replaced_latents(outputs: dict | None, latents: torch.Tensor) -> torch.Tens
 
 def _is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _to_unit_range(frames: torch.Tensor) -> torch.Tensor:
-    return ((frames + 1) / 2).clamp(0, 1)
 
 
 def _draw_seeds(

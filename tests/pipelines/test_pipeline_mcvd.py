@@ -13,6 +13,7 @@ from PIL import Image
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, NoiseSequence
 from mcvd_diffusers.conversion import convert_checkpoint
+from mcvd_diffusers.normalization import FrameNormalizer
 from original_mcvd import CASES, REFERENCE, block_of, load_reference, rule_normal, save_original, window
 
 
@@ -822,6 +823,101 @@ def test_eight_channels_and_frames_that_are_not_square():
     assert call(pipe, height=16, width=4).shape == (1, 3, 8, 16, 4)
 
 
+@pytest.mark.parametrize("size", [(7, 9), (8, 5)])
+def test_frames_of_any_size_come_back_in_it(size):
+    pipe = tiny_pipeline()
+    past = frames(2, size=size)
+    assert call(pipe, past_frames=past, num_frames=4).shape == (2, 4, 1, *size)
+    assert call(pipe, height=size[0], width=size[1], batch_size=1).shape == (1, 3, 1, *size)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The user's units
+
+KELVIN = FrameNormalizer.from_range((200.0, 0.0), (320.0, 1.0))
+
+
+def in_kelvin(pipe, normalizer=KELVIN):
+    pipe = MCVDPipeline(pipe.unet, pipe.scheduler, normalization=normalizer.to_config())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_kelvin_go_in_and_kelvin_come_out_saved_and_loaded(tmp_path):
+    plain = tiny_pipeline(in_channels=2)
+    in_kelvin(plain).save_pretrained(tmp_path)
+    pipe = MCVDPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.normalizer == KELVIN
+    unit = frames(2, channels=2)
+    low, high = (torch.tensor(x)[:, None, None] for x in (KELVIN.low, KELVIN.high))
+    kelvin = (low + unit.double() * (high - low)).numpy()  # float64, as fields often are
+    out = call(pipe, past_frames=kelvin, num_frames=4)
+    expected = low + call(plain, past_frames=unit, num_frames=4) * (high - low)
+    torch.testing.assert_close(out, expected, atol=2e-2, rtol=0)  # float32: 3e-5 K, and what the network makes of it
+    assert out[:, :, 0].min() >= 200 and out[:, :, 0].max() <= 320 and out[:, :, 0].std() > 1
+    whole = call(pipe, past_frames=kelvin, num_frames=4, return_given_frames=True)
+    assert torch.equal(whole[:, :2], torch.from_numpy(kelvin).float())  # given frames as they came
+    streamed = list(pipe.stream(kelvin, num_frames=3, num_inference_steps=3, output_type="np"))[0]
+    assert streamed.shape == (2, 3, 8, 8, 2) and streamed[..., 0].max() > 1
+
+
+def test_latents_are_what_the_network_sees():
+    pipe = in_kelvin(tiny_pipeline(in_channels=2))
+    kelvin = KELVIN.decode(2 * frames(2, channels=2) - 1)
+    latent = call(pipe, past_frames=kelvin, output_type="latent", return_given_frames=True)
+    assert torch.equal(latent[:, :2], KELVIN.encode(kelvin))
+    assert torch.equal(KELVIN.decode(latent[:, 2:]), call(pipe, past_frames=kelvin))
+
+
+def test_uncertainty_is_in_the_users_units():
+    pipe = in_kelvin(tiny_pipeline(in_channels=2))
+    out = pipe(
+        past_frames=KELVIN.decode(2 * frames(2, channels=2) - 1),
+        ensemble_size=3,
+        output_uncertainty=True,
+        output_type="pt",
+        num_inference_steps=3,
+    )
+    torch.testing.assert_close(out.uncertainty, out.frames.unflatten(0, (2, 3)).std(dim=1))
+
+
+def test_missing_values_go_in_with_a_mask_and_come_out_as_nan():
+    normalizer = FrameNormalizer.from_range(200.0, 320.0, nan_fill=200.0, has_mask_channel=True)
+    plain = tiny_pipeline(in_channels=2)
+    pipe = in_kelvin(plain, normalizer)
+    kelvin = 200 + 120 * frames(2)
+    kelvin[0, 1, 0, 2:5] = torch.nan
+    out = call(pipe, past_frames=kelvin)
+    assert out.shape == (2, 3, 1, 8, 8)
+    raw = call(plain, past_frames=(normalizer.encode(kelvin) + 1) / 2, output_type="latent")
+    is_missing = raw[:, :, 1:] < 0
+    assert 0 < is_missing.float().mean() < 1 and torch.equal(out.isnan(), is_missing)
+    pictures = call(in_kelvin(plain, normalizer), past_frames=kelvin, output_type="pil")
+    assert pictures[0][0].mode == "L" and pictures[0][0].size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: frames(2, channels=2), r"in the units of the training data, which go from 0 to 320.*0.* to"),
+        (lambda: torch.full((1, 2, 2, 8, 8), torch.nan), "NaN or infinite.*Fill them"),
+        (lambda: torch.zeros(1, 2, 2, 8, 8, dtype=torch.bool), "got torch.bool"),
+    ],
+)
+def test_frames_in_other_units_are_refused(make, message):
+    pipe = in_kelvin(tiny_pipeline(in_channels=2), FrameNormalizer.from_range((200.0, 250.0), (320.0, 320.0)))
+    with pytest.raises(ValueError, match=message.replace("from 0 to", "from 200 to")):
+        call(pipe, past_frames=make())
+
+
+def test_units_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="`normalization` is for 2 channel.*have 1 in all"):
+        in_kelvin(tiny_pipeline())
+    with pytest.raises(ValueError, match="`normalization` must be the config of a FrameNormalizer.*nonsense"):
+        MCVDPipeline(tiny_pipeline().unet, original_ddim(), normalization={"nonsense": 1})
+
+
 def test_tuple_output():
     pipe = tiny_pipeline()
     arguments = {"past_frames": frames(2), "num_inference_steps": 2, "output_type": "pt", "return_dict": False}
@@ -834,8 +930,6 @@ def test_tuple_output():
 
 BAD_CALLS = {
     "wrong channels": ({"past_frames": frames(2, channels=3)}, "`past_frames` must have 1 channel.s., got 3"),
-    "not divisible": ({"past_frames": frames(2, size=(8, 9))}, "width of the frames must be a multiple of 2.*got 9"),
-    "height not divisible": ({"height": 7}, "height of the frames must be a multiple of 2.*got 7"),
     "past too long": (
         {"past_frames": frames(3)},
         r"has 3 frames, this network reads at most 2: pass the last 2 of each video",
