@@ -1,17 +1,7 @@
 """Clips of fixed length from videos of any source.
 
-Two halves meet in one narrow interface. A [`ClipReader`] knows where videos lie and how to decode a few frames of one
-of them; it knows nothing of training. [`ClipDataset`] draws the window, converts colour, size and value range, and
-knows nothing of files. A new source of videos is one class with four methods.
-
-| reader | one video is | frames come back as |
-| --- | --- | --- |
-| [`VideoFileReader`] | a video file (mp4, avi, webm, mov, mkv, m4v, gif), in any sub-folder | RGB |
-| [`FrameFolderReader`] | a sub-folder of image files (png, jpg, ...), in natural order of their names | grey or RGB |
-| [`HDF5Reader`] | a group in HDF5 files (hdf5, h5) as the original MCVD code's converters write them | grey or RGB |
-| [`SubsetReader`] | a video of another reader: one side of [`split_by_name`] | as they were |
-
-[`open_reader`] chooses by what a path holds:
+A [`ClipReader`] knows where videos lie; [`ClipDataset`] draws windows from them, brings size, channels and values into
+the form that training asks for, and knows nothing of files.
 
 ```python
 train_reader, validation_reader = split_by_name(open_reader("videos"), validation_fraction=0.1)
@@ -28,436 +18,38 @@ last one included:
 | start 1 | | x | | x | | x | |
 | start 2 | | | x | | x | | x |
 
+An epoch has one clip of each video, or, with `clip_step=n`, one of each `n` successive starts (the last group of a video
+may be smaller). Each clip draws its start from its group, so every start can come up, and none in two clips of an epoch.
+
 (The original MCVD code drew from `randint(video_length - num_frames)` and so never used the last start.
 [`OriginalClips`] chooses clips as it did.)
 
-Shapes: T frames, C channels (1 grey, 3 RGB), H height, W width.
+Shapes: T frames, C channels, H height, W width, D entries of a vector.
 """
 
 import hashlib
+import itertools
 import operator
-import os
-import re
-import unicodedata
+import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Integral
-from os import PathLike
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
+from mcvd_diffusers.normalization import FrameNormalizer
 
-if TYPE_CHECKING:
-    from .original import HDF5Reader
+from .reader import ClipReader, VideoInfo, check_integer, check_size, num_clip_starts, shorten
 
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mov", ".mkv", ".m4v", ".gif")
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-HDF5_SUFFIXES = (".hdf5", ".h5")
 
 # ITU-R 601-2 luma of R, G, B: the weights of Pillow's "L".
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 
-# A warning about a thousand broken files should still be readable; `ClipDataset.skipped` names them all.
-MAX_NAMES_IN_MESSAGE = 10
-
-
-class ClipReader(Protocol):
-    """
-    What a source of videos has to offer. Any object with these four methods will do; there is nothing to inherit.
-
-    Videos are numbered from 0. A reader is copied into the workers of a `DataLoader`, so it keeps no file open between
-    calls.
-    """
-
-    def __len__(self) -> int:
-        """Number of videos."""
-
-    def num_frames(self, video: int) -> int:
-        """
-        Number of frames of a video.
-
-        Raises:
-            `OSError` or `ValueError`: If the video can not be read. [`ClipDataset`] skips it then.
-        """
-
-    def read(self, video: int, start: int, count: int, stride: int = 1) -> np.ndarray | torch.Tensor:
-        """
-        Frames `start`, `start + stride`, ..., `start + (count - 1) * stride` of a video.
-
-        Returns:
-            `np.ndarray` or `torch.Tensor` of shape `(count, C, H, W)`: C is 1 (grey) or 3 (RGB); `uint8` in
-            `[0, 255]`, or floating point in `[0, 1]`.
-
-        Raises:
-            `OSError` or `ValueError`: If the frames do not exist or can not be read.
-        """
-
-    def name(self, video: int) -> str:
-        """A name that is unique in this reader and stays the same when other videos come or go."""
-
-
-class VideoFileReader:
-    """
-    Reads the video files of a folder and its sub-folders.
-
-    mp4, avi, webm, mov, mkv and m4v are decoded with PyAV (`pip install "mcvd-diffusers[video]"`), gif with Pillow.
-    Files are taken in natural order of their path (`clip_9` before `clip_10`); hidden files are left out. Frames are
-    found by their time stamps, so `start` and `stride` count frames as they are displayed, and every start gives the
-    frames that decoding the whole file would give. A read decodes from the key frame before `start`; in avi, whose
-    time stamps can not be relied on, from the beginning of the file. Frames are returned as they are stored: a
-    rotation or a pixel aspect ratio noted beside them is not applied.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            The folder, or one video file.
-
-    Raises:
-        `ValueError`: If `folder` does not exist or holds no video file.
-    """
-
-    def __init__(self, folder: str | PathLike):
-        folder = _existing_path("folder", folder)
-        files = [folder] if folder.is_file() else _find_files(folder)
-        self.folder = folder.parent if folder.is_file() else folder
-        self._files = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-        if not self._files:
-            raise ValueError(
-                f"`folder` must hold video files ({', '.join(VIDEO_SUFFIXES)}) but {folder} holds "
-                f"{_describe_files(files)}. Convert them, or use `FrameFolderReader` for folders of images."
-            )
-        # Number of frames and, where they can be trusted, the time stamps in display order; filled at first use.
-        self._frame_tables: dict[int, tuple[int, np.ndarray | None]] = {}
-
-    def __len__(self) -> int:
-        """Number of video files, readable or not."""
-        return len(self._files)
-
-    def name(self, video: int) -> str:
-        """
-        Name of a video.
-
-        Args:
-            video (`int`): Number of the video.
-
-        Returns:
-            `str`: The path of its file below the folder, with forward slashes.
-        """
-        return self._files[video].relative_to(self.folder).as_posix()
-
-    def num_frames(self, video: int) -> int:
-        """
-        Number of frames of a video.
-
-        The file's packets are counted (the header's number can be wrong or missing) but not decoded; the result is
-        kept.
-
-        Args:
-            video (`int`): Number of the video.
-
-        Returns:
-            `int`: The number of frames, at least 1.
-
-        Raises:
-            `ValueError`: If the file is no video, is broken at its beginning, or holds no frame.
-            `ImportError`: If the file needs PyAV and it is not installed.
-        """
-        if video not in self._frame_tables:
-            file = self._files[video]
-            table = _gif_frame_table(file) if file.suffix.lower() == ".gif" else _container_frame_table(file)
-            if table[0] == 0:
-                raise ValueError(f"{file} holds no video frame.")
-            self._frame_tables[video] = table
-        return self._frame_tables[video][0]
-
-    def read(self, video: int, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """
-        Decodes frames of a video.
-
-        Args:
-            video (`int`): Number of the video.
-            start (`int`): First frame, from 0.
-            count (`int`): Number of frames to return.
-            stride (`int`, *optional*, defaults to 1): Frames from one returned frame to the next.
-
-        Returns:
-            `np.ndarray` of shape `(count, 3, H, W)`, uint8: RGB frames.
-
-        Raises:
-            `ValueError`: If the window leaves the video, or the file is broken inside the window.
-        """
-        indices = _window_indices(self.name(video), self.num_frames(video), start=start, count=count, stride=stride)
-        file = self._files[video]
-        if file.suffix.lower() == ".gif":
-            return _stack_frames(_read_gif(file, indices), file)
-        return _stack_frames(_read_container(file, indices, timestamps=self._frame_tables[video][1]), file)
-
-
-class FrameFolderReader:
-    """
-    Reads videos that lie as folders of image files: each folder below `folder` that holds images is one video.
-
-    Frames are taken in natural order of their file names: `frame_10.png` follows `frame_9.png`. Files that are no
-    image and hidden files are left out. Grey images give one channel and all others three (alpha is dropped); 16-bit
-    grey images give floating point in `[0, 1]` instead of uint8, so nothing of their depth is lost.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            The folder with one sub-folder per video; sub-folders may be nested (`walking/person_01/0001.png`).
-
-    Raises:
-        `ValueError`: If `folder` does not exist, no sub-folder holds images, or images lie in `folder` itself.
-    """
-
-    def __init__(self, folder: str | PathLike):
-        self.folder = _existing_path("folder", folder)
-        files = _find_files(self.folder) if self.folder.is_dir() else [self.folder]
-        # Naturally sorted paths are sorted by folder first, so both the videos and the frames in them are in order.
-        frames: dict[Path, list[str]] = {}
-        for file in files:
-            if file.suffix.lower() in FRAME_SUFFIXES:
-                frames.setdefault(file.parent, []).append(file.name)
-        if not frames:
-            raise ValueError(
-                f"`folder` must hold sub-folders of images ({', '.join(FRAME_SUFFIXES)}) but {self.folder} holds "
-                f"{_describe_files(files)}. Convert them, or use `VideoFileReader` for video files."
-            )
-        if self.folder in frames or not self.folder.is_dir():
-            raise ValueError(
-                f"`folder` must hold one sub-folder per video but {self.folder} has images outside of any sub-folder. "
-                "If they are the frames of one video, move them into a sub-folder; otherwise move them away."
-            )
-        self._videos = list(frames.items())
-
-    def __len__(self) -> int:
-        """Number of folders that hold images."""
-        return len(self._videos)
-
-    def name(self, video: int) -> str:
-        """
-        Name of a video.
-
-        Args:
-            video (`int`): Number of the video.
-
-        Returns:
-            `str`: The path of its folder below the reader's, with forward slashes.
-        """
-        return self._videos[video][0].relative_to(self.folder).as_posix()
-
-    def num_frames(self, video: int) -> int:
-        """
-        Number of frames of a video.
-
-        Args:
-            video (`int`): Number of the video.
-
-        Returns:
-            `int`: The number of image files in its folder, at least 1.
-        """
-        return len(self._videos[video][1])
-
-    def read(self, video: int, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """
-        Reads frames of a video.
-
-        Args:
-            video (`int`): Number of the video.
-            start (`int`): First frame, from 0.
-            count (`int`): Number of frames to return.
-            stride (`int`, *optional*, defaults to 1): Frames from one returned frame to the next.
-
-        Returns:
-            `np.ndarray` of shape `(count, C, H, W)`: C is 1 for grey images and 3 otherwise; uint8, or float32 in
-            `[0, 1]` for 16-bit grey images.
-
-        Raises:
-            `ValueError`: If the window leaves the video, an image can not be read, or they differ in size or kind.
-        """
-        indices = _window_indices(self.name(video), self.num_frames(video), start=start, count=count, stride=stride)
-        folder, names = self._videos[video]
-        return _stack_frames([_read_image(folder / names[index]) for index in indices], folder)
-
-
-class SubsetReader:
-    """
-    Some of the videos of another reader, renumbered from 0.
-
-    Args:
-        reader ([`ClipReader`]):
-            The reader that reads.
-        videos (`Sequence[int]`):
-            Numbers of its videos, in the order they get here.
-
-    Raises:
-        `ValueError`: If `videos` names one that `reader` does not have.
-    """
-
-    def __init__(self, reader: ClipReader, videos: Sequence[int]):
-        unknown = [video for video in videos if not 0 <= video < len(reader)]
-        if unknown:
-            raise ValueError(f"`videos` must lie in 0..{len(reader) - 1}, the videos of `reader`, but got {unknown}.")
-        self.reader = reader
-        self.videos = list(videos)
-
-    def __len__(self) -> int:
-        """Number of videos in the subset."""
-        return len(self.videos)
-
-    def name(self, video: int) -> str:
-        """
-        Name of a video.
-
-        Args:
-            video (`int`): Number of the video in the subset.
-
-        Returns:
-            `str`: Its name in the reader below.
-        """
-        return self.reader.name(self.videos[video])
-
-    def num_frames(self, video: int) -> int:
-        """
-        Number of frames of a video.
-
-        Args:
-            video (`int`): Number of the video in the subset.
-
-        Returns:
-            `int`: What the reader below says.
-        """
-        return self.reader.num_frames(self.videos[video])
-
-    def read(self, video: int, start: int, count: int, stride: int = 1) -> np.ndarray | torch.Tensor:
-        """
-        Reads frames of a video.
-
-        Args:
-            video (`int`): Number of the video in the subset.
-            start (`int`): First frame, from 0.
-            count (`int`): Number of frames to return.
-            stride (`int`, *optional*, defaults to 1): Frames from one returned frame to the next.
-
-        Returns:
-            `np.ndarray` or `torch.Tensor` of shape `(count, C, H, W)`: What the reader below returns.
-        """
-        return self.reader.read(self.videos[video], start, count, stride)
-
-
-def open_reader(path: str | PathLike) -> "VideoFileReader | FrameFolderReader | HDF5Reader":
-    """
-    Opens the videos at a path with the reader that fits what lies there.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            A folder of video files, a folder of frame folders, a folder of HDF5 files in the layout of the original
-            MCVD code, or one video file or HDF5 file.
-
-    Returns:
-        [`VideoFileReader`], [`FrameFolderReader`] or [`HDF5Reader`]: The reader.
-
-    Raises:
-        `ValueError`: If the path does not exist, holds none of these, or holds several kinds of them.
-        `ImportError`: If it holds HDF5 files and h5py is not installed.
-    """
-    # HDF5Reader is built from the parts of this file.
-    from .original import HDF5Reader
-
-    path = _existing_path("path", path)
-    if path.is_file():
-        if path.suffix.lower() in HDF5_SUFFIXES:
-            return HDF5Reader(path)
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise ValueError(
-                f"`path` must be a folder or a video file ({', '.join(VIDEO_SUFFIXES + HDF5_SUFFIXES)}) but got "
-                f"{path}. For a video that lies as images, pass the folder above the folder of its frames."
-            )
-        return VideoFileReader(path)
-    files = _find_files(path)
-    kinds = (
-        ("video files", VIDEO_SUFFIXES, VideoFileReader),
-        ("images", FRAME_SUFFIXES, FrameFolderReader),
-        ("HDF5 files", HDF5_SUFFIXES, HDF5Reader),
-    )
-    found = []
-    for kind, suffixes, reader in kinds:
-        count = sum(file.suffix.lower() in suffixes for file in files)
-        if count:
-            found.append((f"{count} {kind}", reader))
-    if not found:
-        raise ValueError(
-            f"`path` must hold video files ({', '.join(VIDEO_SUFFIXES)}), folders of images "
-            f"({', '.join(FRAME_SUFFIXES)}) or HDF5 files ({', '.join(HDF5_SUFFIXES)}) but {path} holds "
-            f"{_describe_files(files)}."
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"`path` must hold either video files or folders of images or HDF5 files but {path} holds "
-            f"{' and '.join(count for count, _ in found)}. Move one kind away, or say which is meant: "
-            f"{' or '.join(f'`{reader.__name__}(path)`' for _, reader in found)}."
-        )
-    return found[0][1](path)
-
-
-def split_by_name(
-    reader: ClipReader,
-    validation_fraction: float,
-    *,
-    group: Callable[[str], str] | None = None,
-    seed: int = 0,
-) -> tuple[SubsetReader, SubsetReader]:
-    """
-    Splits videos into training and validation by a hash of each video's name.
-
-    A video's side depends on its name alone: it stays where it is when videos are added, removed or listed in another
-    order, so a run that is resumed on a grown data set does not train on what it validated on. The price is that the
-    fraction is only met on average.
-
-    Args:
-        reader ([`ClipReader`]):
-            The videos.
-        validation_fraction (`float`):
-            Chance of a video to become validation, in `(0, 1)`.
-        group (`Callable[[str], str]`, *optional*):
-            Maps a video's name to what is hashed; videos with the same result stay on one side. Use it when several
-            clips come from one recording or one person, e.g. `lambda name: name.split("_c")[0]` for UCF-101. By
-            default each video is its own group.
-        seed (`int`, *optional*, defaults to 0):
-            Another seed gives another split.
-
-    Returns:
-        `tuple[SubsetReader, SubsetReader]`: Training and validation videos, each in the order of `reader`.
-
-    Raises:
-        `ValueError`: If `validation_fraction` is out of range, or one side would be empty.
-    """
-    if not 0 < validation_fraction < 1:
-        raise ValueError(
-            f"`validation_fraction` must lie between 0 and 1, both excluded, but got {validation_fraction}."
-        )
-    sides: tuple[list[int], list[int]] = ([], [])
-    for video in range(len(reader)):
-        name = reader.name(video)
-        # macOS stores file names decomposed and Linux composed: one normal form makes the split the same on both.
-        key = unicodedata.normalize("NFC", f"{seed}/{name if group is None else group(name)}")
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        is_validation = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
-        sides[is_validation].append(video)
-    if not sides[0] or not sides[1]:
-        raise ValueError(
-            f"`validation_fraction` {validation_fraction} and `seed` {seed} split {len(reader)} videos into "
-            f"{len(sides[0])} for training and {len(sides[1])} for validation: one side is empty. "
-            "Pass another `seed`, a fraction nearer to 0.5, or a finer `group`."
-        )
-    return SubsetReader(reader, sides[0]), SubsetReader(reader, sides[1])
+# How often another clip is tried in the place of a broken one, before the data set is given up.
+MAX_REPLACEMENTS = 100
 
 
 class SeededDataset(Dataset):
@@ -473,6 +65,11 @@ class SeededDataset(Dataset):
     count of passes. For validation clips that stay the same from pass to pass, keep that loader out of
     `accelerator.prepare` and leave its epoch alone.
 
+    Instead of setting an epoch for all, an item of any epoch can be asked for by `dataset[epoch, index]`, as
+    [`EpochBatches`] does.
+
+    The attribute `normalizer` says how the user's units became what items hold.
+
     Args:
         seed (`int`, *optional*, defaults to 0):
             Non-negative seed of all items.
@@ -483,6 +80,7 @@ class SeededDataset(Dataset):
 
     def __init__(self, seed: int = 0):
         self.seed = check_integer("seed", seed, minimum=0)
+        self.normalizer = FrameNormalizer()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __setstate__(self, state: dict) -> None:
@@ -507,26 +105,45 @@ class SeededDataset(Dataset):
         """
         self._epoch.fill_(check_integer("epoch", epoch, minimum=0))
 
-    def item_rng(self, index: int) -> np.random.RandomState:
+    @property
+    def num_broken(self) -> int:
+        """Videos that turned out to be broken after the constructor, in any worker of this process."""
+        return 0
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """
+        What items hold -> what the network sees.
+
+        Args:
+            video (`torch.Tensor` of shape `(..., T, C, H, W)`): `"video"` of an item or a batch, on any device.
+
+        Returns:
+            `torch.Tensor` of shape `(..., T, C, H, W)`, float32: The same, if items hold that already.
+        """
+        return video
+
+    def item_rng(self, epoch: int, index: int) -> np.random.RandomState:
         """
         The random numbers of one item.
 
         Args:
+            epoch (`int`): Its epoch, from 0.
             index (`int`): Index of the item, from 0.
 
         Returns:
             `np.random.RandomState`: A fresh generator. (NumPy promises that the streams of `RandomState`, unlike those
             of `Generator`, never change.)
         """
-        key = np.random.SeedSequence(self.seed, spawn_key=(self.epoch, index))
+        key = np.random.SeedSequence(self.seed, spawn_key=(epoch, index))
         return np.random.RandomState(np.random.MT19937(key))
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         """
         Draws one clip.
 
         Args:
-            index (`int`): Number of the clip; negative ones count from the end.
+            index (`int` or `tuple[int, int]`):
+                Number of the clip; negative ones count from the end. Or the epoch and this number.
 
         Returns:
             `dict[str, torch.Tensor]`: `"video"`, float32 of shape `(T, C, H, W)` in `[-1, 1]`.
@@ -535,8 +152,9 @@ class SeededDataset(Dataset):
             `IndexError`: If there is no such clip.
             `ValueError`: If a video turns out to be broken, which the constructor can not see.
         """
+        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
         index = range(len(self))[operator.index(index)]
-        return self._draw(index, self.item_rng(index))
+        return self._draw(index, self.item_rng(epoch, index))
 
     def in_sequence(self, indices: Iterable[int], rng: np.random.RandomState) -> Iterator[dict[str, torch.Tensor]]:
         """
@@ -564,15 +182,115 @@ class SeededDataset(Dataset):
         raise NotImplementedError
 
 
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """
+    Batches of `(epoch, index)` without end, for the `batch_sampler` of a `DataLoader` over a [`SeededDataset`].
+
+    Samples are numbered over the whole run and all processes: batch `b` of process `r` of `R` has the numbers
+    `(b * R + r) * batch_size` and following. Sample `n` is in epoch `n // num_items`, and an epoch is a permutation that
+    only depends on the seed and its number. So each item comes up exactly once in each epoch, whatever the batch size, the
+    number of processes and of workers; batches run across the end of an epoch; and a run can begin anywhere.
+
+    Args:
+        num_items (`int`):
+            Items in an epoch.
+        batch_size (`int`):
+            Samples of a batch.
+        rank (`int`, *optional*, defaults to 0):
+            Number of this process.
+        world_size (`int`, *optional*, defaults to 1):
+            How many there are.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the order.
+        first_batch (`int`, *optional*, defaults to 0):
+            Batch to begin with.
+
+    Raises:
+        `ValueError`: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        first_batch: int = 0,
+    ):
+        self.num_items = check_integer("num_items", num_items, minimum=1)
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
+        self.world_size = check_integer("world_size", world_size, minimum=1)
+        self.rank = check_integer("rank", rank, minimum=0)
+        self.seed = check_integer("seed", seed, minimum=0)
+        self.first_batch = check_integer("first_batch", first_batch, minimum=0)
+        if rank >= world_size:
+            raise ValueError(f"`rank` must be less than `world_size`, {world_size}, but got {rank}.")
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order_of, order = -1, None
+        for batch in itertools.count(self.first_batch):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            samples = []
+            for number in range(first, first + self.batch_size):
+                epoch, place = divmod(number, self.num_items)
+                if epoch != order_of:
+                    key = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+                    order_of, order = epoch, np.random.RandomState(np.random.MT19937(key)).permutation(self.num_items)
+                samples.append((epoch, int(order[place])))
+            yield samples
+
+
+class KeyedDraws:
+    """
+    Random integers of one item, a function of `(seed, epoch, index)`: BLAKE2b in counter mode.
+
+    NumPy's `RandomState` takes 100 microseconds to seed, as long as reading a clip from memory; this takes two.
+
+    Args:
+        *key (`int`): What the stream is for, each of 64 bits.
+    """
+
+    def __init__(self, *key: int):
+        self._key = struct.pack(f"<{len(key)}Q", *(part % 2**64 for part in key))
+        self._count = 0
+
+    def randint(self, stop: int) -> int:
+        """
+        The next number.
+
+        Args:
+            stop (`int`): Where the range ends, at least 1.
+
+        Returns:
+            `int`: In `0..stop - 1`, each with the same chance (up to 2^-64 times `stop`).
+        """
+        block = hashlib.blake2b(self._count.to_bytes(8, "little"), digest_size=8, key=self._key).digest()
+        self._count += 1
+        return int.from_bytes(block, "little") * stop >> 64
+
+
 class ClipDataset(SeededDataset):
     """
-    Training clips from the videos of a reader: one clip of `num_frames` frames per video and epoch.
+    Training clips from the videos of a reader.
 
-    The constructor opens every video, counts its frames and reads the first one. Videos that can not be read or are
-    too short are named in one warning and left out (all of them, with the reason, are in the attribute `skipped`), so
-    a broken file is found before the first step of training.
+    The constructor asks every video for its length and geometry and reads its first frame. Videos that can not be read,
+    are too short or do not fit are *bad*: they are left out, named in one warning (all of them, with the reason, are in
+    the attribute `skipped`), or refused with `strict`. A video that turns out to be broken later, inside, is replaced by
+    another clip, counted in `num_broken`, and named in a warning. When more than `max_bad_share` of the videos are bad,
+    a `ValueError` ends the run.
 
-    Items are a function of `(seed, epoch, index)`: see [`SeededDataset`].
+    Items are a function of `(seed, epoch, index)` and the data: see [`SeededDataset`]. An item is a dictionary:
+
+    | key | is |
+    | --- | --- |
+    | `"video"` | `(T, C, H, W)`, float32 as the network sees it (see [`FrameNormalizer`]); with `encoded=False` what the reader stores where nothing has to be computed, else float32 in its units |
+    | a name in `vectors` | `(T, D)`, float32: what was recorded beside each frame |
+    | `"is_padding"` | `(T,)`, bool, with `pad_short`: frames that repeat the last one |
+
+    With `encoded=False`, `dataset.encode(batch["video"])` does the rest, on whatever device the batch lies: bytes travel
+    instead of floats, and the conversion costs the workers nothing.
 
     Args:
         reader ([`ClipReader`]):
@@ -580,25 +298,46 @@ class ClipDataset(SeededDataset):
         num_frames (`int`):
             Frames of a clip.
         frame_size (`tuple[int, int]`, *optional*):
-            Height and width of the clips, in pixels. Frames of another size are resized to it, bilinearly and with
-            antialiasing. Height and width are scaled independently: the aspect ratio is kept only if `frame_size` has
-            that of the video. By default frames keep their size, which must then be the same in all videos.
-        num_channels (`int`, *optional*, defaults to 3):
-            3 for RGB, 1 for grey. Colour becomes grey by the ITU-R 601 luma (Pillow's `"L"`, without its rounding);
-            grey becomes colour by repetition.
+            Height and width of the clips, in pixels. By default frames keep their size, which must then be the same in
+            all videos.
+        resize (`str`, *optional*, defaults to `"stretch"`):
+            How frames get that size. `"stretch"`: height and width are scaled independently. `"cover"`: both are scaled
+            by the same factor, so that the frame covers `frame_size`, and the rest is cut off. `"crop"`: nothing is
+            scaled, and the rest is cut off. Scaling is bilinear, with antialiasing. Missing values (NaN) are left out of
+            the averages; a pixel is missing where at least half of what it is made of is.
+        random_crop (`bool`, *optional*, defaults to `False`):
+            Whether the part that `"cover"` and `"crop"` keep is anywhere, or in the middle.
+        num_channels (`int`, *optional*):
+            Channels of the clips before any mask. By default those of the videos. Other numbers can be made from 3 to 1,
+            by the ITU-R 601 luma (Pillow's `"L"`, without its rounding), and from 1 to any number, by repetition.
         stride (`int`, *optional*, defaults to 1):
             Frames of the video from one frame of the clip to the next.
+        clip_step (`int`, *optional*):
+            One clip an epoch for each so many starts of a video. By default one clip of each video.
         random_start (`bool`, *optional*, defaults to `True`):
-            Whether a clip starts anywhere in the video, each possible start with the same chance, the last one
-            included. Otherwise it starts at frame 0.
+            Whether a clip starts anywhere in its group of starts, each with the same chance. Otherwise it is the first.
         random_flip (`bool`, *optional*, defaults to `False`):
             Whether half of the clips are mirrored left to right, all frames of a clip alike.
+        random_vertical_flip (`bool`, *optional*, defaults to `False`):
+            The same, top to bottom.
+        normalizer ([`FrameNormalizer`], *optional*):
+            How values become what the network sees. By default images: uint8, or floating point in `[0, 1]`.
+        encoded (`bool`, *optional*, defaults to `True`):
+            Whether items are already what the network sees.
+        vectors (`Sequence[str]`, *optional*):
+            What to read beside the frames: see [`ClipReader.read_vector`].
+        pad_short (`bool`, *optional*, defaults to `False`):
+            Whether videos that are too short for a clip are padded by repeating their last frame, instead of skipped.
+        strict (`bool`, *optional*, defaults to `False`):
+            Whether one bad video is an error.
+        max_bad_share (`float`, *optional*, defaults to 0.5):
+            Share of bad videos, from 0 to 1, that is put up with.
         seed (`int`, *optional*, defaults to 0):
             Seed of all clips.
 
     Raises:
-        `ValueError`: If an argument is out of range, no video can be used, or `frame_size` is not given and the videos
-            differ in size.
+        `ValueError`: If an argument is out of range, no video can be used, too many can not, or `frame_size` is not given
+            and the videos differ in size.
     """
 
     def __init__(
@@ -607,10 +346,20 @@ class ClipDataset(SeededDataset):
         *,
         num_frames: int,
         frame_size: tuple[int, int] | None = None,
-        num_channels: int = 3,
+        resize: Literal["stretch", "cover", "crop"] = "stretch",
+        random_crop: bool = False,
+        num_channels: int | None = None,
         stride: int = 1,
+        clip_step: int | None = None,
         random_start: bool = True,
         random_flip: bool = False,
+        random_vertical_flip: bool = False,
+        normalizer: FrameNormalizer | None = None,
+        encoded: bool = True,
+        vectors: Sequence[str] = (),
+        pad_short: bool = False,
+        strict: bool = False,
+        max_bad_share: float = 0.5,
         seed: int = 0,
     ):
         super().__init__(seed)
@@ -618,335 +367,287 @@ class ClipDataset(SeededDataset):
         self.num_frames = check_integer("num_frames", num_frames, minimum=1)
         self.stride = check_integer("stride", stride, minimum=1)
         self.frame_size = None if frame_size is None else check_size("frame_size", frame_size)
-        if num_channels not in (1, 3):
-            raise ValueError(f"`num_channels` must be 1 (grey) or 3 (RGB) but got {num_channels!r}.")
-        self.num_channels = num_channels
+        self.clip_step = None if clip_step is None else check_integer("clip_step", clip_step, minimum=1)
+        self.num_channels = None if num_channels is None else check_integer("num_channels", num_channels, minimum=1)
+        if resize not in ("stretch", "cover", "crop"):
+            raise ValueError(f'`resize` must be "stretch", "cover" or "crop" but got {resize!r}.')
+        if random_crop and (resize == "stretch" or frame_size is None):
+            raise ValueError('`random_crop` must go with a `frame_size` and `resize` "cover" or "crop".')
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"`max_bad_share` must be a share from 0 to 1 but got {max_bad_share!r}.")
+        reserved = sorted({"video", "is_padding"} & set(vectors))
+        if reserved or len(set(vectors)) < len(vectors):
+            raise ValueError(
+                f"`vectors` must be different names, none of them video or is_padding, got {list(vectors)}."
+            )
+        self.resize = resize
+        self.random_crop = random_crop
         self.random_start = random_start
         self.random_flip = random_flip
+        self.random_vertical_flip = random_vertical_flip
+        if normalizer is not None:
+            self.normalizer = normalizer
+        self.encoded = encoded
+        self.vectors = tuple(vectors)
+        self.pad_short = pad_short
+        self.strict = strict
+        self.max_bad_share = max_bad_share
 
         self.skipped: dict[str, str] = {}
-        self._videos: list[int] = []
-        size_examples: dict[tuple[int, int], str] = {}
+        self._videos: list[int] = []  # those that can be used
+        self._infos: list[VideoInfo] = []
+        # Shared with the workers, so that all of them, and the training loop, know of videos that broke.
+        self._is_broken = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
+        self._vector_widths: dict[str, int] = {}
         for video in range(len(reader)):
-            name = reader.name(video)
             try:
-                num_video_frames = reader.num_frames(video)
-                first_frame = reader.read(video, 0, 1)
+                info = reader.info(video)
+                self._check_video(video, info, self.num_channels or info.num_channels)
             except (OSError, ValueError) as error:
-                self.skipped[name] = str(error)
-                continue
-            if num_clip_starts(num_video_frames, num_frames=num_frames, stride=stride) == 0:
-                needed = (num_frames - 1) * stride + 1
-                self.skipped[name] = f"too short: {num_video_frames} frames where a clip covers {needed}"
-                continue
-            _check_frames(first_frame, name, count=1)
-            size_examples.setdefault(tuple(first_frame.shape[-2:]), name)
-            self._videos.append(video)
+                self.skipped[reader.name(video)] = str(error)
+            else:
+                self.num_channels = self.num_channels or info.num_channels  # the first one sets it for all
+                self._videos.append(video)
+                self._infos.append(info)
+        self._check_skipped()
+        self._check_alike()
+        num_starts = [max(1, self._num_starts(info)) for info in self._infos]  # 1: padded
+        groups = [1 if self.clip_step is None else -(-count // self.clip_step) for count in num_starts]
+        self._first_clips = np.concatenate([[0], np.cumsum(groups)])
 
-        reasons = [f"{name} ({reason})" for name, reason in self.skipped.items()]
-        listing = "; ".join(reasons[:MAX_NAMES_IN_MESSAGE])
-        if len(reasons) > MAX_NAMES_IN_MESSAGE:
-            listing += f"; and {len(reasons) - MAX_NAMES_IN_MESSAGE} more"
-        if not self._videos:
-            raise ValueError(
-                f"`reader` must hold a readable video of at least {(num_frames - 1) * stride + 1} frames "
-                f"(`num_frames` {num_frames}, `stride` {stride}) but none of its {len(reader)} videos is one: "
-                f"{listing or 'it is empty'}. Repair the files, or ask for shorter clips."
-            )
-        if self.frame_size is None and len(size_examples) > 1:
-            sizes = "; ".join(
-                f"{height} x {width} ({name})"
-                for (height, width), name in list(size_examples.items())[:MAX_NAMES_IN_MESSAGE]
-            )
-            raise ValueError(
-                f"`frame_size` must be given when videos differ in size, which these do (height x width): {sizes}."
-            )
-        if reasons:
-            warnings.warn(
-                f"Skipped {len(reasons)} of {len(reader)} videos that can not be used: {listing}.", stacklevel=2
-            )
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._is_broken.share_memory_()
 
     def __len__(self) -> int:
-        """Number of clips in an epoch, which is the number of usable videos."""
-        return len(self._videos)
+        """Number of clips in an epoch."""
+        return int(self._first_clips[-1])
 
-    def _draw(self, index: int, rng: np.random.RandomState) -> dict[str, torch.Tensor]:
-        video = self._videos[index]
-        num_starts = num_clip_starts(self.reader.num_frames(video), num_frames=self.num_frames, stride=self.stride)
-        start = rng.randint(num_starts) if self.random_start else 0
-        is_flipped = self.random_flip and rng.randint(2) == 1
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of the clips as the network sees them, a mask included."""
+        info = self._infos[0]
+        height, width = self.frame_size or (info.height, info.width)
+        return self.num_channels + self.normalizer.has_mask_channel, height, width
 
-        frames = self.reader.read(video, start, self.num_frames, self.stride)
-        clip = _frames_to_clip(
-            frames, self.reader.name(video), num_channels=self.num_channels, frame_size=self.frame_size
+    @property
+    def num_broken(self) -> int:
+        """Videos that turned out to be broken after the constructor: see [`SeededDataset`]."""
+        return int(self._is_broken.sum())
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of these videos."""
+        return [self.reader.name(int(video)) for video in self._is_broken.nonzero()]
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """What items hold -> what the network sees: see [`SeededDataset`]."""
+        return video if self.encoded else self.normalizer.encode(video)
+
+    def item_rng(self, epoch: int, index: int) -> KeyedDraws:
+        """The random numbers of one item: see [`SeededDataset`]; cheaper here."""
+        return KeyedDraws(self.seed, epoch, index)
+
+    def _draw(self, index: int, rng: KeyedDraws | np.random.RandomState) -> dict[str, torch.Tensor]:
+        for _ in range(MAX_REPLACEMENTS):
+            place = int(self._first_clips.searchsorted(index, side="right")) - 1
+            try:
+                return self._clip(place, index - int(self._first_clips[place]), rng)
+            except (OSError, ValueError) as error:
+                self._report_broken(self._videos[place], error)
+                # From the same stream, so the clip that stands in is a function of (seed, epoch, index), too.
+                index = rng.randint(len(self))
+        raise ValueError(f"`reader` gave {MAX_REPLACEMENTS} broken clips in a row, the last of {self.broken[-1]}.")
+
+    def _clip(self, place: int, group: int, rng: KeyedDraws | np.random.RandomState) -> dict[str, torch.Tensor]:
+        video, info = self._videos[place], self._infos[place]
+        num_starts = self._num_starts(info)
+        first = group * self.clip_step if self.clip_step else 0
+        last = min(first + self.clip_step, num_starts) if self.clip_step else num_starts
+        start = first + int(rng.randint(last - first)) if self.random_start and num_starts else first
+        count = self.num_frames if num_starts else -(-info.num_frames // self.stride)
+
+        frames = self.reader.read(video, start, count, self.stride)
+        name = self.reader.name(video)
+        clip = self._to_clip(frames, name, self.num_channels)
+        clip = self._to_size(clip, name, rng)
+        flips = [-1] * (self.random_flip and rng.randint(2) == 1)
+        flips += [-2] * (self.random_vertical_flip and rng.randint(2) == 1)
+        clip = clip.flip(flips) if flips else clip
+        clip = self.normalizer.encode(clip) if self.encoded else clip
+        item = {"video": clip}
+        for vector in self.vectors:
+            item[vector] = torch.from_numpy(self.reader.read_vector(video, vector, start, count, self.stride))
+        if self.pad_short:
+            missing = self.num_frames - count
+            item = {
+                key: torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x for key, x in item.items()
+            }
+            item["is_padding"] = torch.arange(self.num_frames) >= count
+        return item
+
+    def _to_clip(self, frames: np.ndarray, name: str, num_channels: int) -> torch.Tensor:
+        """A reader's frames as a tensor `(T, num_channels, H, W)`: uint8, or float32 in the units."""
+        is_image = self.normalizer.is_unit
+        if frames.dtype == np.uint8:
+            # A copy, if what the reader hands out is a view of a file or of several frames.
+            clip = torch.from_numpy(frames if frames.flags.writeable and frames.flags.c_contiguous else frames.copy())
+        else:
+            if is_image and frames.dtype.kind != "f":
+                raise ValueError(
+                    f"{name} holds {frames.dtype}, whose range is not known: state it (`FrameNormalizer.from_range`), or"
+                    " measure it."
+                )
+            clip = torch.from_numpy(frames.astype(np.float32))
+            low, high = clip.aminmax()
+            if not low.isfinite() or not high.isfinite():  # NaN makes both NaN
+                self._check_missing(clip, name)
+            elif is_image and not (low >= 0 and high <= 1):
+                raise ValueError(
+                    f"{name} holds {frames.dtype} in [{low:g}, {high:g}], but images must be uint8 or in [0, 1]: state the"
+                    " range of the values (`FrameNormalizer.from_range`), or measure it."
+                )
+        if clip.shape[1] == num_channels:
+            return clip
+        if clip.shape[1] == 3 and num_channels == 1:
+            luma = torch.tensor(LUMA_WEIGHTS).view(3, 1, 1)
+            return (self._to_float(clip) * luma).sum(dim=1, keepdim=True)  # (T, 1, H, W)
+        return clip.repeat(1, num_channels, 1, 1)  # (T, num_channels, H, W)
+
+    def _to_float(self, clip: torch.Tensor) -> torch.Tensor:
+        """Values that can be averaged, in the units of the normalizer."""
+        if clip.dtype != torch.uint8:
+            return clip
+        return clip.float() / 255 if self.normalizer.is_unit else clip.float()
+
+    def _check_missing(self, clip: torch.Tensor, name: str) -> None:
+        if clip.isinf().any():
+            raise ValueError(f"{name} holds infinite values. Repair them, or make them NaN if they are missing.")
+        if self.normalizer.nan_fill is None:
+            raise ValueError(
+                f"{name} has missing values (NaN): say what they are filled with (`nan_fill` of the normalizer)."
+            )
+
+    def _to_size(self, clip: torch.Tensor, name: str, rng: KeyedDraws | np.random.RandomState) -> torch.Tensor:
+        """The clip at `frame_size`, by scaling, cutting, or both."""
+        height, width = clip.shape[-2:]
+        size = self.frame_size or (self._infos[0].height, self._infos[0].width)
+        if (height, width) == size:
+            return clip
+        scaled = size
+        if self.resize == "cover":
+            factor = max(size[0] / height, size[1] / width)
+            scaled = tuple(max(end, round(side * factor)) for end, side in zip(size, (height, width)))
+        if self.resize == "crop" or self.frame_size is None:
+            if height < size[0] or width < size[1] or self.frame_size is None:
+                raise ValueError(f"{name} has frames of {height} x {width} where {size[0]} x {size[1]} are asked for.")
+        elif scaled != (height, width):
+            clip = _scale(self._to_float(clip), scaled)  # (T, C, *scaled)
+        over = [have - want for have, want in zip(clip.shape[-2:], size)]
+        top, left = (rng.randint(x + 1) if self.random_crop else x // 2 for x in over)
+        return clip[..., top : top + size[0], left : left + size[1]].contiguous()
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Bad videos
+
+    def _num_starts(self, info: VideoInfo) -> int:
+        return num_clip_starts(info.num_frames, num_frames=self.num_frames, stride=self.stride)
+
+    def _check_video(self, video: int, info: VideoInfo, num_channels: int) -> None:
+        """Refuses a video that no clip can be taken from, as far as its first frame shows it."""
+        name = self.reader.name(video)
+        if self._num_starts(info) == 0 and not self.pad_short:
+            needed = (self.num_frames - 1) * self.stride + 1
+            raise ValueError(f"too short: {info.num_frames} frames where a clip covers {needed}")
+        if info.num_channels not in (1, num_channels) and (info.num_channels, num_channels) != (3, 1):
+            raise ValueError(f"frames of {info.num_channels} channels where {num_channels} are asked for")
+        if self.frame_size and self.resize == "crop":
+            height, width = self.frame_size
+            if info.height < height or info.width < width:
+                raise ValueError(f"frames of {info.height} x {info.width} where {height} x {width} are to be cut out")
+        frame = self.reader.read(video, 0, 1)
+        if frame.shape != (1, info.num_channels, info.height, info.width) or frame.dtype.kind not in "iuf":
+            raise ValueError(
+                f"`reader` must return integer or floating point frames (count, C, H, W), (1, {info.num_channels},"
+                f" {info.height}, {info.width}) here, but returned {frame.dtype} of shape {frame.shape}"
+            )
+        clip = self._to_clip(frame, name, num_channels)
+        if self.normalizer.is_unit and frame.dtype.kind == "f":
+            # Rain begins with zeros: floats can pass for images at first. Arrays are cheap to look at further.
+            for later in (info.num_frames // 2, info.num_frames - 1):
+                self._to_clip(self.reader.read(video, later, 1), name, num_channels)
+        if not self.normalizer.is_unit:
+            low, high = min(self.normalizer.low), max(self.normalizer.high)
+            values = clip[clip.isfinite()] if clip.is_floating_point() else clip
+            outside = float(((values < low) | (values > high)).float().mean()) if values.numel() else 0.0
+            if outside > 0.5:
+                raise ValueError(
+                    f"{outside:.0%} of the values of its first frame lie outside of [{low:g}, {high:g}], the range that was"
+                    f" stated or measured (they go from {float(values.min()):g} to {float(values.max()):g}): is it another"
+                    " unit?"
+                )
+        for vector in self.vectors:
+            width = self.reader.read_vector(video, vector, 0, 1).shape[1]
+            if width != self._vector_widths.setdefault(vector, width):
+                raise ValueError(
+                    f"`{vector}` has {width} entries where those before have {self._vector_widths[vector]}"
+                )
+
+    def _check_skipped(self) -> None:
+        """Names what was left out: a warning, or an error if it is too much."""
+        total, reasons = len(self.reader), [f"{name} ({reason})" for name, reason in self.skipped.items()]
+        if not self._videos:
+            raise ValueError(
+                f"`reader` must hold a readable video of at least {(self.num_frames - 1) * self.stride + 1} frames "
+                f"(`num_frames` {self.num_frames}, `stride` {self.stride}) but none of its {total} videos is one: "
+                f"{shorten(reasons) or 'it is empty'}. Repair the files, or ask for shorter clips."
+            )
+        if not reasons:
+            return
+        if self.strict:
+            raise ValueError(f"`strict`: {len(reasons)} of {total} videos can not be used: {shorten(reasons)}.")
+        if len(reasons) > self.max_bad_share * total:
+            raise ValueError(
+                f"{len(reasons)} of {total} videos can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts "
+                f"up with: {shorten(reasons)}."
+            )
+        warnings.warn(
+            f"Skipped {len(reasons)} of {total} videos that can not be used: {shorten(reasons)}.", stacklevel=3
         )
-        return {"video": clip.flip(-1) if is_flipped else clip}
+
+    def _check_alike(self) -> None:
+        """Without a `frame_size`, videos must have one."""
+        examples: dict[tuple[int, int], str] = {}
+        for video, info in zip(self._videos, self._infos):
+            examples.setdefault((info.height, info.width), self.reader.name(video))
+        if self.frame_size is None and len(examples) > 1:
+            sizes = [f"{height} x {width} ({name})" for (height, width), name in examples.items()]
+            raise ValueError(
+                "`frame_size` must be given when videos differ in size, which these do (height x width): "
+                f"{shorten(sizes)}."
+            )
+
+    def _report_broken(self, video: int, error: Exception) -> None:
+        """Counts a video that broke after it was checked; stops if it is one too many."""
+        if self.strict:
+            raise error
+        is_new = not self._is_broken[video]
+        self._is_broken[video] = 1
+        num_bad, total = len(self.skipped) + self.num_broken, len(self.reader)
+        if num_bad > self.max_bad_share * total:
+            raise ValueError(
+                f"{num_bad} of {total} videos can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts up "
+                f"with. The last one is {self.reader.name(video)}: {error}"
+            ) from error
+        if is_new:
+            warnings.warn(f"{self.reader.name(video)} is broken, other clips take its place: {error}", stacklevel=2)
 
 
-def num_clip_starts(num_video_frames: int, *, num_frames: int, stride: int = 1) -> int:
-    """
-    Number of places in a video at which a clip can start.
-
-    Args:
-        num_video_frames (`int`): Frames of the video.
-        num_frames (`int`): Frames of the clip.
-        stride (`int`, *optional*, defaults to 1): Frames of the video from one frame of the clip to the next.
-
-    Returns:
-        `int`: Clips may start at frames `0` to this number - 1; 0 if the video is too short.
-    """
-    return max(0, num_video_frames - (num_frames - 1) * stride)
-
-
-def check_integer(name: str, value: int, *, minimum: int) -> int:
-    """
-    Checks an argument that must be an integer from a minimum on.
-
-    Args:
-        name (`str`): Name of the argument, for the message.
-        value (`int`): What the caller passed.
-        minimum (`int`): Smallest allowed value.
-
-    Returns:
-        `int`: The value.
-
-    Raises:
-        `ValueError`: If it is no integer or too small.
-    """
-    if not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer of at least {minimum} but got {value!r}.")
-    return int(value)
-
-
-def check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
-    """
-    Checks an argument that must be a height and a width.
-
-    Args:
-        name (`str`): Name of the argument, for the message.
-        size (`tuple[int, int]`): What the caller passed; a list will do.
-
-    Returns:
-        `tuple[int, int]`: Height and width.
-
-    Raises:
-        `ValueError`: If it is not a pair of positive integers.
-    """
-    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
-    if not is_pair or not all(isinstance(length, Integral) and length >= 1 for length in size):
-        raise ValueError(f"`{name}` must be a pair of positive integers (height, width) but got {size!r}.")
-    return int(size[0]), int(size[1])
-
-
-def _frames_to_clip(
-    frames: np.ndarray | torch.Tensor, name: str, *, num_channels: int, frame_size: tuple[int, int] | None
-) -> torch.Tensor:
-    """A reader's frames `(T, C, H, W)` as a float32 clip in `[-1, 1]` with the wanted channels and size."""
-    frames = np.asarray(frames)
-    scale = 255 if frames.dtype == np.uint8 else 1
-    # The cast copies, so what a reader hands out (a read-only memory map, say) is neither kept nor written to.
-    clip = torch.from_numpy(frames.astype(np.float32)).div_(scale)
-    low, high = clip.aminmax()
-    if not (low >= 0 and high <= 1):  # NaN fails as well
-        raise ValueError(
-            f"`reader` must return uint8 in [0, 255] or floating point in [0, 1] but returned {frames.dtype} in "
-            f"[{low:g}, {high:g}] for {name}."
-        )
-    if clip.shape[1] == 3 and num_channels == 1:
-        luma = clip.new_tensor(LUMA_WEIGHTS).view(3, 1, 1)
-        clip = (clip * luma).sum(dim=1, keepdim=True)  # (T, 1, H, W)
-    if frame_size is not None and clip.shape[-2:] != frame_size:
-        clip = F.interpolate(clip, size=frame_size, mode="bilinear", antialias=True)  # (T, C, *frame_size)
-    # Weights that sum to 1 only up to rounding can leave [0, 1] by a few units in the last place.
-    clip = clip.clamp_(0, 1).mul_(2).sub_(1)
-    return clip.repeat(1, num_channels // clip.shape[1], 1, 1)  # (T, num_channels, H, W)
-
-
-def _check_frames(frames: np.ndarray | torch.Tensor, name: str, *, count: int) -> None:
-    """Holds a reader to the shape and type it promises."""
-    is_clip = frames.ndim == 4 and frames.shape[0] == count and frames.shape[1] in (1, 3)
-    dtype = np.asarray(frames).dtype
-    if not is_clip or not (dtype == np.uint8 or np.issubdtype(dtype, np.floating)):
-        raise ValueError(
-            "`reader` must return uint8 or floating point frames of shape (count, C, H, W) with C 1 or 3 but returned "
-            f"{dtype} of shape {tuple(frames.shape)} for {name} and count {count}."
-        )
-
-
-def _window_indices(name: str, num_video_frames: int, *, start: int, count: int, stride: int) -> range:
-    """The frames of a window, after a check that they exist."""
-    if count < 1 or stride < 1 or not 0 <= start < num_clip_starts(num_video_frames, num_frames=count, stride=stride):
-        raise ValueError(
-            f"`start`, `count` and `stride` must describe frames of {name}, which has {num_video_frames}, but got "
-            f"start {start}, count {count}, stride {stride}."
-        )
-    return range(start, start + count * stride, stride)
-
-
-def _stack_frames(frames: list[np.ndarray], source: Path) -> np.ndarray:
-    """Frames `(H, W, C)` as one array `(T, C, H, W)`."""
-    kinds = sorted({(frame.shape, frame.dtype.name) for frame in frames})
-    if len(kinds) > 1:
-        raise ValueError(f"{source} holds frames of different shapes (H, W, C) or types: {kinds}.")
-    return np.stack(frames).transpose(0, 3, 1, 2)  # (T, C, H, W)
-
-
-def _existing_path(name: str, path: str | PathLike) -> Path:
-    """An absolute path (FFmpeg takes a relative `clip:1.mp4` for a protocol) that exists."""
-    absolute = Path(path).expanduser().absolute()
-    if not absolute.exists():
-        raise ValueError(f"`{name}` must exist but {absolute} does not. Check the spelling and the working directory.")
-    return absolute
-
-
-def _find_files(folder: Path) -> list[Path]:
-    """
-    All files below a folder in natural order, without hidden ones (macOS leaves a `._clip.mp4` beside a clip).
-
-    Links to folders are followed, each folder once.
-    """
-    files, seen = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link back to where we have been
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = [file for file in files if file.is_file()]
-    return sorted(files, key=lambda file: [_natural_key(part) for part in file.relative_to(folder).parts])
-
-
-def _natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts `frame_10` after `frame_9`; the name itself settles `frame_1` against `frame_01`."""
-    # Odd places hold the digits, even ones what stands between them, so keys compare like with like.
-    parts = re.split("([0-9]+)", name.casefold())
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
-
-
-def _describe_files(files: Iterable[Path]) -> str:
-    """What lies in a folder, for an error message."""
-    counts: dict[str, int] = {}
-    for file in files:
-        suffix = file.suffix.lower() or "without a suffix"
-        counts[suffix] = counts.get(suffix, 0) + 1
-    common = sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES_IN_MESSAGE]
-    return f"only files of other kinds ({', '.join(f'{n} {s}' for s, n in common)})" if counts else "no files"
-
-
-@contextmanager
-def _errors_naming(file: Path, *errors: type[Exception]):
-    """Turns a decoder's own errors into the `ValueError` that readers promise, with the file in it."""
-    try:
-        yield
-    except errors as error:
-        raise ValueError(f"{file} can not be read: {error}") from error
-
-
-def _read_image(file: Path) -> np.ndarray:
-    """An image file as `(H, W, C)`, uint8, or float32 in `[0, 1]` for 16-bit grey."""
-    # Pillow reports broken image data as SyntaxError or ValueError as well as OSError, depending on the format.
-    with _errors_naming(file, OSError, SyntaxError, ValueError), Image.open(file) as image:
-        if image.mode.startswith("I;16"):
-            # Pillow's own conversion to 8 bits saturates instead of scaling.
-            return (np.asarray(image).astype(np.float32) / 65535)[..., None]  # (H, W, 1)
-        if image.mode in ("I", "F"):
-            raise ValueError(f"mode {image.mode!r} has no fixed value range; convert it to 8 or 16 bits")
-        if image.mode in ("1", "L", "LA"):
-            return np.asarray(image.convert("L"))[..., None]  # (H, W, 1)
-        return np.asarray(image.convert("RGB"))  # (H, W, 3)
-
-
-def _gif_frame_table(file: Path) -> tuple[int, None]:
-    """Number of frames of a gif; it has no time stamps to seek by."""
-    with _errors_naming(file, OSError, SyntaxError, EOFError), Image.open(file, formats=["GIF"]) as image:
-        return image.n_frames, None
-
-
-def _read_gif(file: Path, indices: range) -> list[np.ndarray]:
-    """Frames `(H, W, 3)` of a gif, RGB, uint8."""
-    frames = []
-    with _errors_naming(file, OSError, SyntaxError, EOFError), Image.open(file, formats=["GIF"]) as image:
-        for index in indices:
-            image.seek(index)
-            frames.append(np.asarray(image.convert("RGB")))
-    return frames
-
-
-def _import_av() -> ModuleType:
-    """PyAV, which only video files need."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            'Reading video files needs PyAV, which is not installed: `pip install "mcvd-diffusers[video]"`. '
-            "Gif files and folders of images are read without it."
-        ) from error
-    return av
-
-
-@contextmanager
-def _open_video_stream(file: Path):
-    """The container and its first video stream."""
-    av = _import_av()
-    # Tags in a foreign encoding are no reason to lose the frames.
-    with _errors_naming(file, av.FFmpegError), av.open(str(file), metadata_errors="replace") as container:
-        if not container.streams.video:
-            raise ValueError(f"{file} holds no video stream.")
-        stream = container.streams.video[0]
-        # The workers of a DataLoader are the parallelism; a pool of decoder threads in each of them is slower.
-        stream.codec_context.thread_count = 1
-        yield container, stream
-
-
-def _container_frame_table(file: Path) -> tuple[int, np.ndarray | None]:
-    """Number of frames of a video file and their time stamps in display order, or `None` where those are no use."""
-    with _open_video_stream(file) as (container, stream):
-        # A packet without data only flushes the decoder; a discarded one lies before the cut of an edit list; a
-        # corrupt one is where a truncated download ends.
-        timestamps = [
-            packet.pts
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard and not packet.is_corrupt
-        ]
-        has_timestamps = None not in timestamps and len(set(timestamps)) == len(timestamps)
-        # avi stores no presentation times: FFmpeg's guess is wrong for H.264 with B-frames.
-        if container.format.name == "avi" or not has_timestamps:
-            return len(timestamps), None
-        return len(timestamps), np.sort(np.array(timestamps, dtype=np.int64))
-
-
-def _read_container(file: Path, indices: range, *, timestamps: np.ndarray | None) -> list[np.ndarray]:
-    """Frames `(H, W, 3)` of a video file, RGB, uint8."""
-    if timestamps is None:
-        frames = _decode_frames(file, list(indices), is_position=True, seek=False)
-    else:
-        wanted = timestamps[list(indices)].tolist()
-        frames = _decode_frames(file, wanted, is_position=False, seek=True)
-        if len(frames) < len(wanted):
-            # Containers seek by decoding order, so a seek can land behind a frame that is shown before its key frame.
-            frames = _decode_frames(file, wanted, is_position=False, seek=False)
-    if len(frames) < len(indices):
-        raise ValueError(
-            f"{file} is broken: only {len(frames)} of {len(indices)} frames could be decoded from frame {indices[0]} "
-            f"to {indices[-1]}. Encode it again or remove it."
-        )
-    return frames
-
-
-def _decode_frames(file: Path, wanted: list[int], *, is_position: bool, seek: bool) -> list[np.ndarray]:
-    """The frames whose position from the start, or time stamp, is wanted; fewer if the file does not give them."""
-    frames = []
-    remaining = set(wanted)
-    with _open_video_stream(file) as (container, stream):
-        if seek:
-            container.seek(wanted[0], stream=stream)
-        for position, frame in enumerate(container.decode(stream)):
-            key = position if is_position else frame.pts
-            if key in remaining:
-                remaining.remove(key)
-                frames.append(frame.to_ndarray(format="rgb24"))
-            if key is not None and key >= wanted[-1]:
-                break
-    return frames
+def _scale(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear with antialiasing, over what is not missing."""
+    is_missing = clip.isnan()
+    if not is_missing.any():
+        return F.interpolate(clip, size=size, mode="bilinear", antialias=True)  # (T, C, *size)
+    values = F.interpolate(clip.masked_fill(is_missing, 0), size=size, mode="bilinear", antialias=True)
+    share = F.interpolate((~is_missing).float(), size=size, mode="bilinear", antialias=True)  # what is there
+    return torch.where(share > 0.5, values / share, torch.nan)

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .clips import SeededDataset, check_integer, check_size
+from .clips import SeededDataset
+from .reader import check_integer, check_size
 
 
 DIGIT_SOURCES = ("sklearn", "mnist")

@@ -37,7 +37,7 @@ Shapes: T frames, C channels (1 grey, 3 RGB), H height, W width.
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
@@ -46,21 +46,23 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from .clips import (
-    HDF5_SUFFIXES,
+from mcvd_diffusers.normalization import FrameNormalizer
+
+from .clips import SeededDataset
+from .reader import (
     MAX_NAMES_IN_MESSAGE,
     ClipReader,
-    SeededDataset,
     SubsetReader,
-    _describe_files,
-    _existing_path,
-    _find_files,
-    _frames_to_clip,
-    _stack_frames,
-    _window_indices,
+    VideoInfo,
     check_integer,
+    describe_files,
+    existing_path,
+    find_files,
+    stack_frames,
 )
 
+
+HDF5_SUFFIXES = (".hdf5", ".h5")
 
 # A file states the shape of its frames before it has to hold a single byte of them. The published ones have 128 x 128.
 MAX_FRAME_BYTES = 64 * 2**20
@@ -72,7 +74,7 @@ KTH_TEST_PERSONS = range(21, 26)
 UCF101_TEST_STEP = 10
 
 
-class HDF5Reader:
+class HDF5Reader(ClipReader):
     """
     Reads the videos of HDF5 files in the layout of the original MCVD code.
 
@@ -91,15 +93,15 @@ class HDF5Reader:
     """
 
     def __init__(self, path: str | PathLike):
-        path = _existing_path("path", path)
+        path = existing_path("path", path)
         files = _hdf5_files(path)
         if not files:
-            below = _find_files(path) if path.is_dir() else [path]
+            below = find_files(path) if path.is_dir() else [path]
             folders = sorted({str(file.parent) for file in below if file.suffix.lower() in HDF5_SUFFIXES})
             holds = f"them only in other folders: {', '.join(folders[:MAX_NAMES_IN_MESSAGE])}"
             raise ValueError(
                 f"`path` must be a folder of HDF5 files ({', '.join(HDF5_SUFFIXES)}) or one of them, but {path} holds "
-                f"{holds if folders else _describe_files(below)}. Pass the folder that the files lie in; a folder "
+                f"{holds if folders else describe_files(below)}. Pass the folder that the files lie in; a folder "
                 "with the folders `train` and `test` is one for `published_split`."
             )
         stems = [file.stem for file in files]
@@ -121,56 +123,31 @@ class HDF5Reader:
         return len(self._videos)
 
     def name(self, video: int) -> str:
-        """
-        Name of a video.
-
-        Args:
-            video (`int`): Number of the video.
-
-        Returns:
-            `str`: Its file without the suffix and its number there, such as `shard_0001/12`.
-        """
+        """Name of a video, its file without the suffix and its number there, such as `shard_0001/12`: see [`ClipReader`]."""
         file, number, _ = self._videos[video]
         return f"{file.stem}/{number}"
 
     def num_frames(self, video: int) -> int:
-        """
-        Number of frames of a video.
-
-        Args:
-            video (`int`): Number of the video.
-
-        Returns:
-            `int`: What the file states; [`~HDF5Reader.read`] checks it.
-        """
+        """Number of frames that the file states; reading checks it: see [`ClipReader`]."""
         return self._videos[video][2]
 
-    def read(self, video: int, start: int, count: int, stride: int = 1) -> np.ndarray:
-        """
-        Reads frames of a video.
-
-        Args:
-            video (`int`): Number of the video.
-            start (`int`): First frame, from 0.
-            count (`int`): Number of frames to return.
-            stride (`int`, *optional*, defaults to 1): Frames from one returned frame to the next.
-
-        Returns:
-            `np.ndarray` of shape `(count, C, H, W)`, uint8: C is 1 for frames `(H, W)` and 3 for `(H, W, 3)`.
-
-        Raises:
-            `ValueError`: If the window leaves the video, the file is broken there, it holds more or fewer frames of
-                the video than it states, or the frames are none: of another type or shape, too large, of several
-                sizes, or stored outside of the file.
-        """
+    def info(self, video: int) -> VideoInfo:
+        """Length and geometry of a video, of its first frame: see [`ClipReader`]."""
         file, number, length = self._videos[video]
-        indices = _window_indices(self.name(video), length, start=start, count=count, stride=stride)
+        with _open_hdf5(file) as root:
+            dataset = _open_frame(_open_group(root, str(number), file), "0", file)
+            height, width, *channels = dataset.shape
+        return VideoInfo(length, *(channels or [1]), height, width, "uint8")
+
+    def _read(self, video: int, frames: range) -> np.ndarray:
+        file, number, length = self._videos[video]
         with _open_hdf5(file) as root:
             group = _open_group(root, str(number), file)
             if len(group) != length:
                 raise _bad_file(file, f"`len/{number}`", f"the number of frames in `{number}`, {len(group)},", length)
-            frames = [_read_frame(group, str(index), file) for index in indices]
-        return _stack_frames(frames, file / str(number))
+            images = [_open_frame(group, str(frame), file)[()] for frame in frames]
+        images = [image[..., None] if image.ndim == 2 else image for image in images]  # (H, W, C)
+        return stack_frames(images, file / str(number))
 
     def _read_integers(self, name: str) -> list[int]:
         """The whole numbers that a group of every file gives for its videos, such as `person`."""
@@ -202,7 +179,7 @@ def published_split(path: str | PathLike) -> tuple[ClipReader, ClipReader] | Non
         `ValueError`: If `path` does not exist, a file is broken, or its split can not be that of KTH or UCF-101.
         `ImportError`: If `path` holds HDF5 files and h5py is not installed.
     """
-    path = _existing_path("path", path)
+    path = existing_path("path", path)
     if _hdf5_files(path / "train") and _hdf5_files(path / "test"):
         return HDF5Reader(path / "train"), HDF5Reader(path / "test")
     files = _hdf5_files(path)
@@ -363,9 +340,29 @@ class OriginalClips(SeededDataset):
                 "can resize them."
             )
         frames = frames[..., left : left + crop_width]  # (T, C, H, crop_width)
-        # As many channels as there are, and no size: nothing but the range changes.
-        clip = _frames_to_clip(frames, self.reader.name(video), num_channels=frames.shape[1], frame_size=None)
+        clip = FrameNormalizer().encode(torch.from_numpy(frames.copy()))
         return {"video": clip.flip(-1) if is_flipped else clip}
+
+
+def has_original_layout(path: str | PathLike) -> bool:
+    """
+    Whether HDF5 files are as the original's converters write them, as far as the first that can be read shows.
+
+    Args:
+        path (`str` or `os.PathLike`): A file, or a folder of files, also in sub-folders.
+
+    Returns:
+        `bool`: Whether it has a group `len`.
+
+    Raises:
+        `ImportError`: If h5py is not installed.
+    """
+    path = Path(path)
+    for file in find_files(path) if path.is_dir() else [path]:
+        if file.suffix.lower() in HDF5_SUFFIXES:
+            with suppress(ValueError), _open_hdf5(file) as root:
+                return root.id.links.exists(b"len")
+    return False
 
 
 def _hdf5_files(path: Path) -> list[Path]:
@@ -456,8 +453,8 @@ def _read_integers(root, name: str, file: Path, *, count: int | None = None) -> 
     return [_read_integer(group, str(number), file) for number in range(len(group))]
 
 
-def _read_frame(group, name: str, file: Path) -> np.ndarray:
-    """A frame `(H, W, C)`, uint8; all that can be wrong with it is seen before it is read."""
+def _open_frame(group, name: str, file: Path):
+    """The data set of a frame `(H, W)` or `(H, W, 3)`, uint8; all that can be wrong with it is seen before it is read."""
     dataset = _open_member(group, name, "data set", file)
     shape = dataset.shape
     is_frame = shape is not None and (len(shape) == 2 or len(shape) == 3 and shape[2] == 3) and 0 not in shape
@@ -476,5 +473,4 @@ def _read_frame(group, name: str, file: Path) -> np.ndarray:
         )
     if dataset.id.get_storage_size() == 0:
         raise _bad_file(file, f"`{dataset.name[1:]}`", "a frame", "empty: it was made, but never written")
-    frame = dataset[()]
-    return frame[..., None] if frame.ndim == 2 else frame  # (H, W, C)
+    return dataset

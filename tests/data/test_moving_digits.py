@@ -82,7 +82,7 @@ def test_against_mcvd_trajectories(golden, deterministic):
 
 def test_items_are_the_clips_of_their_rng_in_minus_one_to_one():
     dataset = small_dataset()
-    clip = draw_moving_digits(some_digits(), dataset.item_rng(3), num_frames=4, canvas_size=(16, 20))
+    clip = draw_moving_digits(some_digits(), dataset.item_rng(dataset.epoch, 3), num_frames=4, canvas_size=(16, 20))
     video = dataset[3]["video"]
     assert video.dtype == torch.float32 and video.shape == (4, 1, 16, 20)
     torch.testing.assert_close(video, torch.from_numpy(clip) * 2 - 1, rtol=0, atol=0)

@@ -25,7 +25,7 @@ from mcvd_diffusers.data import (
     VideoFileReader,
     open_reader,
     published_split,
-    split_by_name,
+    split_videos,
 )
 
 
@@ -221,7 +221,7 @@ def test_open_reader_recognises_hdf5(tmp_path):
         reader = open_reader(path)
         assert isinstance(reader, HDF5Reader) and names(reader) == ["shard_0001/0"]
     Image.new("L", (4, 4)).save(tmp_path / "clip.gif")
-    with pytest.raises(ValueError, match=r"1 video files and 1 HDF5 files.*`VideoFileReader\(path\)` or `HDF5Reader"):
+    with pytest.raises(ValueError, match=r"1 video files and 1 HDF5 files\. Move one"):
         open_reader(tmp_path)
     assert len(VideoFileReader(tmp_path)) == len(HDF5Reader(tmp_path)) == 1
 
@@ -285,7 +285,7 @@ def test_data_without_a_published_split_give_none(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must exist"):
         published_split(tmp_path / "nowhere")
     # What has no split gets one by name.
-    assert sum(map(len, split_by_name(open_reader(tmp_path / "own"), 0.5))) == 20
+    assert sum(map(len, split_videos(open_reader(tmp_path / "own"), validation=0.5))) == 20
 
 
 @pytest.mark.parametrize(
@@ -482,11 +482,13 @@ def test_videos_of_another_width_are_named(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"this is no HDF5 " * 100, b"\x89HDF\r\n\x1a\n" + bytes(500)])
 def test_a_file_that_is_no_hdf5_is_named(tmp_path, content):
     (tmp_path / "shard_0001.hdf5").write_bytes(content)
-    for open_path in (HDF5Reader, open_reader, published_split):
+    for open_path in (HDF5Reader, published_split):
         with pytest.raises(
             ValueError, match=r"shard_0001\.hdf5 can not be read: it must be an HDF5 file but is .*Copy"
         ):
             open_path(tmp_path)
+    with pytest.raises(ValueError, match=r"shard_0001\.hdf5 .*Copy the file again"):
+        open_reader(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
@@ -685,4 +687,4 @@ def test_broken_videos_are_skipped_with_a_warning_by_clip_dataset(tmp_path):
     with h5py.File(file, "r+") as root:
         no_video(root)
     with pytest.warns(UserWarning, match=r"Skipped 2 of 3 videos .*a/1 .*missing.*a/2 \(too short: 2 frames"):
-        assert len(ClipDataset(open_reader(file), num_frames=3)) == 1
+        assert len(ClipDataset(open_reader(file), num_frames=3, max_bad_share=0.7)) == 1

@@ -1,0 +1,509 @@
+"""The interface of a source of videos, and what all sources share.
+
+A [`ClipReader`] knows where videos lie and how to decode a few frames of one of them; it knows nothing of training.
+[`ClipDataset`] draws windows and knows nothing of files. A new source of videos is one class with four methods, and a
+row in `sources.py`, where a path is given its reader.
+
+Shapes: T frames, C channels, H height, W width, D entries of a vector.
+"""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from numbers import Integral
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+
+# A message about a thousand broken files should still be readable.
+MAX_NAMES_IN_MESSAGE = 10
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """
+    What is known of a video without decoding it.
+
+    Args:
+        num_frames (`int`): Frames of the video, at least 1.
+        num_channels (`int`): Channels that its frames are returned with.
+        height (`int`): Height of the frames, in pixels.
+        width (`int`): Width of the frames, in pixels.
+        dtype (`str`): Type of the values that are returned, such as `"uint8"`.
+        frames_per_second (`float`, *optional*): The mean rate, where the source states one.
+    """
+
+    num_frames: int
+    num_channels: int
+    height: int
+    width: int
+    dtype: str
+    frames_per_second: float | None = None
+
+
+class ClipReader(ABC):
+    """
+    A source of videos, numbered from 0.
+
+    A reader is copied into the workers of a `DataLoader` (forked or pickled), so it keeps no file open between calls,
+    unless it opens it again after both.
+
+    To be written by a source: `__len__`, [`~ClipReader.name`], [`~ClipReader.info`] and `_read(video, frames)`, which
+    gets a `range` of frames that exist; and `_read_vector(video, name, frames)` if it has vectors.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of videos, readable or not."""
+
+    @abstractmethod
+    def name(self, video: int) -> str:
+        """
+        Name of a video.
+
+        Args:
+            video (`int`): Number of the video.
+
+        Returns:
+            `str`: Unique in this reader, and the same when other videos come or go; with forward slashes.
+        """
+
+    @abstractmethod
+    def info(self, video: int) -> VideoInfo:
+        """
+        Length and geometry of a video, found without decoding all of it.
+
+        Args:
+            video (`int`): Number of the video.
+
+        Returns:
+            [`VideoInfo`]: What is known.
+
+        Raises:
+            `OSError` or `ValueError`: If the video can not be read. [`ClipDataset`] skips it then.
+            `ImportError`: If a package is missing that reads such videos.
+        """
+
+    def num_frames(self, video: int) -> int:
+        """
+        Number of frames of a video.
+
+        Args:
+            video (`int`): Number of the video.
+
+        Returns:
+            `int`: At least 1.
+
+        Raises:
+            `OSError` or `ValueError`: If the video can not be read.
+        """
+        return self.info(video).num_frames
+
+    def read(self, video: int, start: int, count: int, stride: int = 1) -> np.ndarray:
+        """
+        Reads frames of a video.
+
+        Args:
+            video (`int`): Number of the video.
+            start (`int`): First frame, from 0.
+            count (`int`): Number of frames to return.
+            stride (`int`, *optional*, defaults to 1): Frames from one returned frame to the next.
+
+        Returns:
+            `np.ndarray` of shape `(count, C, H, W)`: The frames as they are stored, integers or floating point in the
+            units of the source. May be a view of a read-only file.
+
+        Raises:
+            `OSError` or `ValueError`: If the window leaves the video, or the frames can not be read.
+        """
+        return self._read(video, self._window(video, start, count, stride))
+
+    def read_vector(self, video: int, name: str, start: int, count: int, stride: int = 1) -> np.ndarray:
+        """
+        Reads what goes with each frame of a video, such as actions, poses or time stamps.
+
+        Args:
+            video (`int`): Number of the video.
+            name (`str`): Which vector.
+            start (`int`): First frame, from 0.
+            count (`int`): Number of frames.
+            stride (`int`, *optional*, defaults to 1): Frames from one returned row to the next.
+
+        Returns:
+            `np.ndarray` of shape `(count, D)`, float32: A row for each frame.
+
+        Raises:
+            `OSError` or `ValueError`: If there is no such vector, it has not a row for each frame of the video, or it
+                is not numbers.
+        """
+        rows = np.asarray(self._read_vector(video, name, self._window(video, start, count, stride)))
+        if rows.ndim == 1:
+            rows = rows[:, None]
+        if rows.shape[0] != count or rows.ndim != 2 or rows.dtype.kind not in "biuf":
+            raise ValueError(
+                f"The vector `{name}` of {self.name(video)} must be numbers, a row for each frame, but {count} frames gave "
+                f"{rows.dtype} of shape {rows.shape}."
+            )
+        return rows.astype(np.float32)  # (count, D)
+
+    def _read(self, video: int, frames: range) -> np.ndarray:
+        raise NotImplementedError(f"{type(self).__name__} has no `_read`.")
+
+    def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:
+        raise ValueError(f"{type(self).__name__} reads no vectors, but `{name}` was asked for.")
+
+    def _window(self, video: int, start: int, count: int, stride: int) -> range:
+        """The frames of a window, after a check that they exist."""
+        num_frames = self.num_frames(video)
+        num_starts = num_clip_starts(num_frames, num_frames=count, stride=stride) if count > 0 and stride > 0 else 0
+        if not 0 <= start < num_starts:
+            raise ValueError(
+                f"`start`, `count` and `stride` must describe frames of {self.name(video)}, which has {num_frames}, but "
+                f"got start {start}, count {count}, stride {stride}."
+            )
+        return range(start, start + count * stride, stride)
+
+
+class SubsetReader(ClipReader):
+    """
+    Some of the videos of another reader, renumbered from 0.
+
+    Args:
+        reader ([`ClipReader`]):
+            The reader that reads.
+        videos (`Sequence[int]`):
+            Numbers of its videos, in the order they get here.
+
+    Raises:
+        `ValueError`: If `videos` names one that `reader` does not have.
+    """
+
+    def __init__(self, reader: ClipReader, videos: Sequence[int]):
+        unknown = [video for video in videos if not 0 <= video < len(reader)]
+        if unknown:
+            raise ValueError(f"`videos` must lie in 0..{len(reader) - 1}, the videos of `reader`, but got {unknown}.")
+        self.reader = reader
+        self.videos = list(videos)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def name(self, video: int) -> str:
+        """Name of a video: see [`ClipReader`]."""
+        return self.reader.name(self.videos[video])
+
+    def info(self, video: int) -> VideoInfo:
+        """Length and geometry of a video: see [`ClipReader`]."""
+        return self.reader.info(self.videos[video])
+
+    def num_frames(self, video: int) -> int:
+        """Number of frames of a video: see [`ClipReader`]."""
+        return self.reader.num_frames(self.videos[video])
+
+    def _read(self, video: int, frames: range) -> np.ndarray:
+        return self.reader._read(self.videos[video], frames)
+
+    def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:
+        return self.reader._read_vector(self.videos[video], name, frames)
+
+
+class PieceReader(ClipReader):
+    """
+    The videos of another reader, cut into pieces of a stated length that then count as videos of their own.
+
+    For a source of few, long videos, such as a field over years: pieces can be split into training and validation, and
+    no frame is in two of them.
+
+    Args:
+        reader ([`ClipReader`]):
+            The reader that reads.
+        num_frames (`int`):
+            Frames of a piece; the last of each video can be shorter. Pieces are named after their first frame:
+            `"field[0000480:]"`.
+
+    Raises:
+        `ValueError`: If `num_frames` is no positive integer.
+    """
+
+    def __init__(self, reader: ClipReader, num_frames: int):
+        self.reader = reader
+        self.piece_frames = check_integer("num_frames", num_frames, minimum=1)
+        self._pieces: list[tuple[int, int | None]] = []  # (video, first frame; None: unreadable)
+        for video in range(len(reader)):
+            try:
+                starts = range(0, reader.num_frames(video), num_frames)
+            except (OSError, ValueError):
+                starts = [None]  # `info` will raise the same again, where it is counted
+            self._pieces += [(video, start) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def name(self, video: int) -> str:
+        """Name of a piece: see [`ClipReader`]."""
+        whole, start = self._pieces[video]
+        return self.reader.name(whole) + ("" if start is None else f"[{start:07}:]")
+
+    def info(self, video: int) -> VideoInfo:
+        """Length and geometry of a piece: see [`ClipReader`]."""
+        whole, start = self._pieces[video]
+        info = self.reader.info(whole)
+        num_frames = min(self.piece_frames, info.num_frames - (start or 0))
+        return VideoInfo(**{**vars(info), "num_frames": num_frames})
+
+    def _read(self, video: int, frames: range) -> np.ndarray:
+        whole, start = self._pieces[video]
+        return self.reader._read(whole, range(frames.start + start, frames.stop + start, frames.step))
+
+    def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:
+        whole, start = self._pieces[video]
+        return self.reader._read_vector(whole, name, range(frames.start + start, frames.stop + start, frames.step))
+
+
+def num_clip_starts(num_video_frames: int, *, num_frames: int, stride: int = 1) -> int:
+    """
+    Number of places in a video at which a clip can start.
+
+    Args:
+        num_video_frames (`int`): Frames of the video.
+        num_frames (`int`): Frames of the clip.
+        stride (`int`, *optional*, defaults to 1): Frames of the video from one frame of the clip to the next.
+
+    Returns:
+        `int`: Clips may start at frames `0` to this number - 1; 0 if the video is too short.
+    """
+    return max(0, num_video_frames - (num_frames - 1) * stride)
+
+
+def spread_frames(reader: ClipReader, count: int | None = None) -> Iterator[np.ndarray]:
+    """
+    Frames that are spread evenly over all videos, to measure values on. Videos that can not be read are left out.
+
+    Args:
+        reader ([`ClipReader`]): The videos.
+        count (`int`, *optional*): About how many frames; all of them if not given.
+
+    Yields:
+        `np.ndarray` of shape `(1, C, H, W)`: One frame at a time.
+    """
+    lengths = {}
+    for video in range(len(reader)):
+        with suppress(OSError, ValueError):
+            lengths[video] = reader.num_frames(video)
+    step = max(1, sum(lengths.values()) // count) if count else 1
+    first = 0  # in the next video, so that short videos are met as often as long ones, frame for frame
+    for video, length in lengths.items():
+        for frame in range(first, length, step):
+            with suppress(OSError, ValueError):
+                yield reader.read(video, frame, 1)
+        first = (first - length) % step
+
+
+def check_integer(name: str, value: int, *, minimum: int) -> int:
+    """
+    Checks an argument that must be an integer from a minimum on.
+
+    Args:
+        name (`str`): Name of the argument, for the message.
+        value (`int`): What the caller passed.
+        minimum (`int`): Smallest allowed value.
+
+    Returns:
+        `int`: The value.
+
+    Raises:
+        `ValueError`: If it is no integer or too small.
+    """
+    if not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum} but got {value!r}.")
+    return int(value)
+
+
+def check_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """
+    Checks an argument that must be a height and a width.
+
+    Args:
+        name (`str`): Name of the argument, for the message.
+        size (`tuple[int, int]`): What the caller passed; a list will do.
+
+    Returns:
+        `tuple[int, int]`: Height and width.
+
+    Raises:
+        `ValueError`: If it is not a pair of positive integers.
+    """
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not is_pair or not all(isinstance(length, Integral) and length >= 1 for length in size):
+        raise ValueError(f"`{name}` must be a pair of positive integers (height, width) but got {size!r}.")
+    return int(size[0]), int(size[1])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What readers of files share
+
+
+def stack_frames(frames: list[np.ndarray], source: str | PathLike) -> np.ndarray:
+    """
+    Frames of one video as one array.
+
+    Args:
+        frames (`list[np.ndarray]`): Frames `(H, W, C)`.
+        source (`str` or `os.PathLike`): Where they come from, for the message.
+
+    Returns:
+        `np.ndarray` of shape `(T, C, H, W)`: The frames.
+
+    Raises:
+        `ValueError`: If they differ in shape or type.
+    """
+    kinds = sorted({(frame.shape, frame.dtype.name) for frame in frames})
+    if len(kinds) > 1:
+        raise ValueError(f"{source} holds frames of different shapes (H, W, C) or types: {kinds}.")
+    return np.stack(frames).transpose(0, 3, 1, 2)  # (T, C, H, W)
+
+
+def read_sidecar(path: Path, name: str, frames: range, *, num_frames: int) -> np.ndarray:
+    """
+    A vector that lies in a file of its own beside a video.
+
+    Args:
+        path (`Path`): The video, `jump.gif` or the folder `jump`.
+        name (`str`): Which vector: `action` is in `jump.action.npy`.
+        frames (`range`): The frames that are asked for.
+        num_frames (`int`): Frames of the video.
+
+    Returns:
+        `np.ndarray` of shape `(len(frames), ...)`: Its rows of these frames.
+
+    Raises:
+        `ValueError`: If there is no such file, it is broken, or it has not a row for each frame.
+    """
+    file = sidecar_file(path, name)
+    with errors_naming(file, OSError, ValueError, EOFError):
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    if rows.ndim == 0 or len(rows) != num_frames:
+        raise ValueError(
+            f"{file} must have a row for each of the {num_frames} frames of {path.name} but has shape {rows.shape}."
+        )
+    return np.array(rows[frames.start : frames.stop : frames.step])
+
+
+def sidecar_file(path: Path, name: str) -> Path:
+    """
+    The file beside a video that holds one of its vectors.
+
+    Args:
+        path (`Path`): The video.
+        name (`str`): Which vector.
+
+    Returns:
+        `Path`: `jump.action.npy` for `jump.gif` or the folder `jump`, and `action`.
+    """
+    stem = path.name if path.is_dir() else path.stem
+    return path.with_name(f"{stem}.{name}.npy")
+
+
+def existing_path(name: str, path: str | PathLike) -> Path:
+    """
+    Checks an argument that must be a path.
+
+    Args:
+        name (`str`): Name of the argument, for the message.
+        path (`str` or `os.PathLike`): What the caller passed.
+
+    Returns:
+        `Path`: The absolute path (FFmpeg takes a relative `clip:1.mp4` for a protocol).
+
+    Raises:
+        `ValueError`: If nothing is there.
+    """
+    absolute = Path(path).expanduser().absolute()
+    if not absolute.exists():
+        raise ValueError(f"`{name}` must exist but {absolute} does not. Check the spelling and the working directory.")
+    return absolute
+
+
+def find_files(folder: Path) -> list[Path]:
+    """
+    All files below a folder in natural order, without hidden ones (macOS leaves a `._clip.mp4` beside a clip).
+
+    Links to folders are followed, each folder once.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Returns:
+        `list[Path]`: `frame_9.png` before `frame_10.png`.
+    """
+    files, seen = [], set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link back to where we have been
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = [file for file in files if file.is_file()]
+    return sorted(files, key=lambda file: [_natural_key(part) for part in file.relative_to(folder).parts])
+
+
+def _natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sorts `frame_10` after `frame_9`; the name itself settles `frame_1` against `frame_01`."""
+    # Odd places hold the digits, even ones what stands between them, so keys compare like with like.
+    parts = re.split("([0-9]+)", name.casefold())
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def describe_files(files: Iterable[Path]) -> str:
+    """
+    What lies in a folder, for an error message.
+
+    Args:
+        files (`Iterable[Path]`): Its files.
+
+    Returns:
+        `str`: Numbers of files by suffix.
+    """
+    counts: dict[str, int] = {}
+    for file in files:
+        suffix = file.suffix.lower() or "without a suffix"
+        counts[suffix] = counts.get(suffix, 0) + 1
+    common = sorted(counts.items(), key=lambda item: -item[1])[:MAX_NAMES_IN_MESSAGE]
+    return f"only files of other kinds ({', '.join(f'{n} {s}' for s, n in common)})" if counts else "no files"
+
+
+def shorten(names: Sequence[str]) -> str:
+    """
+    A list for a message, cut if it is long.
+
+    Args:
+        names (`Sequence[str]`): What is listed.
+
+    Returns:
+        `str`: The first ten, and how many more there are.
+    """
+    listing = "; ".join(names[:MAX_NAMES_IN_MESSAGE])
+    more = len(names) - MAX_NAMES_IN_MESSAGE
+    return f"{listing}; and {more} more" if more > 0 else listing
+
+
+@contextmanager
+def errors_naming(source: str | PathLike, *errors: type[Exception]):
+    """
+    Turns a decoder's own errors into the `ValueError` that readers promise, with the file in it.
+
+    Args:
+        source (`str` or `os.PathLike`): The file.
+        *errors (`type[Exception]`): What its decoder raises.
+    """
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{source} can not be read: {error}") from error
