@@ -4,20 +4,21 @@
     accelerate launch train_mcvd.py --output_dir runs/digits                        # moving digits, all defaults
     accelerate launch train_mcvd.py --preset smmnist-concat-p5k5f5-general --digits mnist --output_dir runs/smmnist
     accelerate launch train_mcvd.py --train_data_dir videos/ --in_channels 3 --resolution 64 --output_dir runs/mine
+    accelerate launch train_mcvd.py --train_data_dir radar.zarr --normalization min_max --output_dir runs/radar
     accelerate launch train_mcvd.py settings.yaml --learning_rate 1e-4              # a file, and flags on top of it
+    accelerate launch train_mcvd.py settings.yaml --estimate                        # what it would cost; nothing is kept
     accelerate launch --multi_gpu --num_processes 8 train_mcvd.py ...               # several GPUs
     accelerate launch --config_file cluster.yaml train_mcvd.py ...                  # several machines
 
-Flags go before the file, the file before the preset, the preset before the defaults. `--help` explains each flag; the
-training loop is `main`, below.
+`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is `main`, below.
 
 All randomness is keyed: clip i of epoch e by (seed, e, i); masks, timesteps and noise of training sample n by
 (seed, n); dropout by (seed, step, process), which alone depends on the batch size and the number of processes. Nothing is
 drawn from a global stream that outlives a step.
 """
 
-import argparse
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -27,408 +28,60 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
 
 import diffusers
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    GradientAccumulationPlugin,
-    LoggerType,
-    ProjectConfiguration,
-)
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
-from transformers import HfArgumentParser
 
-from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers.cost import CostEstimate, Spread, UpdateTimer, measure_sampling, peak_memory
 from mcvd_diffusers.data import (
     ClipDataset,
+    ClipReader,
+    EpochBatches,
     MovingDigits,
     OriginalClips,
+    PieceReader,
+    StreamingClips,
+    SubsetReader,
+    load_datasets_reader,
     load_digits,
+    load_split,
     open_reader,
     published_split,
-    split_by_name,
+    read_names,
+    split_videos,
+    spread_frames,
 )
+from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
-from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from mcvd_diffusers.normalization import FrameNormalizer, measure_normalizer
 from mcvd_diffusers.randomness import keyed_seed
+from mcvd_diffusers.train_settings import (
+    FOR_FILES,
+    FROM_PRETRAINED_UNET,
+    DataArguments,
+    Settings,
+    parse_args,
+    stated_normalizer,
+)
 from mcvd_diffusers.training import DROPOUT_STREAM
 from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
 logger = get_logger("train_mcvd", log_level="INFO")
 
-
-# --------------------------------------------------------------------------------------------------------------------
-# Settings
-
-
-def flag(default, help: str):
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass
-class ModelArguments:
-    pretrained_model_name_or_path: str | None = flag(
-        None,
-        "Pipeline (folder or Hub id) whose network to go on training. It brings its shape, resolution, masks, noise"
-        " schedule, target and sampler along; only resolution, masks and sampler may be changed. Optimizer and learning"
-        " rate are not in it: they are those of the flags, or of a `--preset`.",
-    )
-    conditioning: Literal["concat", "spatin"] = flag("concat", "How given frames enter the network.")
-    in_channels: int = flag(1, "Channels of a frame.")
-    resolution: list[int] = flag([32], "Height and width of the frames in pixels, or one number for both.")
-    num_past_frames: int = flag(4, "Frames before the block that the network reads.")
-    num_frames: int = flag(4, "Frames of the block that the network makes.")
-    num_future_frames: int = flag(2, "Frames after the block that the network reads.")
-    block_out_channels: list[int] = flag([32, 64, 96], "Channels of each level of the UNet, finest first.")
-    down_block_types: list[str] | None = flag(
-        None, "DownBlock2D or AttnDownBlock2D for each level; attention at the coarsest level only, if not given."
-    )
-    layers_per_block: int = flag(1, "Residual blocks of a level.")
-    attention_head_dim: int | None = flag(None, "Channels of an attention head; one head if not given.")
-    spatin_channels: int = flag(128, "Hidden channels of SPATIN's convolutions.")
-    dropout: float = flag(0.0, "Dropout in the residual blocks.")
-    embed_past_kept: bool = flag(False, "Tell the network in its time embedding whether the past is there.")
-
-
-@dataclass
-class DataArguments:
-    train_data_dir: str | None = flag(
-        None,
-        "Folder of videos, of folders of frames, or of the original code's HDF5 files. Of the latter, BAIR, Cityscapes"
-        " (folders train/ and test/), KTH and UCF-101 are split as published, and their clips chosen as the original does"
-        " (UCF-101's 85 columns are cut to --resolution). Without it: moving digits, drawn as they are needed.",
-    )
-    digits: Literal["sklearn", "mnist"] = flag(
-        "sklearn", "Handwritten digits that move: scikit-learn's (no download) or MNIST (from the Hub)."
-    )
-    num_digits: int = flag(1, "Digits in a clip.")
-    digit_size: int | None = flag(
-        None, "Height and width of a digit in pixels; half the frame's shorter side if not given."
-    )
-    max_speed: int | None = flag(
-        None, "Largest speed of a digit in pixels a frame; a 16th of the shorter side if not given."
-    )
-    num_train_clips: int = flag(10_000, "Moving digits: clips in an epoch.")
-    validation_fraction: float = flag(
-        0.1, "Folder: share of the videos that is held out, chosen by their names, unless they are split as published."
-    )
-    frame_stride: int = flag(1, "Folder: take every n-th frame.")
-    random_flip: bool = flag(False, "Folder: mirror half of the clips.")
-    dataloader_num_workers: int = flag(0, "Processes that load clips.")
-
-
-@dataclass
-class TrainingArguments:
-    output_dir: str = flag("", "Where to save; must not exist, or be empty. Required.")
-    preset: str | None = flag(None, f"Settings of a published checkpoint: {', '.join(ORIGINAL_NAMES)}.")
-    seed: int = flag(0, "Key of all randomness.")
-
-    drop_past: float = flag(0.5, "Probability that all past frames of a sample are absent.")
-    drop_future: float = flag(0.5, "Probability that all future frames of a sample are absent.")
-
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = flag(
-        "v_prediction", "What the network predicts; the original's predicts epsilon."
-    )
-    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = flag(
-        "squaredcos_cap_v2", "Noise schedule: the original's linear one, or cosine."
-    )
-    num_train_timesteps: int = flag(1000, "Timesteps of the noise schedule.")
-    loss_type: Literal["l2", "l1"] = flag("l2", "Squared or absolute error.")
-    loss_reduction: Literal["mean", "sum"] = flag(
-        "mean",
-        "Over a clip's pixels. The original adds up, so that clipping its gradient to norm 1 always bites: another"
-        " optimiser than the mean, whose value does not depend on the frames' size.",
-    )
-
-    train_batch_size: int = flag(16, "Clips a process and step.")
-    gradient_accumulation_steps: int = flag(1, "Steps whose gradients make one update.")
-    max_train_steps: int = flag(5_000, "Updates.")
-    max_train_minutes: float | None = flag(
-        None,
-        "Stop and save after so many minutes of training, if the updates are not done by then. How far that is depends on"
-        " the machine. Goes with a constant learning rate.",
-    )
-    learning_rate: float = flag(1e-3, "Learning rate.")
-    lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "constant"] = flag(
-        "cosine", "Learning rate over the updates."
-    )
-    lr_warmup_steps: int = flag(100, "Updates until the learning rate is reached.")
-    adam_beta1: float = flag(0.9, "Adam.")
-    adam_beta2: float = flag(0.999, "Adam.")
-    adam_epsilon: float = flag(1e-8, "Adam.")
-    adam_weight_decay: float = flag(0.0, "AdamW's decoupled weight decay.")
-    max_grad_norm: float = flag(1.0, "Largest norm of the gradient.")
-    use_ema: bool = flag(True, "Keep a moving average of the weights, and save that.")
-    ema_decay: float = flag(0.999, "Decay of the average.")
-    ema_warmup: bool = flag(True, "Let the decay grow to its value, (1 + n) / (10 + n); else constant from the start.")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
-        None, "Precision of the network's computations; if not given, what `accelerate launch` says."
-    )
-    gradient_checkpointing: bool = flag(False, "Trade time for memory.")
-
-    sampling_scheduler: Literal["DDIMScheduler", "DDPMScheduler"] = flag(
-        "DDIMScheduler", "Noise scheduler that is saved in the pipeline."
-    )
-    validation_steps: int = flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
-    num_validation_videos: int = flag(4, "Held-out clips to make videos of; 0: none.")
-    validation_inference_steps: int = flag(25, "Denoising steps of a validation video.")
-    logging_steps: int = flag(100, "Updates between two lines of the log.")
-    report_to: str = flag("none", "Trackers, separated by commas: none, tensorboard, wandb, trackio, all, ...")
-    tracker_project_name: str = flag("train_mcvd", "Project in the tracker.")
-
-
-# What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
-FROM_PRETRAINED_UNET = tuple(
-    f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "resolution")
-)
-FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
-
-
-@dataclass
-class Settings:
-    model: ModelArguments
-    data: DataArguments
-    training: TrainingArguments
-    explicit: frozenset[str] = frozenset()  # names that were given by flag, file or preset
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return (self.model.resolution[0], self.model.resolution[-1])
-
-    def as_dict(self) -> dict:
-        return {**asdict(self.model), **asdict(self.data), **asdict(self.training)}
-
-
-def parse_args(args: list[str] | None = None) -> Settings:
-    """Read flags, settings file and preset. Exits with a message on anything unknown or out of range."""
-    args = list(sys.argv[1:] if args is None else args)
-    groups = (ModelArguments, DataArguments, TrainingArguments)
-    description = __doc__.split("\n\n")[0] + " The settings file, if any, comes first and ends in .yaml."
-    usage = "%(prog)s [settings.yaml] --output_dir FOLDER [--flag value ...]    (--help lists the flags)"
-    parser = HfArgumentParser(groups, description=description, usage=usage, allow_abbrev=False)
-    # The same flags once more, to learn which were given at all.
-    given = HfArgumentParser(groups, usage=usage, add_help=False, allow_abbrev=False)
-    for action in given._actions:
-        action.default = argparse.SUPPRESS
-    try:
-        if args and args[0].lower().endswith((".yaml", ".yml")):
-            args = as_flags(read_settings_file(Path(args[0]))) + args[1:]
-        name = getattr(given.parse_known_args(args)[0], "preset", None)
-        if name is not None:
-            args = as_flags(preset(name)) + args
-        values = vars(parser.parse_args(args))
-        settings = Settings(
-            *(group(**{f.name: values[f.name] for f in fields(group)}) for group in groups),
-            explicit=frozenset(vars(given.parse_args(args))),
-        )
-        adopt_pretrained(settings)
-        if settings.model.down_block_types is None:
-            plain = len(settings.model.block_out_channels) - 1
-            settings.model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
-        check_settings(settings)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return settings
-
-
-def read_settings_file(path: Path) -> dict:
-    """A YAML file of settings, each once and by its flag's name."""
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
-            names = [key.value for key, _ in node.value]
-            if len(names) > len(set(names)):
-                raise ValueError(f"{path} says {sorted({n for n in names if names.count(n) > 1})} more than once.")
-            return super().construct_mapping(node, deep)
-
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"The settings file {path} must hold lines of `name: value`, got a {type(content).__name__}.")
-    known = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
-    unknown = sorted(str(name) for name in content if name not in known)
-    if unknown:
-        raise ValueError(f"The settings file {path} has settings that do not exist: {unknown}.")
-    for name, value in content.items():
-        if any(isinstance(x, (dict, list)) for x in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"The settings file {path}: `{name}` must be a value or a list of values, got {value!r}.")
-    return content
-
-
-def as_flags(settings: dict) -> list[str]:
-    """Settings as they would be typed, so that one parser checks them all. `None` is left to its default."""
-    flags = []
-    for name, value in settings.items():
-        if value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
-
-
-def adopt_pretrained(settings: Settings) -> None:
-    """
-    Take over what a pretrained pipeline decides, so that the settings say what is really trained.
-
-    Raises:
-        ValueError: If a setting was given that the pipeline contradicts.
-        OSError: If there is no such pipeline.
-    """
-    source = settings.model.pretrained_model_name_or_path
-    if source is None:
-        return
-    if any(path.is_file() for path in (Path(source), *Path(source).glob("checkpoint*.pt"))):
-        raise ValueError(
-            f"--pretrained_model_name_or_path {source} is no pipeline folder. A checkpoint of the original becomes one by:"
-            f" mcvd-diffusers convert {source} FOLDER"
-        )
-    unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")
-    scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
-    size = unet_config["sample_size"]
-    sampling_scheduler = MCVDPipeline.load_config(source)["scheduler"][1]
-    if sampling_scheduler not in ("DDIMScheduler", "DDPMScheduler"):
-        sampling_scheduler = settings.training.sampling_scheduler
-    for group, name, theirs in (  # these may be changed
-        (settings.model, "resolution", size if isinstance(size, list) else [size]),
-        (settings.training, "sampling_scheduler", sampling_scheduler),
-        (settings.training, "drop_past", unet_config["drop_past"]),
-        (settings.training, "drop_future", unet_config["drop_future"]),
-    ):
-        if name not in settings.explicit:
-            setattr(group, name, theirs)
-    for group, config, names in (  # and these not
-        (settings.model, unet_config, FROM_PRETRAINED_UNET),
-        (settings.training, scheduler_config, FROM_PRETRAINED_SCHEDULER),
-    ):
-        for name in names:
-            ours, theirs = getattr(group, name), config[name]
-            if name in settings.explicit and ours != theirs:
-                raise ValueError(
-                    f"--{name} is {ours}, but {source} was made with {theirs}. Leave it out to go on with that pipeline,"
-                    " or leave out --pretrained_model_name_or_path to train a new one."
-                )
-            setattr(group, name, theirs)
-
-
-def check_settings(settings: Settings) -> None:
-    """
-    Refuse settings that could not work, before anything is loaded.
-
-    Raises:
-        ValueError: Naming the setting, what was expected and what came.
-    """
-    model, data, training = settings.model, settings.data, settings.training
-    if not training.output_dir:
-        raise ValueError("--output_dir is required: the folder to save to.")
-    output_dir = Path(training.output_dir).expanduser()
-    training.output_dir = str(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file: choose another name.")
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(
-            f"--output_dir {output_dir} exists and is not empty. Nothing is overwritten here: choose another folder, or"
-            " move that one away."
-        )
-    blocked = next((parent for parent in output_dir.parents if parent.exists()), None)
-    if blocked is not None and not blocked.is_dir():
-        raise ValueError(f"--output_dir {output_dir} cannot be made: {blocked} is a file.")
-    for group, names in (
-        (model, ["in_channels", "num_frames", "layers_per_block"]),
-        (data, ["num_digits", "num_train_clips", "frame_stride"]),
-        (
-            training,
-            ["num_train_timesteps", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"]
-            + ["validation_inference_steps", "logging_steps"],
-        ),
-    ):
-        for name in names:
-            if getattr(group, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(group, name)}.")
-    for group, names in (
-        (model, ["num_past_frames", "num_future_frames"]),
-        (data, ["dataloader_num_workers"]),
-        (training, ["seed", "lr_warmup_steps", "validation_steps", "num_validation_videos"]),
-    ):
-        for name in names:
-            if getattr(group, name) < 0:
-                raise ValueError(f"--{name} must not be negative, got {getattr(group, name)}.")
-    for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-        value = getattr(training, name)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"--{name} must be a positive number, got {value}.")
-    if training.max_train_minutes is not None and not training.max_train_minutes > 0:
-        raise ValueError(f"--max_train_minutes must be positive, got {training.max_train_minutes}.")
-    for name in ("drop_past", "drop_future", "ema_decay"):
-        if not 0 <= getattr(training, name) <= 1:
-            raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
-    if len(model.resolution) not in (1, 2) or min(model.resolution) < 1:
-        raise ValueError(f"--resolution must be one or two positive numbers, got {model.resolution}.")
-    multiple = 2 ** (len(model.block_out_channels) - 1)
-    if any(size % multiple for size in model.resolution):
-        raise ValueError(
-            f"--resolution must be multiples of {multiple} for {len(model.block_out_channels)} levels, got"
-            f" {model.resolution}."
-        )
-    if training.num_validation_videos and training.validation_inference_steps > training.num_train_timesteps:
-        raise ValueError(
-            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
-            f" --num_train_timesteps ({training.num_train_timesteps})."
-        )
-    if len(model.down_block_types) != len(model.block_out_channels):
-        raise ValueError(
-            f"--down_block_types ({len(model.down_block_types)} entries) and --block_out_channels"
-            f" ({len(model.block_out_channels)} entries) must have one entry for each level."
-        )
-    trackers = {} if training.report_to == "none" else set(training.report_to.split(","))
-    available = {"all", *(tracker.value for tracker in LoggerType if tracker in get_available_trackers())}
-    if set(trackers) - available:
-        raise ValueError(
-            f"--report_to {training.report_to}: {', '.join(sorted(set(trackers) - available))} is no tracker that is"
-            f" installed here. There are: none, {', '.join(sorted(available))}. Others need their package, such as"
-            " `pip install wandb`."
-        )
-    for name, least in (("digit_size", 1), ("max_speed", 0)):
-        value = getattr(data, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}.")
-    if data.train_data_dir is not None:
-        if not data.train_data_dir.strip():
-            raise ValueError("--train_data_dir is empty: name a folder, or leave it out for moving digits.")
-        data_dir = Path(data.train_data_dir).expanduser()
-        data.train_data_dir = str(data_dir)
-        if data_dir.resolve() in [output_dir.resolve(), *output_dir.resolve().parents]:
-            raise ValueError(
-                f"--output_dir {output_dir} lies inside --train_data_dir {data_dir}: its pictures would become training"
-                " data of the next run. Choose a folder outside."
-            )
-    if data.train_data_dir is None:
-        if training.preset and not training.preset.startswith("smmnist"):
-            raise ValueError(f"--preset {training.preset} is for your copy of its data: pass --train_data_dir.")
-        if model.in_channels != 1:
-            raise ValueError(
-                f"--in_channels is {model.in_channels}, but moving digits have 1. For own videos pass --train_data_dir."
-            )
-    elif not Path(data.train_data_dir).exists():
-        raise ValueError(f"--train_data_dir {data.train_data_dir} does not exist.")
-    elif model.in_channels not in (1, 3):
-        raise ValueError(f"--in_channels must be 1 or 3 to read videos and images, got {model.in_channels}.")
-    if not 0 < data.validation_fraction < 1:
-        raise ValueError(f"--validation_fraction must be between 0 and 1, got {data.validation_fraction}.")
+# Seconds after which a worker that gives no batch is given up: a file system that hangs must not hang the run for ever.
+WORKER_TIMEOUT = 1800
 
 
 class SetupError(ValueError):
@@ -451,7 +104,7 @@ def setup_errors():
 def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]:
     """Training and held-out clips of `num_frames` frames: `{"video": (T, C, H, W) in [-1, 1]}`, no video in both."""
     data, seed = settings.data, settings.training.seed
-    if data.train_data_dir is None:
+    if data.train_data_dir is None and data.dataset_name is None:
         shorter = min(settings.size)
         size = shorter // 2 if data.digit_size is None else data.digit_size
         speed = max(1, shorter // 16) if data.max_speed is None else data.max_speed
@@ -467,14 +120,25 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
             MovingDigits(train, num_clips=data.num_train_clips, **common),
             MovingDigits(held_out, num_clips=256, **common),
         )
-    published = published_split(data.train_data_dir)
+    published = None
+    if data.train_data_dir is not None and data.axes is None and data.variables is None:
+        published = published_split(data.train_data_dir)
     if published is not None:
         if data.frame_stride != 1:
             raise ValueError(
                 f"--frame_stride must be 1 for --train_data_dir {data.train_data_dir}, which is split as published, got"
                 f" {data.frame_stride}: clips are chosen as the original does."
             )
+        channels, *size = published[0].read(0, 0, 1).shape[1:]
+        settings.model.in_channels = settings.model.in_channels or channels
+        settings.model.resolution = settings.model.resolution or size
         height, width = settings.size
+        useless = sorted(settings.explicit & (set(FOR_FILES) - {"random_flip", "frame_stride"}))
+        if useless:
+            raise ValueError(
+                f"--{useless[0]} means nothing for --train_data_dir {data.train_data_dir}, which is split, and its clips"
+                " chosen, as published: leave it out, or pass --axes or --variables to read the files as arrays."
+            )
         for reader in published:
             their_channels, their_height, their_width = reader.read(0, 0, 1).shape[1:]
             if (their_channels, their_height) != (settings.model.in_channels, height) or their_width < width:
@@ -489,29 +153,156 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
             OriginalClips(published[0], random_crop=True, random_flip=data.random_flip, **common),
             OriginalClips(published[1], **common),
         )
-    common = {
-        "num_frames": num_frames,
-        "frame_size": settings.size,
-        "num_channels": settings.model.in_channels,
-        "stride": data.frame_stride,
-        "seed": seed,
-    }
-    reader = open_reader(data.train_data_dir)
+    return make_clip_datasets(settings, num_frames)
+
+
+def make_clip_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]:
+    """Clips of the user's own data, split, in the size and units that the settings say."""
+    model, data, seed = settings.model, settings.data, settings.training.seed
+    if data.streaming:
+        return make_streams(settings, num_frames)
+    reader = open_videos(data)
+    if data.split_frames is not None:
+        reader = PieceReader(reader, data.split_frames)
     if len(reader) < 2:
         raise ValueError(
-            f"--train_data_dir {data.train_data_dir} holds 1 video; at least one more is needed to hold out."
+            f"--train_data_dir {data.train_data_dir or data.dataset_name} holds 1 video; at least one more is needed to hold"
+            " out. --split_frames cuts a long one into several."
         )
+    sides = {}
+    for side in ("validation", "test"):
+        names, file, share = (getattr(data, f"{side}_{way}") for way in ("names", "list", "fraction"))
+        sides[side] = names or (read_names(file) if file else share) or ()
     try:
-        train, held_out = split_by_name(reader, data.validation_fraction)
+        split = split_videos(reader, **sides)
     except ValueError as error:
+        if sides["validation"] != data.validation_fraction:
+            raise
         raise ValueError(
             f"--validation_fraction {data.validation_fraction} leaves one side of the {len(reader)} videos empty, since"
-            " each is held out or not by a hash of its name: choose a fraction nearer to 0.5."
+            " each is held out or not by a hash of its name: choose a fraction nearer to 0.5, or --validation_names."
         ) from error
-    return (
-        ClipDataset(train, random_flip=data.random_flip, **common),
-        ClipDataset(held_out, random_start=False, **common),
+    common = {
+        "num_frames": num_frames,
+        "frame_size": settings.size if model.resolution else None,
+        "resize": data.resize,
+        "num_channels": model.in_channels,
+        "stride": data.frame_stride,
+        "clip_step": data.clip_step,
+        "normalizer": make_normalizer(settings, split.train),
+        "pad_short": data.pad_short_videos,
+        "strict": data.strict,
+        "max_bad_share": data.max_bad_share,
+        "seed": seed,
+    }
+    train = ClipDataset(
+        split.train,
+        random_crop=data.random_crop,
+        random_flip=data.random_flip,
+        random_vertical_flip=data.random_vertical_flip,
+        vectors=data.vectors or (),
+        encoded=False,  # bytes travel to the device, and become floats there
+        **common,
     )
+    adopt_geometry(settings, train.frame_shape)
+    common |= {"frame_size": settings.size, "num_channels": model.in_channels}
+    return train, ClipDataset(split.validation, random_start=False, **common)
+
+
+def make_streams(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]:
+    """Clips of a data set of the Hub, as it is downloaded."""
+    data, seed = settings.data, settings.training.seed
+    dataset = load_split(
+        data.dataset_name,
+        config_name=data.dataset_config_name,
+        split=data.dataset_split,
+        revision=data.dataset_revision,
+        streaming=True,
+    )
+    normalizer = make_normalizer(settings, None)
+    common = {
+        "num_frames": num_frames,
+        "resize": data.resize,
+        "stride": data.frame_stride,
+        "normalizer": normalizer,
+        "pad_short": data.pad_short_videos,
+    }
+
+    def stream(**options) -> StreamingClips:
+        options = {**common, "frame_size": settings.size if settings.model.resolution else None, **options}
+        options["num_channels"] = settings.model.in_channels
+        return StreamingClips(
+            dataset,
+            make_clip=functools.partial(clip_of_one_video, options),
+            validation_fraction=data.validation_fraction,
+            normalizer=normalizer,
+            shuffle_buffer=data.shuffle_buffer,
+            rank=PartialState().process_index,
+            world_size=PartialState().num_processes,
+            seed=seed,
+            column=data.video_column,
+            axes=data.axes,
+            strict=data.strict,
+            max_bad_share=data.max_bad_share,
+        )
+
+    held_out = stream(random_start=False).held_out(max(1, settings.training.num_validation_videos))
+    adopt_geometry(settings, held_out[0]["video"].shape[1:])
+    flips = {name: getattr(data, name) for name in ("random_crop", "random_flip", "random_vertical_flip")}
+    return stream(vectors=data.vectors or (), encoded=False, **flips), held_out
+
+
+def clip_of_one_video(options: dict, reader: ClipReader, video: int, key: int) -> dict[str, torch.Tensor]:
+    """The clip of a video in a stream; `key` is all its randomness."""
+    return ClipDataset(SubsetReader(reader, [video]), strict=True, seed=key, **options)[0]
+
+
+def open_videos(data: DataArguments) -> ClipReader:
+    """The reader of the user's own data."""
+    if data.dataset_name is not None:
+        return load_datasets_reader(
+            data.dataset_name,
+            config_name=data.dataset_config_name,
+            split=data.dataset_split,
+            revision=data.dataset_revision,
+            column=data.video_column,
+            axes=data.axes,
+        )
+    return open_reader(
+        data.train_data_dir,
+        axes=data.axes,
+        variables=data.variables,
+        column=data.video_column,
+        split=data.dataset_split,
+    )
+
+
+def make_normalizer(settings: Settings, reader: ClipReader | None) -> FrameNormalizer:
+    """How values become what the network sees: of a saved pipeline, as stated, or measured on the training videos."""
+    data, source = settings.data, settings.model.pretrained_model_name_or_path
+    if source is not None:
+        return FrameNormalizer.from_config(MCVDPipeline.load_config(source).get("normalization"))
+    if data.normalization in ("unit", "range"):
+        return stated_normalizer(settings)
+    normalizer = measure_normalizer(
+        spread_frames(reader, data.normalization_frames or None),
+        data.normalization,
+        nan_fill=data.nan_fill,
+        has_mask_channel=data.nan_mask_channel,
+    )
+    if settings.model.in_channels not in (None, len(normalizer.low)):
+        raise ValueError(
+            f"--in_channels {settings.model.in_channels} would mix the {len(normalizer.low)} channels of the data, which"
+            f" --normalization {data.normalization} measures one by one: leave it out, or state a range."
+        )
+    return normalizer
+
+
+def adopt_geometry(settings: Settings, frame_shape: tuple[int, int, int]) -> None:
+    """What the settings left to the data. A mask is no channel of the data."""
+    channels, height, width = frame_shape
+    settings.model.in_channels = channels - settings.data.nan_mask_channel
+    settings.model.resolution = [height, width]
 
 
 def make_unet(settings: Settings) -> MCVDUNet2DModel:
@@ -523,6 +314,7 @@ def make_unet(settings: Settings) -> MCVDUNet2DModel:
         unet.register_to_config(sample_size=list(settings.size), **statements)
         return unet
     shape = {name: getattr(settings.model, name) for name in FROM_PRETRAINED_UNET}
+    shape["in_channels"] += settings.data.nan_mask_channel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         return MCVDUNet2DModel(
@@ -543,30 +335,39 @@ def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
     )
 
 
-def make_pipeline(settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DDPMScheduler) -> MCVDPipeline:
-    """The network with the scheduler it is sampled with: it starts at pure noise and keeps frames in [-1, 1]."""
+def make_pipeline(
+    settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DDPMScheduler, normalizer: FrameNormalizer
+) -> MCVDPipeline:
+    """The network, its units, and the scheduler it is sampled with: from pure noise, within the range of the data."""
     scheduler_class = getattr(diffusers, settings.training.sampling_scheduler)
     scheduler = scheduler_class.from_config(
-        noise_scheduler.config, timestep_spacing="trailing", clip_sample=True, clip_sample_range=1.0
+        noise_scheduler.config,
+        timestep_spacing="trailing",
+        clip_sample=True,
+        clip_sample_range=normalizer.largest_value,
     )
     source = settings.model.pretrained_model_name_or_path
     final_denoise = source is not None and MCVDPipeline.load_config(source).get("final_denoise", False)
-    return MCVDPipeline(unet=unet, scheduler=scheduler, final_denoise=final_denoise)
+    return MCVDPipeline(
+        unet=unet, scheduler=scheduler, final_denoise=final_denoise, normalization=normalizer.to_config()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Training
 
 
-def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) -> Path:
-    """Train, until the end or until `is_stop_asked()`. Returns the folder of the saved pipeline."""
+def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) -> Path | None:
+    """
+    Train, until the end or until `is_stop_asked()`. Returns the folder of the saved pipeline; `None` with `estimate`,
+    which ends when the cost was measured.
+    """
     training = settings.training
     output_dir = Path(training.output_dir)
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         log_with=None if training.report_to == "none" else training.report_to.split(","),
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training.seed),
         # Windows of accumulation run across the end of an epoch, so that each has the same number of samples.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=training.gradient_accumulation_steps, sync_with_dataloader=False
@@ -575,25 +376,19 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
 
     with setup_errors():
+        train_set, held_out = make_datasets(settings, settings.num_window_frames)
         unet, noise_scheduler = make_unet(settings), make_noise_scheduler(settings)
-    config = unet.config
+    config, normalizer = unet.config, train_set.normalizer
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    with setup_errors():
-        train_set, held_out = make_datasets(settings, unet.num_window_frames)
-    if len(train_set) < training.train_batch_size * world_size:
+    is_stream = isinstance(train_set, StreamingClips)  # has no length, and splits itself among the processes
+    if not is_stream and len(train_set) < training.train_batch_size * world_size:
         raise SetupError(
             f"--train_batch_size: {training.train_batch_size} clips on each of {world_size} processes are more than the"
-            f" {len(train_set)} training clips (one of each video). Choose at most {len(train_set) // world_size}."
+            f" {len(train_set)} training clips of an epoch. Choose at most {len(train_set) // world_size}, or take more than"
+            " one clip of each video: --clip_step."
         )
-    loader = DataLoader(
-        train_set,
-        batch_size=training.train_batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=settings.data.dataloader_num_workers,
-        persistent_workers=settings.data.dataloader_num_workers > 0,
-    )
+    loader = make_loader(settings, train_set, accelerator)
     ema = None
     if training.use_ema:
         # Diffusers' average copies the weights at its first step and lets the decay grow; with a constant decay from
@@ -615,9 +410,9 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
         num_warmup_steps=training.lr_warmup_steps,
         num_training_steps=training.max_train_steps,
     )
-    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
+    unet, optimizer = accelerator.prepare(unet, optimizer)
 
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not training.estimate:
         output_dir.mkdir(parents=True, exist_ok=True)
         try:  # mode "x": of two runs that were started into one folder, only one goes on
             with open(output_dir / "training_settings.yaml", "x", encoding="utf-8") as file:
@@ -640,8 +435,11 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
     log(
         accelerator,
         f"{settings.data.train_data_dir or 'moving digits'}: clips of {unet_window} frames, {settings.size[0]}x"
-        f"{settings.size[1]} pixels, {config.in_channels} channel(s), {len(train_set):,} a round, {len(held_out):,} held out",
+        f"{settings.size[1]} pixels, {config.in_channels} channel(s), {'streamed' if is_stream else f'{len(train_set):,} an epoch'},"
+        f" {len(held_out):,} held out",
     )
+    if normalizer != FrameNormalizer():
+        log(accelerator, f"values: {normalizer}")
     log(
         accelerator,
         f"{num_parameters:,} parameters, {training.max_train_steps:,} updates of"
@@ -649,11 +447,24 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
         f" on {world_size} x {device.type}",
     )
 
+    timer, seconds_per_video = UpdateTimer(device), None
+    if accelerator.is_main_process:
+        with averaged_weights(accelerator, unet, ema) as model:
+            pipeline = make_pipeline(settings, model, noise_scheduler, normalizer).to(device)
+            pipeline.set_progress_bar_config(disable=True)
+            seconds_per_video = measure_sampling(
+                pipeline,
+                num_inference_steps=training.validation_inference_steps,
+                height=settings.size[0],
+                width=settings.size[1],
+            )
+    accelerator.wait_for_everyone()
+
     update = 0
     total_loss, num_losses = torch.zeros((), device=device), 0
     started = last_time = time.perf_counter()
     unet.train()
-    for step, batch in enumerate(batches_forever(loader, train_set)):
+    for step, batch in enumerate(batches_forever(loader, train_set, device)):
         # The numbers of these samples in the run, over all processes.
         first = (step * world_size + rank) * training.train_batch_size
         numbers = range(first, first + training.train_batch_size)
@@ -670,10 +481,12 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
                 drop_future=training.drop_future,
                 generator=generators,
             )
+            if "is_padding" in batch:  # of a video that is too short: neither given nor learned
+                roles = roles.masked_fill(batch["is_padding"].to(roles.device), FrameRole.ABSENT)
             loss = denoising_loss(
                 unet,
                 noise_scheduler,
-                batch["video"],
+                train_set.encode(batch["video"]),
                 roles,
                 generator=generators,
                 loss_type=training.loss_type,
@@ -692,12 +505,21 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             if ema is not None:
                 ema.step(unet.parameters())
         update += 1
+        if not timer.is_done:
+            timer.update()
+            if timer.is_done and accelerator.is_main_process:
+                estimate = make_estimate(settings, accelerator, unet, timer, seconds_per_video)
+                for line in estimate.lines():
+                    log(accelerator, f"estimate  {line}")
+            if timer.is_done and training.estimate:
+                accelerator.end_training()
+                return None
         is_late = time.perf_counter() - started > 60 * (training.max_train_minutes or math.inf) or is_stop_asked()
         if training.max_train_minutes is not None and world_size > 1:  # the first process decides for all
             if rank == 0 and is_late:
                 accelerator.set_trigger()
             is_late = accelerator.check_trigger()
-        is_end = is_late or update == training.max_train_steps
+        is_end = is_late or update == training.max_train_steps and not training.estimate
 
         if update % training.logging_steps == 0 or is_end:
             mean_loss = accelerator.reduce(total_loss / num_losses, "mean").item()
@@ -716,6 +538,8 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             }
             log(accelerator, f"step {update:>6}  " + "  ".join(f"{name} {x:.4g}" for name, x in values.items()))
             accelerator.log(values, step=update)
+            if train_set.num_broken:
+                log(accelerator, f"warning: {train_set.num_broken} videos are broken inside; other clips stand in")
             total_loss, num_losses, last_time = torch.zeros((), device=device), 0, now
         if is_end:
             break
@@ -723,7 +547,7 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             paused = time.perf_counter()
             with averaged_weights(accelerator, unet, ema) as model:
                 if accelerator.is_main_process:
-                    pipeline = make_pipeline(settings, model, noise_scheduler).to(device)
+                    pipeline = make_pipeline(settings, model, noise_scheduler, normalizer).to(device)
                     validate(settings, accelerator, pipeline, held_out, update)
             accelerator.wait_for_everyone()
             last_time += time.perf_counter() - paused
@@ -733,7 +557,7 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
     log(accelerator, f"trained {update:,} updates in {seconds:.0f} s, {update / seconds:.2f} steps/s")
     with averaged_weights(accelerator, unet, ema) as model:
         if accelerator.is_main_process:
-            pipeline = make_pipeline(settings, model, noise_scheduler)
+            pipeline = make_pipeline(settings, model, noise_scheduler, normalizer)
             pipeline.save_pretrained(output_dir)  # before anything else can go wrong
             log(accelerator, f"saved to {output_dir}" + (" (averaged weights)" if ema is not None else ""))
             if training.num_validation_videos:
@@ -743,12 +567,57 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
     return output_dir
 
 
-def batches_forever(loader: DataLoader, dataset: Dataset):
-    """Epoch after epoch, each in an order and with clips of its own."""
-    for epoch in itertools.count():
+def make_estimate(
+    settings: Settings, accelerator: Accelerator, unet: torch.nn.Module, timer: UpdateTimer, seconds_per_video: Spread
+) -> CostEstimate:
+    """What the run will cost, from what was measured so far."""
+    training, unet = settings.training, accelerator.unwrap_model(unet)
+    num_validations = (
+        1 + (training.max_train_steps - 1) // training.validation_steps if training.validation_steps else 1
+    )
+    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
+    num_tasks = len(trained_tasks(**{name: unet.config[name] for name in names}))
+    return CostEstimate(
+        num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
+        num_updates=training.max_train_steps,
+        seconds_per_update=timer.seconds_per_update,
+        seconds_per_video=seconds_per_video,
+        sampler=f"{training.validation_inference_steps} steps of {training.sampling_scheduler}",
+        num_validation_videos=num_validations * num_tasks * training.num_validation_videos,
+        pipeline_bytes=sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values()),
+        memory_bytes=peak_memory(accelerator.device),
+        device=accelerator.device,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator) -> DataLoader:
+    """Batches for this process; it is not prepared by Accelerate, since it divides the clips itself."""
+    num_workers, batch_size = settings.data.dataloader_num_workers, settings.training.train_batch_size
+    batches = {"batch_size": batch_size, "drop_last": True}
+    if not isinstance(train_set, StreamingClips):
+        world = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        batches = {"batch_sampler": EpochBatches(len(train_set), batch_size, seed=settings.training.seed, **world)}
+    return DataLoader(
+        train_set,
+        **batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+        timeout=WORKER_TIMEOUT if num_workers else 0,
+    )
+
+
+def batches_forever(loader: DataLoader, dataset: Dataset, device: torch.device):
+    """One batch after the other, on the device."""
+    for epoch in itertools.count():  # of a stream; all other data are one pass without end
         dataset.set_epoch(epoch)
-        loader.set_epoch(epoch)
-        yield from loader
+        is_empty = True
+        for batch in loader:
+            is_empty = False
+            yield {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+        if is_empty:
+            raise RuntimeError("The stream has fewer clips than a batch on this process. Lower --train_batch_size.")
 
 
 @contextlib.contextmanager
@@ -778,7 +647,12 @@ def validate(
     """
     training, config = settings.training, pipeline.unet.config
     num_videos = min(training.num_validation_videos, len(held_out))
-    video = (torch.stack([held_out[i]["video"] for i in range(num_videos)]) + 1) / 2
+    units = pipeline.normalizer
+    given = units.decode(torch.stack([held_out[i]["video"] for i in range(num_videos)]))  # in the user's units
+    video = units.to_display(given)  # in [0, 1], for pictures and PSNR
+    past_units, _, future_units = given.split(
+        [config.num_past_frames, config.num_frames, config.num_future_frames], dim=1
+    )
     past, block, future = video.split([config.num_past_frames, config.num_frames, config.num_future_frames], dim=1)
     no_past, no_future = past[:, :0], future[:, :0]
     may_miss_past = config.drop_past > 0 or not config.num_past_frames
@@ -797,15 +671,16 @@ def validate(
     values, sheets = {}, {}
     for task, (before, after, baseline) in tasks.items():
         samples = pipeline(
-            past_frames=before if before.shape[1] else None,
-            future_frames=after if after.shape[1] else None,
+            past_frames=past_units if before.shape[1] else None,
+            future_frames=future_units if after.shape[1] else None,
             batch_size=num_videos,
             height=video.shape[-2],
             width=video.shape[-1],
             num_inference_steps=training.validation_inference_steps,
             generator=[torch.Generator().manual_seed(i) for i in range(num_videos)],
             output_type="pt",
-        ).frames.cpu()
+        ).frames
+        samples = units.to_display(samples).cpu()
         columns = (
             {"sample": samples} if baseline is None else {"truth": block, "sample": samples, "baseline": baseline}
         )

@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.data_loader import SeedableRandomSampler
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from PIL import Image
@@ -21,6 +20,7 @@ from PIL import Image
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
 from mcvd_diffusers.conversion import convert_checkpoint
+from mcvd_diffusers.data import ClipDataset, EpochBatches
 from mcvd_diffusers.metrics import video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
 from original_mcvd import CASES, save_original
@@ -140,7 +140,9 @@ def test_numbers_in_a_file_may_be_written_as_people_write_them(tmp_path):
         (["--max_train_minutes", "0"], "--max_train_minutes must be positive, got 0.0"),
         (["--learning_rate", "nan"], "--learning_rate must be a positive number, got nan"),
         (["--drop_past", "2"], r"--drop_past must be in [0, 1], got 2.0"),
-        (["--resolution", "30", "32"], "--resolution must be multiples of 4 for 3 levels, got [30, 32]"),
+        (["--resolution", "0", "32"], "--resolution must be one or two positive numbers, got [0, 32]"),
+        (["--axes", "THWC"], "--axes is for your own data: pass --train_data_dir, or leave it out"),
+        (["--streaming", "True"], "--streaming is for your own data"),
         (["--resolution", "8", "8", "8"], "--resolution must be one or two positive numbers"),
         (["--in_channels", "3"], "--in_channels is 3, but moving digits have 1"),
         (["--train_data_dir", "does/not/exist"], "--train_data_dir does/not/exist does not exist"),
@@ -470,8 +472,8 @@ def test_script_trains_as_a_plain_loop_does(tmp_path):
     settings = train_mcvd.parse_args(flags(tmp_path / "again", **options))
     unet, noise_scheduler = train_mcvd.make_unet(settings), train_mcvd.make_noise_scheduler(settings)
     dataset, _ = train_mcvd.make_datasets(settings, 5)
-    sampler = SeedableRandomSampler(dataset, data_seed=3)
-    order = list(sampler)
+    order = [item for batch in itertools.islice(EpochBatches(64, 1, seed=3), 64) for item in batch]
+    assert sorted(order) == [(0, index) for index in range(64)]
     optimizer = torch.optim.Adam(unet.parameters(), lr=1e-2, eps=1e-3)
     average = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
     for update in range(6):
@@ -538,7 +540,7 @@ def test_trains_on_the_original_codes_files_in_their_published_split(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({}, "3 channel.*16x21 pixels.*Pass --in_channels 3 --resolution 16 16"),
+        ({"in_channels": 1}, "3 channel.*16x21 pixels.*Pass --in_channels 3 --resolution 16 16"),
         ({"in_channels": 3, "resolution": [8, 8]}, "Pass --in_channels 3 --resolution 16 16"),
         ({"in_channels": 3, "resolution": [16, 24]}, "Pass --in_channels 3 --resolution 16 16"),
         ({"in_channels": 3, "frame_stride": 2}, "--frame_stride must be 1 for .*, which is split as published, got 2"),
@@ -557,7 +559,102 @@ def test_hdf5_files_without_a_published_split_are_split_by_name_and_resized(tmp_
     data = write_hdf5(tmp_path / "data" / "own.h5", 12)
     settings = train_mcvd.parse_args(flags(tmp_path / "out", train_data_dir=data, frame_stride=2, num_frames=1))
     train, held_out = train_mcvd.make_datasets(settings, 4)
-    assert len(train) + len(held_out) == 12 and train[0]["video"].shape == (4, 1, 16, 16)
+    assert len(train) + len(held_out) == 12 and train[0]["video"].shape == (4, 3, 16, 16)
+
+
+def test_estimate_says_what_a_run_costs_and_keeps_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [argument for argument in flags("unused", max_train_steps=100_000) if argument != "unused"]
+    arguments.remove("--output_dir")
+    assert train_mcvd.main(train_mcvd.parse_args([*arguments, "--estimate"])) is None
+    assert not list(tmp_path.iterdir())
+    text = caplog.text
+    for quantity in ("parameters", "peak memory", "steps/s", "to the end", "for 100,000 updates", "saved pipeline"):
+        assert quantity in text
+    assert "a video" in text and "25 steps of DDIMScheduler" in text.replace("2 steps", "25 steps")
+    assert "saved to" not in text
+
+
+def test_every_run_says_at_its_start_what_it_will_cost(tmp_path, caplog):
+    run(tmp_path / "out", max_train_steps=14)
+    lines = [record.getMessage() for record in caplog.records]
+    estimate = next(i for i, line in enumerate(lines) if "estimate  parameters" in line)
+    assert estimate < next(i for i, line in enumerate(lines) if "trained 14 updates" in line)
+
+
+def write_fields(path, num_frames=60, share_missing=0.0):
+    """A field in kelvin, 10 x 12, that moves."""
+    time, row, column = np.ogrid[:num_frames, :10, :12]
+    field = 280 + 20 * np.sin(0.5 * time + 0.6 * column + 0.2 * row)
+    field[np.random.RandomState(0).rand(*field.shape) < share_missing] = np.nan
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, field)
+    return str(path)
+
+
+@pytest.mark.parametrize("normalization", ["range", "min_max", "mean_std"])
+def test_trains_on_kelvin_with_missing_values_and_predicts_kelvin(normalization, tmp_path):
+    options = {"train_data_dir": write_fields(tmp_path / "data" / "t2m.npy", share_missing=0.1), "axes": "THW"}
+    options |= {"split_frames": 12, "clip_step": 2, "validation_names": ["t2m[[]0000048:]"], "nan_fill": 280}
+    options |= {"normalization": normalization, "nan_mask_channel": True}
+    options |= {"value_low": 255, "value_high": 305} if normalization == "range" else {}
+    only = {name: value for name, value in TINY.items() if name not in ("resolution", "num_train_clips")}
+    folder = run(tmp_path / "out", only, **options)
+    pipe = MCVDPipeline.from_pretrained(folder)
+    assert pipe.unet.config.in_channels == 2 and pipe.unet.config.sample_size == [10, 12]
+    assert pipe.normalizer.kind == normalization and pipe.scheduler.config.clip_sample_range >= 1
+    past = np.load(tmp_path / "data" / "t2m.npy")[:2, None]
+    out = pipe(past_frames=past, num_frames=2, num_inference_steps=2, output_type="np").frames
+    assert out.shape == (1, 2, 10, 12, 1)
+    valid = out[~np.isnan(out)]
+    assert valid.size and valid.min() >= 255 and valid.max() <= 305
+    # Training goes on in the same units.
+    again = {**options, "pretrained_model_name_or_path": str(folder)}
+    for name in ("normalization", "value_low", "value_high", "nan_fill", "nan_mask_channel"):
+        again.pop(name, None)
+    more = train_mcvd.main(
+        train_mcvd.parse_args(
+            flags(tmp_path / "more", ["max_train_steps"], **again, num_validation_videos=0, train_batch_size=4)
+        )
+    )
+    assert MCVDPipeline.from_pretrained(more).normalizer == pipe.normalizer
+
+
+def test_padding_of_short_videos_is_not_learned(tmp_path, monkeypatch):
+    """Whatever stands in padded frames, the trained weights are the same."""
+    (tmp_path / "a").mkdir()
+    for video in range(6):
+        frames = np.random.RandomState(video).randint(256, size=(3, 1, 16, 16)).astype(np.uint8)
+        np.save(tmp_path / "a" / f"{video}.npy", frames)
+    options = {"axes": "TCHW", "pad_short_videos": True, "validation_names": ["5"], "num_validation_videos": 0}
+    settings = train_mcvd.parse_args(flags(tmp_path / "x", train_data_dir=tmp_path / "a", **options))
+    train, _ = train_mcvd.make_datasets(settings, 5)
+    item = train[0]
+    assert item["is_padding"].tolist() == [False] * 3 + [True] * 2
+    plain = weights(run(tmp_path / "plain", train_data_dir=tmp_path / "a", **options))
+    original = ClipDataset._clip
+
+    def with_other_padding(self, *args):
+        item = original(self, *args)
+        item["video"][item["is_padding"]] = 255
+        return item
+
+    monkeypatch.setattr(ClipDataset, "_clip", with_other_padding)
+    other = weights(run(tmp_path / "other", train_data_dir=tmp_path / "a", **options))
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_videos_that_break_during_training_are_counted_in_the_log(tmp_path, caplog):
+    for video in range(8):
+        (tmp_path / "data" / f"{video}").mkdir(parents=True)
+        for frame in range(5):
+            Image.fromarray(np.full((16, 16), 20 * frame, np.uint8)).save(tmp_path / "data" / f"{video}/{frame}.png")
+    (tmp_path / "data" / "3" / "4.png").write_bytes(b"torn off")
+    with pytest.warns(UserWarning, match="3 is broken, other clips take its place"):
+        run(tmp_path / "out", train_data_dir=tmp_path / "data", validation_names=["0"], max_train_steps=4)
+    assert "1 videos are broken inside" in caplog.text
+    with pytest.raises(ValueError, match="3/4.png"):
+        run(tmp_path / "strict", train_data_dir=tmp_path / "data", validation_names=["0"], strict=True)
 
 
 def test_mixed_precision_trains(tmp_path):
@@ -591,6 +688,40 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-4)
+
+
+TWO_RANKS = """
+import itertools, sys, torch
+from accelerate import Accelerator
+import train_mcvd
+settings = train_mcvd.parse_args(sys.argv[2:])
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+train, _ = train_mcvd.make_datasets(settings, settings.num_window_frames)
+loader = train_mcvd.make_loader(settings, train, accelerator)
+clips = [batch["video"].flatten(1).double().sum(dim=1) for batch in itertools.islice(loader, 2 * len(train))]
+torch.save(torch.stack(clips), f"{sys.argv[1]}/{accelerator.process_index}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_and_two_workers_see_each_clip_exactly_once_an_epoch(tmp_path):
+    """11 clips do not divide into batches of 2 on 2 ranks, and yet none is missed or met twice."""
+    rng = np.random.RandomState(0)
+    np.save(tmp_path / "data.npy", rng.randint(256, size=(12, 9, 1, 8, 8)).astype(np.uint8))
+    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
+    common = {"train_data_dir": tmp_path / "data.npy", "axes": "NTCHW", "train_batch_size": 2, "split_frames": None}
+    common |= {"validation_names": ["data/3"], "dataloader_num_workers": 2}
+    arguments = flags(tmp_path / "out", **{name: x for name, x in common.items() if x is not None})
+    script = [str(tmp_path / "two_ranks.py"), str(tmp_path), *arguments]
+    launch("torch.distributed.run", "--nproc_per_node=2", "--master_port=29618", *script, PYTHONPATH=str(ROOT))
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]  # (22 batches, 2)
+    met = torch.stack(ranks, dim=1).flatten()  # in the order of the samples' numbers: 8 epochs
+    train, _ = train_mcvd.make_datasets(train_mcvd.parse_args(arguments), 5)
+    assert len(train) == 11 and len(met) == 8 * 11
+    for epoch in range(8):
+        expected = torch.stack([train[epoch, i]["video"].double().sum() for i in range(11)])
+        assert torch.equal(met[11 * epoch : 11 * epoch + 11].sort().values, expected.sort().values)
 
 
 @pytest.mark.slow

@@ -1,0 +1,231 @@
+"""What a run will cost: measured on its first updates and a few samples, and extrapolated to its end.
+
+Nothing is modelled. The updates that are timed are the run's own, with its data, so they cost nothing extra and change
+nothing; memory is the process's peak when they are done. Spread is that of the single measurements.
+"""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+# The first updates allocate, compile and fill caches; then so many are timed, or fewer if they take longer than a minute.
+NUM_WARM_UP, NUM_TIMED, MIN_TIMED, MAX_SECONDS = 2, 10, 3, 60
+
+# Denoising steps of the two short samplings, whose difference is the time of a step.
+FEW_STEPS, MORE_STEPS, NUM_SAMPLINGS = 1, 4, 3
+
+
+@dataclass
+class Spread:
+    """
+    A measured quantity.
+
+    Args:
+        values (`list[float]`): Single measurements.
+    """
+
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        """What is most likely."""
+        return float(np.median(self.values))
+
+    @property
+    def low(self) -> float:
+        """The 10th percentile of the measurements."""
+        return float(np.quantile(self.values, 0.1))
+
+    @property
+    def high(self) -> float:
+        """The 90th percentile of the measurements."""
+        return float(np.quantile(self.values, 0.9))
+
+
+class UpdateTimer:
+    """
+    Times the first updates of a training loop.
+
+    Args:
+        device (`torch.device`): Where the work is done; its queue is waited for while timing, and only then.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = None
+        self._num_updates = 0
+        self._seconds: list[float] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether enough was measured."""
+        is_late = len(self._seconds) >= MIN_TIMED and sum(self._seconds) > MAX_SECONDS
+        return is_late or len(self._seconds) >= NUM_TIMED
+
+    def update(self) -> None:
+        """To be called at the end of each update."""
+        if self.is_done:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._num_updates += 1
+        if self._num_updates > NUM_WARM_UP:
+            self._seconds.append(now - self._last)
+        self._last = now
+
+    @property
+    def seconds_per_update(self) -> Spread:
+        """What was measured."""
+        return Spread(self._seconds)
+
+
+@dataclass
+class CostEstimate:
+    """
+    The cost of a training run.
+
+    Args:
+        num_parameters (`int`): Of the network.
+        num_updates (`int`): Updates of the whole run.
+        seconds_per_update ([`Spread`]): As measured, loading of data included.
+        seconds_per_video ([`Spread`]): Of one block of frames at the chosen sampler, one video at a time.
+        sampler (`str`): The sampler and its number of steps, for the report.
+        num_validation_videos (`int`): Videos that the whole run makes.
+        pipeline_bytes (`int`): Size of the saved pipeline.
+        memory_bytes (`int`): Peak memory of a process.
+        device (`torch.device`): Where.
+        num_processes (`int`, *optional*, defaults to 1): Processes that train together.
+    """
+
+    num_parameters: int
+    num_updates: int
+    seconds_per_update: Spread
+    seconds_per_video: Spread
+    sampler: str
+    num_validation_videos: int
+    pipeline_bytes: int
+    memory_bytes: int
+    device: torch.device
+    num_processes: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    def seconds_to_the_end(self, which: str = "median") -> float:
+        """
+        Length of the whole run.
+
+        Args:
+            which (`str`, *optional*, defaults to `"median"`): `"median"`, `"low"` or `"high"`.
+
+        Returns:
+            `float`: Seconds, with the validation videos and without the set-up.
+        """
+        updates, videos = (getattr(x, which) for x in (self.seconds_per_update, self.seconds_per_video))
+        return self.num_updates * updates + self.num_validation_videos * videos
+
+    def lines(self) -> list[str]:
+        """
+        The report.
+
+        Returns:
+            `list[str]`: Its lines.
+        """
+        update, video = self.seconds_per_update, self.seconds_per_video
+        where = "GPU memory" if self.device.type == "cuda" else "memory of the process"
+        return [
+            f"parameters      {self.num_parameters:,}",
+            f"peak memory     {_bytes(self.memory_bytes)} {where}"
+            + (f", in each of {self.num_processes} processes" if self.num_processes > 1 else ""),
+            f"speed           {1 / update.median:.3g} steps/s ({1 / update.high:.3g} to {1 / update.low:.3g} in 8 of 10 of"
+            f" {len(update.values)} measured updates)",
+            f"to the end      {_hours(self.seconds_to_the_end())} for {self.num_updates:,} updates"
+            f" ({_hours(self.seconds_to_the_end('low'))} to {_hours(self.seconds_to_the_end('high'))})",
+            f"saved pipeline  {_bytes(self.pipeline_bytes)}",
+            f"a video         {video.median:.3g} s ({video.low:.3g} to {video.high:.3g}) for a block of frames with"
+            f" {self.sampler}, one at a time",
+            *self.notes,
+        ]
+
+
+def peak_memory(device: torch.device) -> int:
+    """
+    The most memory that this process has had so far.
+
+    Args:
+        device (`torch.device`): On a GPU, what torch has reserved there; otherwise the process's resident memory.
+
+    Returns:
+        `int`: Bytes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: int) -> Spread:
+    """
+    How long a pipeline takes for a video of one block.
+
+    A few short samplings of two lengths tell the time of a step and of what comes once; the rest is extrapolated.
+
+    Args:
+        pipeline ([`MCVDPipeline`]): Pipeline on its device; its network in evaluation mode.
+        num_inference_steps (`int`): Denoising steps of the videos that are asked about.
+        height, width (`int`): Their size.
+
+    Returns:
+        [`Spread`]: Seconds for one video.
+    """
+    config, device = pipeline.unet.config, pipeline.device
+    num_given = (config[f"num_{side}_frames"] * (config[f"drop_{side}"] < 1) for side in ("past", "future"))
+    channels = pipeline.normalizer.num_channels(config.in_channels)
+    middle = pipeline.normalizer.decode(torch.zeros(1, 1, config.in_channels, height, width))
+    past, future = (middle.expand(1, count, channels, height, width) if count else None for count in num_given)
+
+    def seconds(num_steps: int) -> float:
+        started = time.perf_counter()
+        pipeline(
+            past_frames=past,
+            future_frames=future,
+            height=height,
+            width=width,
+            num_inference_steps=num_steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        )
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    most = min(MORE_STEPS, num_inference_steps)
+    first = seconds(most)  # allocates
+    few = min(FEW_STEPS, most)
+    if most == few or first > MAX_SECONDS:
+        return Spread([seconds(most) / most * num_inference_steps for _ in range(NUM_SAMPLINGS if most == few else 1)])
+    videos = []
+    for _ in range(NUM_SAMPLINGS):
+        short, long = seconds(few), seconds(most)
+        step = max((long - short) / (most - few), 0)
+        videos.append(long + step * (num_inference_steps - most))
+    return Spread(videos)
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            break
+    return f"{number / size:.3g} {unit}"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

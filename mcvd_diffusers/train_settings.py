@@ -1,0 +1,595 @@
+"""The settings of `train_mcvd.py`: its flags, where their values come from, and what they must be.
+
+Flags go before the settings file, the file before the preset, the preset before the defaults. All three are read by one
+parser, so that a value is checked alike wherever it stands.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from diffusers import DDPMScheduler
+
+from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.pipelines import MCVDPipeline
+from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+
+
+def _flag(default, help: str):
+    """A setting with its default and what `--help` says of it."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained; each field is a flag."""
+
+    pretrained_model_name_or_path: str | None = _flag(
+        None,
+        "Pipeline (folder or Hub id) whose network to go on training. It brings its shape, resolution, masks, noise"
+        " schedule, target and sampler along; only resolution, masks and sampler may be changed. Optimizer and learning"
+        " rate are not in it: they are those of the flags, or of a `--preset`.",
+    )
+    conditioning: Literal["concat", "spatin"] = _flag("concat", "How given frames enter the network.")
+    in_channels: int | None = _flag(
+        None, "Channels of a frame, without a mask; those of the data if not given. 1 makes colour grey."
+    )
+    resolution: list[int] | None = _flag(
+        None,
+        "Height and width of the frames in pixels, or one number for both; those of the data, or 32 for moving digits, if"
+        " not given. Any size will do.",
+    )
+    num_past_frames: int = _flag(4, "Frames before the block that the network reads.")
+    num_frames: int = _flag(4, "Frames of the block that the network makes.")
+    num_future_frames: int = _flag(2, "Frames after the block that the network reads.")
+    block_out_channels: list[int] = _flag([32, 64, 96], "Channels of each level of the UNet, finest first.")
+    down_block_types: list[str] | None = _flag(
+        None, "DownBlock2D or AttnDownBlock2D for each level; attention at the coarsest level only, if not given."
+    )
+    layers_per_block: int = _flag(1, "Residual blocks of a level.")
+    attention_head_dim: int | None = _flag(None, "Channels of an attention head; one head if not given.")
+    spatin_channels: int = _flag(128, "Hidden channels of SPATIN's convolutions.")
+    dropout: float = _flag(0.0, "Dropout in the residual blocks.")
+    embed_past_kept: bool = _flag(False, "Tell the network in its time embedding whether the past is there.")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on; each field is a flag."""
+
+    train_data_dir: str | None = _flag(
+        None,
+        "File or folder of videos, frame folders, arrays (npy, npz, HDF5), fields (Zarr, NetCDF), tar shards, a Hugging Face"
+        " data set or a LeRobotDataset: what lies there decides. Of the original code's HDF5 files, BAIR, Cityscapes"
+        " (folders train/ and test/), KTH and UCF-101 are split as published, and their clips chosen as the original does"
+        " (UCF-101's 85 columns are cut to --resolution). Without it: moving digits, drawn as they are needed.",
+    )
+    axes: str | None = _flag(None, "Arrays: what each axis is, letters of N (videos), T, C, H, W, such as THWC.")
+    variables: list[str] | None = _flag(None, "Arrays and fields: names of those that become the channels, in order.")
+    dataset_name: str | None = _flag(None, "Data set on the Hugging Face Hub, instead of --train_data_dir.")
+    dataset_config_name: str | None = _flag(None, "Its configuration, if it has several.")
+    dataset_split: str = _flag("train", "Its split that is trained on, and held out from.")
+    dataset_revision: str | None = _flag(None, "Its commit, branch or tag.")
+    video_column: str | None = _flag(
+        None, "Hugging Face and LeRobot data: the column or camera that holds the videos."
+    )
+    streaming: bool = _flag(False, "Read the Hugging Face data set as it is downloaded, shuffled in a buffer.")
+    shuffle_buffer: int = _flag(100, "Videos in that buffer.")
+    vectors: list[str] | None = _flag(
+        None,
+        "What else to read beside each frame, such as actions: arrays or columns of that name, or files clip.NAME.npy"
+        " beside clip.mp4. It is in the batch; the network does not use it yet.",
+    )
+    digits: Literal["sklearn", "mnist"] = _flag(
+        "sklearn", "Handwritten digits that move: scikit-learn's (no download) or MNIST (from the Hub)."
+    )
+    num_digits: int = _flag(1, "Digits in a clip.")
+    digit_size: int | None = _flag(
+        None, "Height and width of a digit in pixels; half the frame's shorter side if not given."
+    )
+    max_speed: int | None = _flag(
+        None, "Largest speed of a digit in pixels a frame; a 16th of the shorter side if not given."
+    )
+    num_train_clips: int = _flag(10_000, "Moving digits: clips in an epoch.")
+    validation_fraction: float = _flag(
+        0.1, "Share of the videos that is held out, by a hash of their names, unless they are split as published."
+    )
+    validation_names: list[str] | None = _flag(
+        None, "Names of the videos to hold out instead; * stands for anything: 'val/*'."
+    )
+    validation_list: str | None = _flag(None, "File with such names, one a line.")
+    test_fraction: float | None = _flag(None, "Share of the videos that is kept out of training and validation.")
+    test_names: list[str] | None = _flag(None, "Names of such videos.")
+    test_list: str | None = _flag(None, "File with such names, one a line.")
+    split_frames: int | None = _flag(
+        None,
+        "Cut videos into pieces of so many frames, which then count as videos of their own: for a few long ones, so that"
+        " some can be held out.",
+    )
+    frame_stride: int = _flag(1, "Take every n-th frame.")
+    clip_step: int | None = _flag(
+        None, "An epoch has one clip for each so many starts of a video; one of each video, if not given."
+    )
+    pad_short_videos: bool = _flag(
+        False, "Repeat the last frame of videos that are too short, and do not learn from it; else they are skipped."
+    )
+    resize: Literal["stretch", "cover", "crop"] = _flag(
+        "stretch",
+        "How frames get the --resolution: scaled to it, scaled to cover it and cut, or only cut.",
+    )
+    random_crop: bool = _flag(False, "Cut anywhere instead of in the middle; held-out clips are cut in the middle.")
+    random_flip: bool = _flag(False, "Mirror half of the clips left to right.")
+    random_vertical_flip: bool = _flag(False, "Mirror half of the clips top to bottom.")
+    normalization: Literal["unit", "range", "min_max", "mean_std"] = _flag(
+        "unit",
+        "How values become about [-1, 1], saved in the pipeline and undone at sampling: images (uint8, or floats in"
+        " [0, 1]); a range that --value_low and --value_high state; lowest and highest, or mean and standard deviation of"
+        " each channel, measured on the training videos.",
+    )
+    value_low: list[float] | None = _flag(
+        None, "Lowest value, one for all channels or one each; beyond, they are clipped."
+    )
+    value_high: list[float] | None = _flag(None, "Highest value.")
+    normalization_frames: int = _flag(10_000, "Frames to measure, spread over the training videos; 0: all.")
+    nan_fill: float | None = _flag(None, "What missing values (NaN) are replaced with, in the data's units.")
+    nan_mask_channel: bool = _flag(
+        False, "Show the network in one more channel where values are missing, and let it say where they will be."
+    )
+    strict: bool = _flag(False, "Refuse to train if a single video cannot be used, instead of skipping it.")
+    max_bad_share: float = _flag(0.5, "Stop if more than this share of the videos cannot be used, 0 to 1.")
+    dataloader_num_workers: int = _flag(0, "Processes that load clips.")
+
+
+@dataclass
+class TrainingArguments:
+    """How it is trained; each field is a flag."""
+
+    output_dir: str = _flag("", "Where to save; must not exist, or be empty. Required, but for --estimate.")
+    estimate: bool = _flag(
+        False, "Only measure a few updates and samples, and say what the run would cost; nothing is saved."
+    )
+    preset: str | None = _flag(None, f"Settings of a published checkpoint: {', '.join(ORIGINAL_NAMES)}.")
+    seed: int = _flag(0, "Key of all randomness.")
+
+    drop_past: float = _flag(0.5, "Probability that all past frames of a sample are absent.")
+    drop_future: float = _flag(0.5, "Probability that all future frames of a sample are absent.")
+
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = _flag(
+        "v_prediction", "What the network predicts; the original's predicts epsilon."
+    )
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = _flag(
+        "squaredcos_cap_v2", "Noise schedule: the original's linear one, or cosine."
+    )
+    num_train_timesteps: int = _flag(1000, "Timesteps of the noise schedule.")
+    loss_type: Literal["l2", "l1"] = _flag("l2", "Squared or absolute error.")
+    loss_reduction: Literal["mean", "sum"] = _flag(
+        "mean",
+        "Over a clip's pixels. The original adds up, so that clipping its gradient to norm 1 always bites: another"
+        " optimiser than the mean, whose value does not depend on the frames' size.",
+    )
+
+    train_batch_size: int = _flag(16, "Clips a process and step.")
+    gradient_accumulation_steps: int = _flag(1, "Steps whose gradients make one update.")
+    max_train_steps: int = _flag(5_000, "Updates.")
+    max_train_minutes: float | None = _flag(
+        None,
+        "Stop and save after so many minutes of training, if the updates are not done by then. How far that is depends on"
+        " the machine. Goes with a constant learning rate.",
+    )
+    learning_rate: float = _flag(1e-3, "Learning rate.")
+    lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "constant"] = _flag(
+        "cosine", "Learning rate over the updates."
+    )
+    lr_warmup_steps: int = _flag(100, "Updates until the learning rate is reached.")
+    adam_beta1: float = _flag(0.9, "Adam.")
+    adam_beta2: float = _flag(0.999, "Adam.")
+    adam_epsilon: float = _flag(1e-8, "Adam.")
+    adam_weight_decay: float = _flag(0.0, "AdamW's decoupled weight decay.")
+    max_grad_norm: float = _flag(1.0, "Largest norm of the gradient.")
+    use_ema: bool = _flag(True, "Keep a moving average of the weights, and save that.")
+    ema_decay: float = _flag(0.999, "Decay of the average.")
+    ema_warmup: bool = _flag(
+        True, "Let the decay grow to its value, (1 + n) / (10 + n); else constant from the start."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _flag(
+        None, "Precision of the network's computations; if not given, what `accelerate launch` says."
+    )
+    gradient_checkpointing: bool = _flag(False, "Trade time for memory.")
+
+    sampling_scheduler: Literal["DDIMScheduler", "DDPMScheduler"] = _flag(
+        "DDIMScheduler", "Noise scheduler that is saved in the pipeline."
+    )
+    validation_steps: int = _flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
+    num_validation_videos: int = _flag(4, "Held-out clips to make videos of; 0: none.")
+    validation_inference_steps: int = _flag(25, "Denoising steps of a validation video.")
+    logging_steps: int = _flag(100, "Updates between two lines of the log.")
+    report_to: str = _flag("none", "Trackers, separated by commas: none, tensorboard, wandb, trackio, all, ...")
+    tracker_project_name: str = _flag("train_mcvd", "Project in the tracker.")
+
+
+# What only means something for data of one's own.
+FOR_FILES = (
+    ["axes", "variables", "dataset_config_name", "video_column", "streaming", "vectors", "validation_fraction"]
+    + [
+        "validation_names",
+        "validation_list",
+        "test_fraction",
+        "test_names",
+        "test_list",
+        "split_frames",
+        "frame_stride",
+    ]
+    + [
+        "clip_step",
+        "pad_short_videos",
+        "resize",
+        "random_crop",
+        "random_flip",
+        "random_vertical_flip",
+        "normalization",
+    ]
+    + ["value_low", "value_high", "nan_fill", "nan_mask_channel", "strict"]
+)
+
+# What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
+FROM_PRETRAINED_UNET = tuple(
+    f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "resolution")
+)
+FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
+
+
+@dataclass
+class Settings:
+    """
+    All settings of a run.
+
+    Args:
+        model ([`ModelArguments`]): What is trained.
+        data ([`DataArguments`]): What on.
+        training ([`TrainingArguments`]): How.
+        explicit (`frozenset[str]`, *optional*): Names that were given by flag, file or preset.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    explicit: frozenset[str] = frozenset()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames, in pixels."""
+        return (self.model.resolution[0], self.model.resolution[-1])
+
+    @property
+    def num_window_frames(self) -> int:
+        """Frames of a clip: past, block and future."""
+        return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
+
+    def as_dict(self) -> dict:
+        """
+        All settings under their flags' names.
+
+        Returns:
+            `dict`: As a settings file would have them.
+        """
+        return {**asdict(self.model), **asdict(self.data), **asdict(self.training)}
+
+
+def parse_args(args: list[str] | None = None) -> Settings:
+    """
+    Read flags, settings file and preset. Exits with a message on anything unknown or out of range.
+
+    Args:
+        args (`list[str]`, *optional*): The command line; that of the process by default.
+
+    Returns:
+        [`Settings`]: Checked.
+    """
+    from transformers import HfArgumentParser  # slow to import
+
+    args = list(sys.argv[1:] if args is None else args)
+    groups = (ModelArguments, DataArguments, TrainingArguments)
+    description = (
+        "Train a masked conditional video diffusion model, and save it as a pipeline. The settings file, if any, comes"
+        " first and ends in .yaml."
+    )
+    usage = "%(prog)s [settings.yaml] --output_dir FOLDER [--flag value ...]    (--help lists the flags)"
+    parser = HfArgumentParser(groups, description=description, usage=usage, allow_abbrev=False)
+    # The same flags once more, to learn which were given at all.
+    given = HfArgumentParser(groups, usage=usage, add_help=False, allow_abbrev=False)
+    for action in given._actions:
+        action.default = argparse.SUPPRESS
+    try:
+        if args and args[0].lower().endswith((".yaml", ".yml")):
+            args = _as_flags(_read_settings_file(Path(args[0]))) + args[1:]
+        name = getattr(given.parse_known_args(args)[0], "preset", None)
+        if name is not None:
+            args = _as_flags(preset(name)) + args
+        values = vars(parser.parse_args(args))
+        settings = Settings(
+            *(group(**{f.name: values[f.name] for f in fields(group)}) for group in groups),
+            explicit=frozenset(vars(given.parse_args(args))),
+        )
+        _adopt_pretrained(settings)
+        if settings.model.down_block_types is None:
+            plain = len(settings.model.block_out_channels) - 1
+            settings.model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
+        _check_settings(settings)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return settings
+
+
+def _read_settings_file(path: Path) -> dict:
+    """A YAML file of settings, each once and by its flag's name."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            names = [key.value for key, _ in node.value]
+            if len(names) > len(set(names)):
+                raise ValueError(f"{path} says {sorted({n for n in names if names.count(n) > 1})} more than once.")
+            return super().construct_mapping(node, deep)
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"The settings file {path} must hold lines of `name: value`, got a {type(content).__name__}.")
+    known = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
+    unknown = sorted(str(name) for name in content if name not in known)
+    if unknown:
+        raise ValueError(f"The settings file {path} has settings that do not exist: {unknown}.")
+    for name, value in content.items():
+        if any(isinstance(x, (dict, list)) for x in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"The settings file {path}: `{name}` must be a value or a list of values, got {value!r}.")
+    return content
+
+
+def _as_flags(settings: dict) -> list[str]:
+    """Settings as they would be typed, so that one parser checks them all. `None` is left to its default."""
+    flags = []
+    for name, value in settings.items():
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def _adopt_pretrained(settings: Settings) -> None:
+    """
+    Take over what a pretrained pipeline decides, so that the settings say what is really trained.
+
+    Raises:
+        ValueError: If a setting was given that the pipeline contradicts.
+        OSError: If there is no such pipeline.
+    """
+    source = settings.model.pretrained_model_name_or_path
+    if source is None:
+        return
+    if any(path.is_file() for path in (Path(source), *Path(source).glob("checkpoint*.pt"))):
+        raise ValueError(
+            f"--pretrained_model_name_or_path {source} is no pipeline folder. A checkpoint of the original becomes one by:"
+            f" mcvd-diffusers convert {source} FOLDER"
+        )
+    unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")
+    scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
+    pipeline_config = MCVDPipeline.load_config(source)
+    _adopt_normalization(settings, pipeline_config.get("normalization"))
+    unet_config["in_channels"] -= settings.data.nan_mask_channel
+    size = unet_config["sample_size"]
+    sampling_scheduler = pipeline_config["scheduler"][1]
+    if sampling_scheduler not in ("DDIMScheduler", "DDPMScheduler"):
+        sampling_scheduler = settings.training.sampling_scheduler
+    for group, name, theirs in (  # these may be changed
+        (settings.model, "resolution", size if isinstance(size, list) else [size]),
+        (settings.training, "sampling_scheduler", sampling_scheduler),
+        (settings.training, "drop_past", unet_config["drop_past"]),
+        (settings.training, "drop_future", unet_config["drop_future"]),
+    ):
+        if name not in settings.explicit:
+            setattr(group, name, theirs)
+    for group, config, names in (  # and these not
+        (settings.model, unet_config, FROM_PRETRAINED_UNET),
+        (settings.training, scheduler_config, FROM_PRETRAINED_SCHEDULER),
+    ):
+        for name in names:
+            ours, theirs = getattr(group, name), config[name]
+            if name in settings.explicit and ours != theirs:
+                raise ValueError(
+                    f"--{name} is {ours}, but {source} was made with {theirs}. Leave it out to go on with that pipeline,"
+                    " or leave out --pretrained_model_name_or_path to train a new one."
+                )
+            setattr(group, name, theirs)
+
+
+def _adopt_normalization(settings: Settings, config: dict | None) -> None:
+    """The units of a pretrained pipeline, under the names of the flags."""
+    normalizer, source = FrameNormalizer.from_config(config), settings.model.pretrained_model_name_or_path
+    theirs = {
+        "normalization": normalizer.kind,
+        "value_low": None if normalizer.is_unit else list(normalizer.low),
+        "value_high": None if normalizer.is_unit else list(normalizer.high),
+        "nan_fill": normalizer.nan_fill,
+        "nan_mask_channel": normalizer.has_mask_channel,
+    }
+    for name, value in theirs.items():
+        ours = getattr(settings.data, name)
+        if name in settings.explicit and ours != value:
+            raise ValueError(f"--{name} is {ours}, but {source} was made with {value}. Leave it out to go on with it.")
+        setattr(settings.data, name, value)
+
+
+def _check_settings(settings: Settings) -> None:
+    """
+    Refuse settings that could not work, before anything is loaded.
+
+    Raises:
+        ValueError: Naming the setting, what was expected and what came.
+    """
+    model, data, training = settings.model, settings.data, settings.training
+    if training.estimate:  # writes nothing
+        training.output_dir, training.report_to = "", "none"
+    elif not training.output_dir:
+        raise ValueError("--output_dir is required: the folder to save to.")
+    output_dir = Path(training.output_dir).expanduser()
+    if not training.estimate:
+        training.output_dir = str(output_dir)
+        _check_output_dir(output_dir)
+    _check_data_settings(settings, output_dir)
+    for group, names in (
+        (model, ["in_channels", "num_frames", "layers_per_block"]),
+        (data, ["num_digits", "num_train_clips", "frame_stride", "clip_step", "split_frames", "shuffle_buffer"]),
+        (
+            training,
+            ["num_train_timesteps", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"]
+            + ["validation_inference_steps", "logging_steps"],
+        ),
+    ):
+        for name in names:
+            if getattr(group, name) is not None and getattr(group, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(group, name)}.")
+    for group, names in (
+        (model, ["num_past_frames", "num_future_frames"]),
+        (data, ["dataloader_num_workers", "normalization_frames"]),
+        (training, ["seed", "lr_warmup_steps", "validation_steps", "num_validation_videos"]),
+    ):
+        for name in names:
+            if getattr(group, name) < 0:
+                raise ValueError(f"--{name} must not be negative, got {getattr(group, name)}.")
+    for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+        value = getattr(training, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"--{name} must be a positive number, got {value}.")
+    if training.max_train_minutes is not None and not training.max_train_minutes > 0:
+        raise ValueError(f"--max_train_minutes must be positive, got {training.max_train_minutes}.")
+    for name in ("drop_past", "drop_future", "ema_decay"):
+        if not 0 <= getattr(training, name) <= 1:
+            raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
+    if training.num_validation_videos and training.validation_inference_steps > training.num_train_timesteps:
+        raise ValueError(
+            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
+            f" --num_train_timesteps ({training.num_train_timesteps})."
+        )
+    if len(model.down_block_types) != len(model.block_out_channels):
+        raise ValueError(
+            f"--down_block_types ({len(model.down_block_types)} entries) and --block_out_channels"
+            f" ({len(model.block_out_channels)} entries) must have one entry for each level."
+        )
+    trackers = {} if training.report_to == "none" else set(training.report_to.split(","))
+    available = {"all", *(tracker.value for tracker in LoggerType if tracker in get_available_trackers())}
+    if set(trackers) - available:
+        raise ValueError(
+            f"--report_to {training.report_to}: {', '.join(sorted(set(trackers) - available))} is no tracker that is"
+            f" installed here. There are: none, {', '.join(sorted(available))}. Others need their package, such as"
+            " `pip install wandb`."
+        )
+
+
+def _check_output_dir(output_dir: Path) -> None:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file: choose another name.")
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(
+            f"--output_dir {output_dir} exists and is not empty. Nothing is overwritten here: choose another folder, or"
+            " move that one away."
+        )
+    blocked = next((parent for parent in output_dir.parents if parent.exists()), None)
+    if blocked is not None and not blocked.is_dir():
+        raise ValueError(f"--output_dir {output_dir} cannot be made: {blocked} is a file.")
+
+
+def _check_data_settings(settings: Settings, output_dir: Path) -> None:
+    model, data, training = settings.model, settings.data, settings.training
+    for name, least in (("digit_size", 1), ("max_speed", 0)):
+        value = getattr(data, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}.")
+    is_digits = data.train_data_dir is None and data.dataset_name is None
+    if data.train_data_dir is not None and data.dataset_name is not None:
+        raise ValueError("--train_data_dir and --dataset_name both say what to train on: pass one of them.")
+    if is_digits:
+        # Nothing but moving digits is drawn here, so a flag for files would be ignored.
+        for name in FOR_FILES:
+            if name in settings.explicit and not (name == "random_flip" and training.preset):
+                raise ValueError(f"--{name} is for your own data: pass --train_data_dir, or leave it out.")
+        if training.preset and not training.preset.startswith("smmnist"):
+            raise ValueError(f"--preset {training.preset} is for your copy of its data: pass --train_data_dir.")
+        if model.in_channels not in (None, 1):
+            raise ValueError(
+                f"--in_channels is {model.in_channels}, but moving digits have 1. For own videos pass --train_data_dir."
+            )
+        model.in_channels, model.resolution = 1, model.resolution or [32]
+    if model.resolution is not None and (len(model.resolution) not in (1, 2) or min(model.resolution) < 1):
+        raise ValueError(f"--resolution must be one or two positive numbers, got {model.resolution}.")
+    if data.train_data_dir is not None:
+        if not data.train_data_dir.strip():
+            raise ValueError("--train_data_dir is empty: name a folder, or leave it out for moving digits.")
+        data_dir = Path(data.train_data_dir).expanduser()
+        data.train_data_dir = str(data_dir)
+        if not data_dir.exists():
+            raise ValueError(f"--train_data_dir {data_dir} does not exist.")
+        inside = [output_dir.resolve(), *output_dir.resolve().parents]
+        if not training.estimate and data_dir.resolve() in inside:
+            raise ValueError(
+                f"--output_dir {output_dir} lies inside --train_data_dir {data_dir}: its pictures would become training"
+                " data of the next run. Choose a folder outside."
+            )
+    for name in ("dataset_config_name", "dataset_revision", "streaming"):
+        if data.dataset_name is None and name in settings.explicit and getattr(data, name):
+            raise ValueError(f"--{name} is for a data set of the Hub: pass --dataset_name.")
+    if data.random_crop and (data.resize == "stretch" or model.resolution is None):
+        raise ValueError("--random_crop must go with --resolution and --resize cover or crop: nothing is cut without.")
+    if not 0 < data.validation_fraction < 1:
+        raise ValueError(f"--validation_fraction must be between 0 and 1, got {data.validation_fraction}.")
+    if data.test_fraction is not None and not 0 < data.test_fraction < 1:
+        raise ValueError(f"--test_fraction must be between 0 and 1, got {data.test_fraction}.")
+    if not 0 <= data.max_bad_share <= 1:
+        raise ValueError(f"--max_bad_share must be in [0, 1], got {data.max_bad_share}.")
+    for side in ("validation", "test"):
+        ways = [f"{side}_fraction", f"{side}_names", f"{side}_list"]
+        given = [f"--{name}" for name in ways if name in settings.explicit and getattr(data, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say which videos to hold out: pass one of them.")
+    if data.normalization == "range" and (data.value_low is None or data.value_high is None):
+        raise ValueError("--normalization range must go with --value_low and --value_high.")
+    if data.normalization != "range" and {"value_low", "value_high"} & settings.explicit:
+        raise ValueError(
+            f"--value_low and --value_high mean nothing with --normalization {data.normalization}: use range."
+        )
+    if data.normalization in ("min_max", "mean_std") and data.streaming:
+        raise ValueError(
+            f"--normalization {data.normalization} must be measured before training, which --streaming cannot: use range."
+        )
+    if data.normalization == "range":
+        stated_normalizer(settings)  # raises if the numbers make no range
+    elif data.nan_mask_channel and data.nan_fill is None:
+        raise ValueError("--nan_mask_channel must go with --nan_fill, what missing values are replaced with.")
+
+
+def stated_normalizer(settings: Settings) -> FrameNormalizer:
+    """
+    The units that the settings state.
+
+    Args:
+        settings ([`Settings`]): With `normalization` `"unit"` or `"range"`.
+
+    Returns:
+        [`FrameNormalizer`]: The map.
+
+    Raises:
+        `ValueError`: If the numbers make none.
+    """
+    data = settings.data
+    missing = {"nan_fill": data.nan_fill, "has_mask_channel": data.nan_mask_channel}
+    if data.normalization == "unit":
+        return FrameNormalizer(**missing)
+    return FrameNormalizer.from_range(data.value_low, data.value_high, **missing)
