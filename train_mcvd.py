@@ -285,7 +285,7 @@ def make_normalizer(settings: Settings, reader: ClipReader | None) -> FrameNorma
     if data.normalization in ("unit", "range"):
         return stated_normalizer(settings)
     normalizer = measure_normalizer(
-        spread_frames(reader, data.normalization_frames or None),
+        spread_frames(reader, data.normalization_frames),
         data.normalization,
         nan_fill=data.nan_fill,
         has_mask_channel=data.nan_mask_channel,

@@ -1,16 +1,31 @@
 """The command `mcvd-diffusers`: parse, call, print."""
 
 import argparse
+import io
+import math
+import shlex
 import signal
 import sys
 import textwrap
 import threading
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusers.utils import logging as diffusers_logging
 
 from mcvd_diffusers._version import __version__
 from mcvd_diffusers.conversion import CheckpointError, Conversion, convert_checkpoint
 from mcvd_diffusers.presets import ORIGINAL_NAMES
+
+
+if TYPE_CHECKING:
+    # What the data need is imported where it is needed: `--help` and `convert` do without.
+    from mcvd_diffusers.data import ClipReader
+    from mcvd_diffusers.data.inspection import Inspection, ValueSummary
+
+MAX_LINES = 10  # of files, channels, sizes: a report should still be readable
 
 
 def main(args: list[str] | None = None) -> int:
@@ -27,6 +42,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mcvd-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands)
+    _add_data(commands)
     arguments = parser.parse_args(args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -104,6 +120,20 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
+def _in_columns(lines: list[tuple[str, str]], label_width: int) -> str:
+    return "\n".join(
+        textwrap.fill(
+            text,
+            100,
+            initial_indent=f"{label:{label_width}}",
+            subsequent_indent=" " * label_width,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for label, text in lines
+    )
+
+
 def _report(result: Conversion) -> str:
     weights = "moving average (EMA)" if result.weights == "ema" else "raw"
     lines = [
@@ -121,17 +151,397 @@ def _report(result: Conversion) -> str:
     lines += [("not", f"verified: {sentence}") for sentence in result.not_verified]
     lines.append(("written", f"{result.output}"))
     lines.append(("use", f'MCVDPipeline.from_pretrained("{result.output}")'))
-    return "\n".join(
-        textwrap.fill(
-            text,
-            100,
-            initial_indent=f"{label:9}",
-            subsequent_indent=" " * 9,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for label, text in lines
+    return _in_columns(lines, 9)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# data
+
+
+def _add_data(commands) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="look at videos before training on them; write moving digits",
+        description="Look at videos before training on them, or write some to try things out with.",
     )
+    data_commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    _add_inspect(data_commands)
+    _add_digits(data_commands)
+
+
+def _add_inspect(commands) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        allow_abbrev=False,
+        help="lengths, sizes, values, broken files; the flags of train_mcvd.py that fit; a picture",
+        description="Look at all videos at a path: every header is read, the first and the last frame of each video are"
+        " decoded, and values are measured on frames that are spread over all of them. Prints what was found and the flags"
+        " of train_mcvd.py that fit, and makes a picture.",
+        epilog="Exit status: 0; 1 if PATH cannot be read at all, or --strict and a video cannot.",
+    )
+    parser.add_argument("path", metavar="PATH", help="a file or folder, as --train_data_dir of train_mcvd.py takes it")
+    parser.add_argument(
+        "--num_frames",
+        type=_from(1),
+        default=16,
+        metavar="N",
+        help="frames of a clip; for train_mcvd.py past, made and future frames together (default: 16)",
+    )
+    parser.add_argument("--frame_stride", type=_from(1), default=1, metavar="N", help="take every n-th frame")
+    parser.add_argument(
+        "--clip_step", type=_from(1), metavar="N", help="an epoch has one clip for each so many starts of a video"
+    )
+    parser.add_argument("--axes", help="arrays: what each axis is, letters of N (videos), T, C, H, W, such as THWC")
+    parser.add_argument(
+        "--variables", nargs="+", metavar="NAME", help="arrays and fields: those that become the channels"
+    )
+    parser.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
+    parser.add_argument("--dataset_split", default="train", metavar="NAME", help="Hugging Face data: which split")
+    parser.add_argument(
+        "--frames",
+        type=_from(0),
+        default=1000,
+        metavar="K",
+        help="frames to measure values on, spread over all videos; 0: all (default: 1000)",
+    )
+    parser.add_argument("--list", action="store_true", help="one line for each video, before the report")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with status 1 if a video is unreadable or damaged, after the report",
+    )
+    picture = parser.add_mutually_exclusive_group()
+    picture.add_argument(
+        "--contact_sheet",
+        metavar="FILE.png",
+        help="picture of frames of some videos; must not exist (default: NAME-contact-sheet.png here, after PATH)",
+    )
+    picture.add_argument("--no_contact_sheet", action="store_true", help="make no picture")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from mcvd_diffusers.data import open_reader
+    from mcvd_diffusers.data.inspection import inspect_videos
+    from mcvd_diffusers.data.original import published_split
+
+    try:
+        sheet = None if arguments.no_contact_sheet else _sheet_file(arguments)
+        reader = open_reader(
+            arguments.path,
+            axes=arguments.axes,
+            variables=arguments.variables,
+            column=arguments.video_column,
+            split=arguments.dataset_split,
+        )
+        found = inspect_videos(
+            reader,
+            num_frames=arguments.num_frames,
+            stride=arguments.frame_stride,
+            clip_step=arguments.clip_step,
+            max_value_frames=arguments.frames,
+            progress=_progress,
+        )
+        is_as_arrays = arguments.axes is not None or arguments.variables is not None
+        is_published = not is_as_arrays and published_split(arguments.path) is not None
+        if arguments.list:
+            print("\n".join(map(_one_line, _listed(found))))
+        print(_printable(_in_columns(_described(found, arguments), 12)))
+        for line in _training_lines(reader, found, arguments, is_published):
+            print(_printable(line))
+        if sheet is not None:
+            print(_printable(_in_columns([("picture", _save_sheet(sheet, reader, found))], 12)))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"mcvd-diffusers data inspect: {_one_line(str(error))}", file=sys.stderr)
+        return 1
+    num_bad = len(found.unreadable) + len(found.damaged)
+    if arguments.strict and num_bad:
+        print(f"mcvd-diffusers data inspect: --strict: {_count(num_bad, 'video')} cannot be read.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sheet_file(arguments: argparse.Namespace) -> Path:
+    """Where the picture goes; found out before the work, which may take long."""
+    name = Path(arguments.path).expanduser().resolve().name or "data"
+    file = Path(arguments.contact_sheet or f"{name}-contact-sheet.png").expanduser()
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--contact_sheet must end in .png but is {file}.")
+    if file.exists() or file.is_symlink():
+        raise FileExistsError(
+            f"{file} exists. Nothing is overwritten here: name another file with --contact_sheet, move it away, or pass"
+            " --no_contact_sheet."
+        )
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"--contact_sheet {file} lies in a folder that does not exist: make it, or name another."
+        )
+    return file
+
+
+def _save_sheet(file: Path, reader: "ClipReader", found: "Inspection") -> str:
+    """Makes the picture of some videos; says what was done."""
+    from mcvd_diffusers.data.inspection import sample_clips
+    from mcvd_diffusers.visualization import data_sheet
+
+    num_videos = 0
+
+    def rows():
+        nonlocal num_videos
+        for clip in sample_clips(reader, found):
+            values, num_videos = found.values_of(clip.info), num_videos + 1
+            channels, is_several = range(clip.info.num_channels), len(clip.numbers) > 1
+            low, high = (values.low, values.high) if values else ([0.0] * len(channels), [1.0] * len(channels))
+            if clip.info.num_channels == 3 and clip.info.dtype == "uint8":
+                low, high = [min(low)] * 3, [max(high)] * 3  # colours keep their hue
+            numbers = ", ".join(map(str, clip.numbers))
+            yield f"{clip.name}   [frame{'s' * is_several} {numbers}]", clip.frames, low, high
+
+    if not found.readable:
+        return "none: there is nothing to show"
+    summaries = (
+        (v, v.low if v.num_channels == 3 else v.low[:1], v.high if v.num_channels == 3 else v.high[:1])
+        for v in found.values
+    )
+    scales = [f"{v.dtype}: black {min(low):.6g}, white {max(high):.6g}" for v, low, high in summaries]
+    if any(values.nan_share for values in found.values):
+        scales.append("magenta: missing (NaN)")
+    stream = io.BytesIO()
+    data_sheet(rows(), caption=";  ".join(scales)).save(stream, format="png")
+    with file.open("xb") as output:
+        output.write(stream.getvalue())
+    return f"{file}: the first clip of {_count(num_videos, 'video')}"
+
+
+def _listed(found: "Inspection") -> Iterable[str]:
+    for name, info in zip(found.names, found.infos):
+        if info is None:
+            yield f"{name}: unreadable: {found.unreadable[name]}"
+            continue
+        rate = "" if info.frames_per_second is None else f", {info.frames_per_second:.4g} frames per second"
+        text = f"{name}: {_count(info.num_frames, 'frame')}, {info.height} x {info.width}, "
+        text += f"{_count(info.num_channels, 'channel')}, {info.dtype}{rate}"
+        yield text + (f"; damaged: {found.damaged[name]}" if name in found.damaged else "")
+
+
+def _described(found: "Inspection", arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """What was found: labels, and what stands beside them."""
+    infos, num_bad = found.readable, len(found.unreadable)
+    lines = [
+        ("reader", f"{found.reader}{f', {found.kind}' if found.kind else ''}"),
+        (
+            "videos",
+            f"{len(found.names):,}: {len(infos):,} readable, {num_bad:,} unreadable"
+            + (f"; of the readable ones {len(found.damaged):,} damaged inside" if found.damaged else ""),
+        ),
+    ]
+    if infos:
+        lengths = sorted(info.num_frames for info in infos)
+        median = (lengths[(len(lengths) - 1) // 2] + lengths[len(lengths) // 2]) / 2
+        rates = [info.frames_per_second for info in infos if info.frames_per_second is not None]
+        lines += [
+            ("frames", f"{sum(lengths):,}: {lengths[0]:,} to {lengths[-1]:,} a video, median {median:,.6g}"),
+            ("size", _counted(f"{info.height} x {info.width}" for info in infos) + " (height x width)"),
+            ("channels", _counted(str(info.num_channels) for info in infos)),
+            ("type", _counted(info.dtype for info in infos)),
+        ]
+        if rates:
+            low, high = f"{min(rates):.4g}", f"{max(rates):.4g}"
+            of = "" if len(rates) == len(infos) else f" ({len(rates):,} videos say so)"
+            lines.append(("rate", f"{low if low == high else f'{low} to {high}'} frames per second{of}"))
+        lines.append(
+            (
+                "looked at",
+                f"the first and the last frame of each video; values of {found.num_values_frames:,} of {sum(lengths):,}"
+                " frames",
+            )
+        )
+        for summary in found.values:
+            lines += _values_lines(summary, len(found.values) > 1, arguments.variables or [])
+        lines += _clips_lines(found)
+    for label, problems in (("damaged", found.damaged), ("unreadable", found.unreadable)):
+        listed = list(problems.items())
+        lines += [(label, f"{name}: {reason}") for name, reason in listed[:MAX_LINES]]
+        if len(listed) > MAX_LINES:
+            lines.append((label, f"and {len(listed) - MAX_LINES:,} more (--list names all)"))
+    return lines
+
+
+def _values_lines(summary: "ValueSummary", is_one_of_several: bool, variables: list[str]) -> list[tuple[str, str]]:
+    """The values of each channel; `variables` names them, if there is one for each."""
+    lines = []
+    kind = f"{summary.dtype}, {_count(summary.num_channels, 'channel')}: " if is_one_of_several else ""
+    for channel in range(min(summary.num_channels, MAX_LINES)):
+        name = f" ({variables[channel]})" if len(variables) == summary.num_channels else ""
+        channel_name = f"channel {channel}{name}: " if summary.num_channels > 1 or name else ""
+        low, high, mean, std = (x[channel] for x in (summary.low, summary.high, summary.mean, summary.std))
+        text = f"{low:.6g} to {high:.6g}, mean {mean:.6g}, std {std:.4g}"
+        lines.append(("values", kind + channel_name + ("none" if math.isnan(low) else text)))
+    if summary.num_channels > MAX_LINES:
+        lines.append(("values", f"{kind}and {summary.num_channels - MAX_LINES:,} channels more"))
+    if summary.nan_share:
+        lines.append(("missing", f"{kind}{summary.nan_share:.3%} of the values are NaN"))
+    if summary.num_infinite:
+        lines.append(("infinite", f"{kind}{_count(summary.num_infinite, 'value')}"))
+    return lines
+
+
+def _clips_lines(found: "Inspection") -> list[tuple[str, str]]:
+    starts = found.num_starts
+    num_long = sum(count > 0 for count in starts)
+    step = found.clip_step or found.clip_length
+    cover = "" if found.stride == 1 else f" at stride {found.stride}, which cover {found.clip_length}"
+    return [
+        (
+            "clips",
+            f"of {_count(found.num_frames, 'frame')}{cover}: {_count(num_long, 'video')} long enough,"
+            f" {len(starts) - num_long:,} too short; {_count(sum(starts), 'start')} in all",
+        ),
+        (
+            "epoch",
+            f"{_count(found.clips_per_epoch(), 'clip')}, one a video; {found.clips_per_epoch(step):,} with"
+            f" --clip_step {step}",
+        ),
+    ]
+
+
+def _training_lines(
+    reader: "ClipReader", found: "Inspection", arguments: argparse.Namespace, is_published: bool
+) -> list[str]:
+    """The hint: notes, and a command to be copied, which is not broken into lines."""
+    from mcvd_diffusers.data.inspection import training_flags
+
+    flags, notes = training_flags(reader, found)
+    if is_published:
+        flags, notes = [], ["train_mcvd.py splits these data as published, and chooses clips as the original does."]
+    where = ["--train_data_dir", arguments.path]
+    where += ["--axes", arguments.axes] if arguments.axes else []
+    where += ["--variables", *arguments.variables] if arguments.variables else []
+    where += ["--video_column", arguments.video_column] if arguments.video_column else []
+    where += ["--dataset_split", arguments.dataset_split] if arguments.dataset_split != "train" else []
+    lines = [_in_columns([("note", note)], 12) for note in notes]
+    if flags is None:
+        return lines
+    return [*lines, f"{'train with':12}train_mcvd.py {shlex.join([*where, *flags])}"]
+
+
+def _add_digits(commands) -> None:
+    parser = commands.add_parser(
+        "digits",
+        allow_abbrev=False,
+        help="write moving digits to files",
+        description="Write moving digits, 8 bits deep, to files of a kind that train_mcvd.py reads. The same seed gives the"
+        " same bytes, as long as the packages that write them stay the same.",
+    )
+    parser.add_argument("output", metavar="OUT", help="the folder to write; it appears when it is complete")
+    parser.add_argument("--num_videos", type=_from(1), default=100, metavar="N", help="default: 100")
+    parser.add_argument("--num_frames", type=_from(1), default=30, metavar="N", help="frames of a video (default: 30)")
+    parser.add_argument(
+        "--resolution",
+        type=_from(1),
+        nargs="+",
+        default=[64],
+        metavar="N",
+        help="height and width in pixels, or one number for both (default: 64)",
+    )
+    parser.add_argument("--num_digits", type=_from(1), default=2, metavar="N", help="digits in a video (default: 2)")
+    parser.add_argument(
+        "--digit_size",
+        type=_from(1),
+        metavar="N",
+        help="height and width of a digit in pixels (default: half the shorter side)",
+    )
+    parser.add_argument(
+        "--max_speed",
+        type=_from(0),
+        metavar="N",
+        help="largest speed in pixels a frame (default: a 16th of the shorter side)",
+    )
+    parser.add_argument(
+        "--digits",
+        choices=("sklearn", "mnist"),
+        default="sklearn",
+        help="scikit-learn's digits (no download; default) or MNIST (from the Hub)",
+    )
+    parser.add_argument(
+        "--split", choices=("train", "validation"), default="train", help="which of its images (default: train)"
+    )
+    parser.add_argument("--seed", type=_from(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--format",
+        choices=("npy", "npz", "png", "gif", "mp4", "hdf5", "zarr"),
+        default="npy",
+        help="one array (npy, default), folders of png, a file for each video (gif; mp4, which is lossy), ...",
+    )
+    parser.set_defaults(run=_write_digits)
+
+
+def _write_digits(arguments: argparse.Namespace) -> int:
+    from mcvd_diffusers.data import MovingDigits, load_digits
+    from mcvd_diffusers.data.digit_files import write_moving_digits
+
+    try:
+        if len(arguments.resolution) > 2:
+            raise ValueError(f"--resolution takes a height and a width, or one number, got {arguments.resolution}.")
+        size = arguments.resolution[0], arguments.resolution[-1]
+        digit_size = arguments.digit_size or max(1, min(size) // 2)
+        max_speed = max(1, min(size) // 16) if arguments.max_speed is None else arguments.max_speed
+        clips = MovingDigits(
+            load_digits(arguments.digits, split=arguments.split, size=digit_size),
+            num_frames=arguments.num_frames,
+            num_clips=arguments.num_videos,
+            canvas_size=size,
+            num_digits=arguments.num_digits,
+            max_speed=max_speed,
+            seed=arguments.seed,
+        )
+        flags = write_moving_digits(clips, arguments.output, format=arguments.format, progress=_progress)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"mcvd-diffusers data digits: {_one_line(str(error))}", file=sys.stderr)
+        return 1
+    lossy = "; H.264 is lossy: a few grey levels off" if arguments.format == "mp4" else ""
+    written = (
+        f"{arguments.output}: {_count(arguments.num_videos, 'video')} of {_count(arguments.num_frames, 'frame')},"
+    )
+    written += f" {size[0]} x {size[1]}, {arguments.format}{lossy}"
+    print(_one_line(f"{'written':12}{written}"))
+    print(_one_line(f"{'train with':12}train_mcvd.py {shlex.join(flags)}"))
+    return 0
+
+
+def _from(minimum: int):
+    """A type of arguments: integers from a minimum on."""
+
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {text}")
+        return int(text)
+
+    return integer
+
+
+def _progress(items: Iterable, label: str) -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, unit=" videos", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+
+
+def _one_line(text: str) -> str:
+    """For what must not look like several lines, whatever the names in it."""
+    return _printable(" ".join(text.splitlines()))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _counted(values: Iterable[str]) -> str:
+    """What occurs, with how often if it is not always the same."""
+    counts = Counter(values).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    more = f" and {len(counts) - MAX_LINES:,} more" if len(counts) > MAX_LINES else ""
+    return ", ".join(f"{value} ({_count(number, 'video')})" for value, number in counts[:MAX_LINES]) + more
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Pictures of videos: animations that show truth and samples side by side, with the given frames marked."""
+"""Pictures of videos: truth and samples side by side, with the given frames marked; and what is in a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 GIVEN_COLOR, MADE_COLOR = (46, 160, 67), (214, 87, 27)  # border of a frame: green if given, orange if made
 BORDER, GAP, LABEL_HEIGHT = 3, 6, 16  # pixels
+MISSING_COLOR = (255, 0, 255)  # of values that are NaN: magenta, which no scale of greys has
+FRAME_COLOR = (130, 150, 180)  # of the line around a frame, which may be as white as the paper
+MIN_SHEET_WIDTH = 480  # pixels, so that names are not cut for small frames
 
 
 def save_comparison_gif(
@@ -83,6 +87,90 @@ def contact_sheet(
                 cell = _cell(videos[row, t], scale, is_given[t] or label == "truth")
                 canvas.paste(cell, (label_width + t * cell_width, top))
     return canvas
+
+
+def data_sheet(
+    rows: Iterable[tuple[str, np.ndarray, Sequence[float], Sequence[float]]],
+    *,
+    caption: str = "",
+    frame_height: int = 96,
+) -> Image.Image:
+    """
+    A still picture of what is in a data set: a line of frames for each video, under its label.
+
+    Frames are enlarged by whole factors, or made smaller, to about `frame_height` and not much wider than twice that.
+
+    Args:
+        rows (`Iterable[tuple[str, np.ndarray, Sequence[float], Sequence[float]]]`):
+            For each video its label, frames `(T, C, H, W)` in any units, and the values of each channel that are shown
+            black and white (or as the darkest and the full colour). Three channels are shown as RGB; of any other number
+            the first is shown, grey. NaN is magenta. Videos may differ in everything.
+        caption (`str`, *optional*): A line below all.
+        frame_height (`int`, *optional*, defaults to 96): Height on screen, in pixels.
+
+    Returns:
+        `PIL.Image.Image`: The picture, RGB.
+
+    Raises:
+        ValueError: If there are no rows, or frames have another number of axes.
+    """
+    font = ImageFont.load_default()
+    lines = []
+    for label, frames, low, high in rows:
+        if frames.ndim != 4 or 0 in frames.shape:
+            raise ValueError(f"`rows` must hold frames (T, C, H, W), got an array of shape {frames.shape}.")
+        pictures = [_scaled_picture(frame, low, high, frame_height) for frame in frames]
+        width = sum(picture.width + GAP for picture in pictures) + GAP
+        lines.append((label, pictures, width))
+    if not lines:
+        raise ValueError("`rows` must hold at least one video, got none.")
+    width = max(MIN_SHEET_WIDTH, *(line_width for _, _, line_width in lines))
+    line_heights = [LABEL_HEIGHT + pictures[0].height + GAP for _, pictures, _ in lines]
+    canvas = Image.new("RGB", (width, GAP + sum(line_heights) + (LABEL_HEIGHT if caption else 0)), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = GAP
+    for (label, pictures, _), line_height in zip(lines, line_heights):
+        draw.text((GAP, top), _fitting(label, width - 2 * GAP, font), fill="black", font=font)
+        left = GAP
+        for picture in pictures:
+            canvas.paste(picture, (left, top + LABEL_HEIGHT))
+            corner = left + picture.width, top + LABEL_HEIGHT + picture.height
+            draw.rectangle((left - 1, top + LABEL_HEIGHT - 1, *corner), outline=FRAME_COLOR)
+            left += picture.width + GAP
+        top += line_height
+    draw.text((GAP, top), _fitting(caption, width - 2 * GAP, font), fill="black", font=font)
+    return canvas
+
+
+def _scaled_picture(frame: np.ndarray, low: Sequence[float], high: Sequence[float], height: int) -> Image.Image:
+    """A frame (C, H, W) in the units of its source, in colours and at a size to look at."""
+    num_shown = 3 if len(frame) == 3 else 1
+    values = frame[:num_shown].astype(np.float32)
+    low, high = (np.asarray(x[:num_shown], np.float32)[:, None, None] for x in (low, high))
+    is_missing = np.isnan(values).any(axis=0)  # (H, W)
+    with np.errstate(divide="ignore", invalid="ignore"):  # all values may be the same, or none be known
+        shares = np.nan_to_num((values - low) / (high - low), nan=0.5, posinf=1.0, neginf=0.0)
+    pixels = (shares.clip(0, 1) * 255).round().astype(np.uint8)
+    pixels = np.moveaxis(np.broadcast_to(pixels, (3, *pixels.shape[1:])), 0, -1).copy()  # (H, W, 3)
+    pixels[is_missing] = MISSING_COLOR
+    picture = Image.fromarray(pixels)
+    factor = min(height / picture.height, 2 * height / picture.width)
+    if factor >= 1:
+        factor = round(factor)
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    size = [max(1, round(side * factor)) for side in picture.size]
+    return picture.resize(size, Image.Resampling.BOX)
+
+
+def _fitting(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """A label that the font has, cut in the middle if it is too long: names tell by their beginning and their end."""
+    text = "".join(character if character.isprintable() and character.isascii() else "?" for character in text)
+    kept = text
+    while font.getlength(kept) > width and len(text) > 2:
+        half = (len(text) - 1) // 2
+        text = text[:half] + text[-half:]
+        kept = text[:half] + "..." + text[-half:]
+    return kept
 
 
 def _layout(

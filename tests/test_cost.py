@@ -40,7 +40,13 @@ def test_the_end_is_the_updates_and_the_videos_of_validation():
     assert estimate().seconds_to_the_end() == pytest.approx(3600 + 200)
     assert estimate().seconds_to_the_end("high") > estimate().seconds_to_the_end("low")
     text = "\n".join(estimate(num_processes=4).lines())
-    for part in ("1,234,567", "3 GiB memory of the process, in each of 4 processes", "10 steps/s", "63.3 min", "5 MiB"):
+    for part in (
+        "1,234,567",
+        "3 GiB memory of the process, in each of 4 processes",
+        "10 steps/s",
+        "63.3 min",
+        "5 MiB",
+    ):
         assert part in text, text
     assert "2 s (2 to 2)" in text and "25 steps of DDIMScheduler" in text and "10 measured updates" in text
 

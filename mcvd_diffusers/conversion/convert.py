@@ -4,14 +4,9 @@ What a `.pt` file and its `config.yml` say is believed only as far as the two ag
 weights pass through a table of keys ([`original_weights`]); nothing is guessed, nothing is left over.
 """
 
-import contextlib
 import hashlib
 import os
 import re
-import shutil
-import signal
-import tempfile
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +17,7 @@ from safetensors import SafetensorError
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.model_card import model_card, plain_text
 from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.new_folder import check_new_folder, new_folder
 from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_network
@@ -124,7 +120,7 @@ def convert_checkpoint(
     if weights not in (None, "ema", "model"):
         raise CheckpointError(f'`weights` must be "ema" or "model", got {weights!r}.')
     output = _path("OUT", output)
-    _check_output(output)
+    check_new_folder(output)
     if config is not None and preset is not None:
         raise CheckpointError("`--config` and `--preset` both say what the network is: pass one of them.")
     checkpoint, num_checkpoints = _find_checkpoint(_path("CHECKPOINT", checkpoint))
@@ -185,7 +181,7 @@ def convert_checkpoint(
     )
     result.verified += check_schedule(schedule, scheduler, original, what)
 
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         # `assign` puts the weights, mapped from the file, in place of those on the meta device.
         unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
         pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
@@ -216,57 +212,6 @@ def _path(argument: str, path: str | os.PathLike) -> Path:
         return Path(os.path.abspath(Path(path).expanduser()))
     except (RuntimeError, ValueError, OSError) as error:  # an unknown user's home, a zero byte, a folder that is gone
         raise CheckpointError(f"{argument} {str(path)!r} is no path: {error}") from error
-
-
-@contextlib.contextmanager
-def _new_folder(output: Path):
-    """A folder to fill beside `output`, which takes its place when all is done; otherwise nothing is left."""
-    missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
-    partial, name = None, output.name.encode()[:100].decode(errors="ignore")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
-        yield partial
-        _make_readable(partial)
-        _check_output(output)
-        os.replace(partial, output)  # onto an empty folder, or nothing
-    except BaseException:
-        with _uninterrupted():
-            if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
-            for parent in missing:
-                with contextlib.suppress(OSError):  # somebody else may use it by now
-                    parent.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def _uninterrupted():
-    """No further signal stops the cleaning up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    former = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, former):
-            signal.signal(number, handler)
-
-
-def _check_output(output: Path) -> None:
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise FileExistsError(f"{output} is taken by a file or link: choose another folder.")
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(
-            f"{output} exists and is not empty. Nothing is overwritten here: choose another folder, or move it away."
-        )
-    blocked = next((parent for parent in output.parents if parent.exists() or parent.is_symlink()), None)
-    if blocked is not None and not blocked.is_dir():
-        raise FileExistsError(f"{output} cannot be made: {blocked} is no folder.")
-    if len(output.parts) > 200:
-        raise CheckpointError(f"OUT lies in {len(output.parts)} folders: choose a shorter path.")
 
 
 def _find_checkpoint(path: Path) -> tuple[Path, int]:
@@ -313,14 +258,6 @@ def _find_config(checkpoint: Path) -> Path:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _make_readable(folder: Path) -> None:
-    """Temporary folders, and the weights' file, are made private; give all the rights that new files have here."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from mcvd_diffusers.normalization import FrameNormalizer
+
 from .arrays import as_frames, check_axes, suggest_axes, window_index
 from .frame_folders import images_info, read_image
 from .reader import MAX_NAMES_IN_MESSAGE, ClipReader, VideoInfo, check_integer, stack_frames
@@ -412,6 +414,8 @@ class StreamingClips(IterableDataset):
             Which examples are met: the others, or those that are held out.
         validation_fraction (`float`):
             Chance of an example to be held out, in `[0, 1)`.
+        normalizer ([`FrameNormalizer`], *optional*):
+            How the values that `make_clip` returns become what the network sees: see [`~StreamingClips.encode`].
         shuffle_buffer (`int`, *optional*, defaults to 100):
             Number of examples that the next one is drawn from, held in memory as they are stored by each worker.
         rank (`int`, *optional*, defaults to 0):
@@ -441,6 +445,7 @@ class StreamingClips(IterableDataset):
         make_clip: Callable[[ClipReader, int, int], dict[str, torch.Tensor]],
         side: Literal["train", "validation"] = "train",
         validation_fraction: float,
+        normalizer: FrameNormalizer | None = None,
         shuffle_buffer: int = 100,
         rank: int = 0,
         world_size: int = 1,
@@ -470,6 +475,7 @@ class StreamingClips(IterableDataset):
         if rank >= world_size:
             raise ValueError(f"`rank` must be less than `world_size`, {world_size}, but got {rank}.")
         self.make_clip = make_clip
+        self.normalizer = normalizer or FrameNormalizer()
         self.side = side
         self.validation_fraction = validation_fraction
         self.shuffle_buffer = check_integer("shuffle_buffer", shuffle_buffer, minimum=1)
@@ -519,9 +525,21 @@ class StreamingClips(IterableDataset):
         return int(self._counts[SEEN].sum())
 
     @property
-    def num_bad(self) -> int:
+    def num_broken(self) -> int:
         """How many of them could not be used."""
         return int(self._counts[BAD].sum())
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """
+        What `make_clip` returns -> what the network sees.
+
+        Args:
+            video (`torch.Tensor` of shape `(..., T, C, H, W)`): `"video"` of an item or a batch, on any device.
+
+        Returns:
+            `torch.Tensor` of shape `(..., T, C, H, W)`, float32: Encoded by the normalizer.
+        """
+        return self.normalizer.encode(video)
 
     def held_out(self, count: int) -> list[dict[str, torch.Tensor]]:
         """
@@ -556,6 +574,7 @@ class StreamingClips(IterableDataset):
         is_training, epoch, rows = self.side == "train", self.epoch, self._rows
         if is_training:
             # This shuffles shards only. The buffer of `datasets` joins its rows in one Arrow array, which fails at 2 GB.
+            # (After a pass over parquet, `datasets` 5.2 sleeps for 5 seconds on account of a bug in Arrow.)
             rows = rows.shuffle(seed=self.seed, buffer_size=1)
         if self.world_size > 1:
             rows = split_dataset_by_node(rows, rank=self.rank, world_size=self.world_size)
@@ -574,7 +593,7 @@ class StreamingClips(IterableDataset):
         if self._counts[IS_OVER, :num_workers].all() and not self._counts[GIVEN, :num_workers].any():
             raise ValueError(
                 f"The stream gave no clip for {self.side} on rank {self.rank} of {self.world_size}, of {self.num_seen} "
-                f"videos tried so far, {self.num_bad} of them bad. Check the warnings, `validation_fraction` and, with "
+                f"videos tried so far, {self.num_broken} of them bad. Check the warnings, `validation_fraction` and, with "
                 "several ranks, whether there are as many examples as ranks."
             )
 
@@ -587,7 +606,7 @@ class StreamingClips(IterableDataset):
         """Draws from a buffer that is refilled from the stream."""
         buffer = []
         for example in examples:
-            buffer.append(example.detached())
+            buffer.append(example)  # after `rows.shuffle`, a copy: it keeps no others in memory
             if len(buffer) > self.shuffle_buffer:
                 yield buffer.pop(rng.randint(len(buffer)))
         for place in rng.permutation(len(buffer)):
@@ -610,7 +629,7 @@ class StreamingClips(IterableDataset):
 
     def _count_bad(self, name: str, error: Exception, worker: int) -> None:
         self._counts[BAD, worker] += 1
-        num_seen, num_bad = self.num_seen, self.num_bad
+        num_seen, num_bad = self.num_seen, self.num_broken
         if num_bad <= MAX_NAMES_IN_MESSAGE:
             warnings.warn(f"Skipped {name}, which can not be used: {error}", stacklevel=2)
         if num_seen >= MIN_SEEN and num_bad > self.max_bad_share * num_seen:
@@ -647,11 +666,6 @@ class _ExampleReader(ArrowRowsReader):
             self._name = self._find_name()
         return self._name
 
-    def detached(self) -> "_ExampleReader":
-        """The example by itself: a row of a table keeps all rows that were read with it in memory."""
-        self._row = self._row.take([0])
-        return self
-
     def _find_name(self) -> str:
         if self._video_kind == "file":
             value = self._value(0)
@@ -659,7 +673,7 @@ class _ExampleReader(ArrowRowsReader):
             stored = value.get("bytes") if isinstance(value, dict) else value
             if stored is None:
                 # Of files on the Hub, the name has the commit, by which the sides of a split must not change.
-                return re.sub("(?<=@)[0-9a-f]{40}(?=/)", "", path)
+                return re.sub("(?<=@)[0-9a-f]{40}(?=/)", "", path) or "#missing"
             return f"{path}#{hashlib.sha256(stored).hexdigest()[:16]}"
         digest = hashlib.sha256()
         cell = _without_extension(self._cell(0, self.column))

@@ -280,28 +280,57 @@ def num_clip_starts(num_video_frames: int, *, num_frames: int, stride: int = 1) 
     return max(0, num_video_frames - (num_frames - 1) * stride)
 
 
-def spread_frames(reader: ClipReader, count: int | None = None) -> Iterator[np.ndarray]:
+def spread_frames(reader: ClipReader, count: int = 0) -> Iterator[np.ndarray]:
     """
-    Frames that are spread evenly over all videos, to measure values on. Videos that can not be read are left out.
+    Frames that are spread over all videos, to measure values on. What can not be read is left out.
 
     Args:
         reader ([`ClipReader`]): The videos.
-        count (`int`, *optional*): About how many frames; all of them if not given.
+        count (`int`, *optional*, defaults to 0): How many frames; 0: all of them.
 
     Yields:
         `np.ndarray` of shape `(1, C, H, W)`: One frame at a time.
     """
-    lengths = {}
+    lengths = [0] * len(reader)
     for video in range(len(reader)):
         with suppress(OSError, ValueError):
             lengths[video] = reader.num_frames(video)
-    step = max(1, sum(lengths.values()) // count) if count else 1
-    first = 0  # in the next video, so that short videos are met as often as long ones, frame for frame
-    for video, length in lengths.items():
-        for frame in range(first, length, step):
+    for video, frames in enumerate(spread_over(lengths, count)):
+        for frame in frames:
             with suppress(OSError, ValueError):
                 yield reader.read(video, frame, 1)
-        first = (first - length) % step
+
+
+def spread_over(lengths: Sequence[int], count: int) -> list[range]:
+    """
+    Frames to look at, `count` in all, as many of each video as its share of all frames.
+
+    Within a video they are evenly spaced, so that one pass can decode them. Where there are few of each, what comes
+    first in one video comes last in another: videos tend to begin alike, rain with a dry sky.
+
+    Args:
+        lengths (`Sequence[int]`): Frames of each video; 0 for one that can not be read.
+        count (`int`): How many frames to look at; 0: all.
+
+    Returns:
+        `list[range]`: The frames of each video.
+    """
+    total = sum(lengths)
+    count = min(count, total) if count else total
+    ranges, seen = [], 0
+    for video, length in enumerate(lengths):
+        # Rounded so that the numbers add up to `count`.
+        num_wanted = (seen + length) * count // max(1, total) - seen * count // max(1, total)
+        seen += length
+        if num_wanted == 0:
+            ranges.append(range(0))
+            continue
+        step = length // num_wanted
+        slack = length - (num_wanted - 1) * step
+        # Multiples of the golden ratio, modulo 1: evenly spread for any number of videos, and the same each time.
+        first = (video * 2654435769 % 2**32) * slack >> 32
+        ranges.append(range(first, first + num_wanted * step, step))
+    return ranges
 
 
 def check_integer(name: str, value: int, *, minimum: int) -> int:

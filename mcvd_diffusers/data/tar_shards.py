@@ -1,8 +1,8 @@
 """Webdataset shards: tar files whose members are samples, by random access.
 
-Webdataset streams its shards, so that clips come in their order. Here the headers of a shard are read once and what they
-announce is read from its place, so that any frame of any sample is as near as in a folder. Nothing is ever extracted:
-names in a shard, whatever they say, are names only.
+Webdataset streams its shards, so that clips come in their order. Here the headers of a shard are read once and what
+they announce is read from its place, so that any frame of any sample is as near as in a folder. Nothing is ever
+extracted: names in a shard, whatever they say, are names only.
 
 Shapes: T frames, C channels, H height, W width, D entries of a vector.
 """
@@ -65,8 +65,8 @@ class TarReader(ClipReader):
             For arrays, what each axis is: letters of T, C, H and W, such as `"THWC"`.
 
     Raises:
-        `ValueError`: If `path` does not exist or holds no `.tar` file; a file is compressed, no tar or damaged; there is
-            no sample; or `axes` is missing, wrong or of no use.
+        `ValueError`: If `path` does not exist or holds no `.tar` file; a file is compressed, no tar or damaged; there
+            is no sample; or `axes` is missing, wrong or of no use.
     """
 
     def __init__(self, path: str | PathLike, *, axes: str | None = None):

@@ -30,7 +30,7 @@ from .reader import (
 
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mov", ".mkv", ".m4v", ".gif")
-DECODERS = ("auto", "torchcodec", "pyav")
+DECODERS = ("pyav", "torchcodec")
 
 # A file may declare any size in a few bytes. Twice 8K in pixels; as RGB that is 200 MB.
 MAX_PIXELS = 2**26
@@ -44,8 +44,8 @@ OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 
-# Where torchcodec gives PyAV's frames bit by bit (`tests/data/test_video_files.py`). It differs by up to 5 levels in odd
-# sizes and 17 in 10-bit colour, where FFmpeg's versions scale differently, and reads no avi.
+# Where torchcodec gives PyAV's frames bit by bit (`tests/data/test_video_files.py`). It differs by up to 15 levels in
+# odd sizes and 17 in 10-bit colour, where FFmpeg's versions scale differently, and reads no avi.
 TORCHCODEC_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 TORCHCODEC_CODECS = ("h264", "mpeg4", "vp9")
 TORCHCODEC_FORMATS = ("yuv420p", "yuvj420p")
@@ -70,8 +70,8 @@ class VideoFile:
             The file, or a function that returns a new binary file object, which can seek and is closed after use.
         name (`str`):
             What messages call the video.
-        decoder (`str`, *optional*, defaults to `"auto"`):
-            `"pyav"`, `"torchcodec"` or `"auto"`, which is PyAV: torchcodec is faster by a tenth only, gives damaged
+        decoder (`str`, *optional*, defaults to `"pyav"`):
+            `"pyav"` or `"torchcodec"`. The latter is faster by a sixth at most as it is used here, gives damaged
             frames without a word, and brings no FFmpeg of its own, so that frames could depend on the machine. It is
             used where it is known to give PyAV's frames bit by bit, and PyAV elsewhere: for files of H.264,
             MPEG-4 or VP9 in mp4, mov, mkv or webm, 8-bit 4:2:0 of even size, not rotated. Gifs are always Pillow's.
@@ -80,7 +80,7 @@ class VideoFile:
         `ValueError`: If `decoder` is none of these.
     """
 
-    def __init__(self, source: Path | Callable[[], BinaryIO], name: str, *, decoder: str = "auto"):
+    def __init__(self, source: Path | Callable[[], BinaryIO], name: str, *, decoder: str = "pyav"):
         if decoder not in DECODERS:
             raise ValueError(f"`decoder` must be one of {', '.join(DECODERS)} but got {decoder!r}.")
         self.source = source
@@ -199,8 +199,8 @@ class VideoFile:
         with ExitStack() as stack:
             file = stack.enter_context(self._open_file())
             stack.enter_context(errors_naming(self.name, av.FFmpegError))
-            # A file is given by its path where there is one: FFmpeg reads it faster than Python does. Tags in a foreign
-            # encoding are no reason to lose the frames.
+            # A file is given by its path where there is one: FFmpeg reads it faster than Python does. Tags in a
+            # foreign encoding are no reason to lose the frames.
             path = str(self.source) if isinstance(self.source, Path) else file
             container = stack.enter_context(av.open(path, options=OPEN_OPTIONS, metadata_errors="replace"))
             streams = [
@@ -315,7 +315,7 @@ class VideoFile:
             is_damaged = False
             for position, frame in enumerate(_decoded(container, stream)):
                 key = position if is_position else frame.pts
-                # FFmpeg conceals damage by guessing, and says so of the frame itself but not of those that refer to it.
+                # FFmpeg conceals damage by guessing; it says so of that frame, but not of those that refer to it.
                 is_damaged = frame.is_corrupt or (is_damaged and not frame.key_frame)
                 if key in remaining and not is_damaged:
                     remaining.remove(key)
@@ -355,14 +355,14 @@ class VideoFileReader(ClipReader):
     Args:
         folder (`str` or `os.PathLike`):
             The folder, or one video file.
-        decoder (`str`, *optional*, defaults to `"auto"`):
-            `"pyav"`, `"torchcodec"` or `"auto"`: see [`VideoFile`].
+        decoder (`str`, *optional*, defaults to `"pyav"`):
+            `"pyav"` or `"torchcodec"`: see [`VideoFile`].
 
     Raises:
         `ValueError`: If `folder` does not exist or holds no video file, or `decoder` is none of these.
     """
 
-    def __init__(self, folder: str | PathLike, *, decoder: str = "auto"):
+    def __init__(self, folder: str | PathLike, *, decoder: str = "pyav"):
         folder = existing_path("folder", folder)
         files = [folder] if folder.is_file() else find_files(folder)
         self.folder = folder.parent if folder.is_file() else folder

@@ -8,10 +8,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from memory_reader import BreakingReader, MemoryReader, counting_video, noise_video
 from PIL import Image
 from torch.utils.data import DataLoader
-from video_fixtures import level_frames, write_audio, write_gif, write_video
 
 from mcvd_diffusers.data import (
     ClipDataset,
@@ -22,6 +20,8 @@ from mcvd_diffusers.data import (
     open_reader,
     spread_frames,
 )
+from memory_reader import BreakingReader, MemoryReader, counting_video, noise_video
+from video_fixtures import level_frames, write_audio, write_gif, write_video
 
 
 torch.set_num_threads(1)
@@ -503,6 +503,8 @@ def test_spread_frames_are_as_many_as_asked_for_and_from_all_videos():
     frames = [int(frame[0, 0, 0, 0]) for frame in spread_frames(reader, 35)]
     assert len(frames) == 35 and {frame // 20 for frame in frames} == set(range(10))
     assert len(list(spread_frames(reader))) == 70
+    one_each = [int(frame[0, 0, 0, 0]) % 20 for frame in spread_frames(reader, 10)]
+    assert len(one_each) == 10 and len(set(one_each)) > 3  # not the first of each
 
 
 # Vectors beside the frames

@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from video_fixtures import NUM_FRAMES, frame_numbers, level_frames, write_frames
 
 from mcvd_diffusers.data.frame_folders import FrameFolderReader
 from mcvd_diffusers.data.reader import VideoInfo
+from video_fixtures import NUM_FRAMES, frame_numbers, level_frames, write_frames
 
 
 def test_frames_are_read_in_natural_order(tmp_path):

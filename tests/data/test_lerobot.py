@@ -5,15 +5,16 @@ import json
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
-from video_fixtures import X264, frame_numbers, level_frames, write_video
 
 from mcvd_diffusers.data.lerobot import LeRobotReader, is_lerobot_folder
+from video_fixtures import X264, frame_numbers, level_frames, write_video
 
 
 FPS = 10
@@ -74,15 +75,32 @@ def mp4(file: Path, frames: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> dict[str, Path]:
-    """Encoded once: 13 frames, of which the first 5 and the last 8 are episodes in 3.0."""
+    """Encoded once: episodes of 5, 8 and 4 frames, the first two also in one file."""
     folder = tmp_path_factory.mktemp("videos")
     levels = level_frames()
+    five, eight = mp4(folder / "c.mp4", levels[:5]), mp4(folder / "d.mp4", levels[5:13])
     return {
-        "5+8": mp4(folder / "a.mp4", levels),
+        "5+8": joined(folder / "a.mp4", five, eight),
         "4": mp4(folder / "b.mp4", levels[9:13]),
-        "5": mp4(folder / "c.mp4", levels[:5]),
-        "8": mp4(folder / "d.mp4", levels[5:13]),
+        "5": five,
+        "8": eight,
     }
+
+
+def joined(file: Path, *parts: Path) -> Path:
+    """Videos one after the other without encoding them again, as LeRobot does it: by FFmpeg's concat."""
+    listing = file.with_suffix(".txt")
+    listing.write_text("".join(f"file '{part}'\n" for part in parts))
+    with (
+        av.open(str(listing), format="concat", options={"safe": "0"}) as source,
+        av.open(str(file), "w") as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return file
 
 
 def place(video: Path, file: Path) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 from PIL import Image
-from video_fixtures import level_frames, write_frames, write_gif
 
 from mcvd_diffusers.data import FrameFolderReader, VideoFileReader, open_reader
+from video_fixtures import level_frames, write_frames, write_gif
 
 
 def test_open_reader_chooses_by_what_the_path_holds(tmp_path):

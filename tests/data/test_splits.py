@@ -3,9 +3,9 @@
 import unicodedata
 
 import pytest
-from memory_reader import MemoryReader, counting_video
 
 from mcvd_diffusers.data import ClipDataset, SubsetReader, read_names, split_videos
+from memory_reader import MemoryReader, counting_video
 
 
 NAMES = [f"class {number % 7}/v_{number:03d}.mp4" for number in range(400)]

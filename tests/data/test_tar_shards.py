@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
-from video_fixtures import NUM_FRAMES, frame_numbers, level_frames, write_gif, write_video
 
 from mcvd_diffusers.data.frame_folders import FrameFolderReader
 from mcvd_diffusers.data.reader import VideoInfo
 from mcvd_diffusers.data.tar_shards import TarReader
 from mcvd_diffusers.data.video_files import VideoFileReader
+from video_fixtures import NUM_FRAMES, frame_numbers, level_frames, write_gif, write_video
 
 
 def write_tar(file: Path, members: dict[str, bytes], format: int = tarfile.GNU_FORMAT) -> Path:

@@ -12,6 +12,9 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
+from mcvd_diffusers.data.reader import VideoInfo
+from mcvd_diffusers.data.video_files import MAX_PIXELS, VideoFile, VideoFileReader
 from video_fixtures import (
     ENCODINGS,
     NUM_FRAMES,
@@ -21,9 +24,6 @@ from video_fixtures import (
     write_gif,
     write_video,
 )
-
-from mcvd_diffusers.data.reader import VideoInfo
-from mcvd_diffusers.data.video_files import MAX_PIXELS, VideoFile, VideoFileReader
 
 
 def moving_frames(num_frames: int = NUM_FRAMES, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -68,7 +68,7 @@ def decode_all(file: Path) -> np.ndarray:
 
 
 def read_everywhere(reader: VideoFileReader) -> np.ndarray:
-    """All frames of the first video, after a check that windows of every start and some strides are cut out of them."""
+    """All frames of the first video, once windows of every start and some strides are found to be parts of them."""
     num_frames = reader.num_frames(0)
     everything = reader.read(0, 0, num_frames)
     for start in range(num_frames):
@@ -295,7 +295,7 @@ def test_torchcodec_gives_the_frames_of_pyav(tmp_path, name):
     np.testing.assert_array_equal(read_everywhere(reader), expected)
 
 
-@pytest.mark.parametrize("decoder", ["auto", "torchcodec", "pyav"])
+@pytest.mark.parametrize("decoder", ["torchcodec", "pyav"])
 def test_the_decoder_does_not_change_frames_that_scale_differently(tmp_path, decoder):
     frames = moving_frames(size=(33, 47))
     encode(tmp_path / "odd.mp4", frames, "mpeg4", "yuv420p")
@@ -318,7 +318,7 @@ def test_torchcodec_is_asked_for_by_name_only(tmp_path, monkeypatch):
 
 def test_an_unknown_decoder_is_refused(tmp_path):
     (tmp_path / "a.mp4").touch()
-    with pytest.raises(ValueError, match=r"`decoder` must be one of auto, torchcodec, pyav but got 'nvdec'"):
+    with pytest.raises(ValueError, match=r"`decoder` must be one of pyav, torchcodec but got 'nvdec'"):
         VideoFileReader(tmp_path, decoder="nvdec")
 
 

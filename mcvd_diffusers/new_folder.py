@@ -1,0 +1,92 @@
+"""A folder that appears when it is complete, or not at all, and never in the place of another."""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """
+    A folder to fill beside `output`, which takes its place when the block is left; otherwise nothing is left.
+
+    Errors and signals that become exceptions (Ctrl-C) clean up; after a kill a hidden `.OUTPUT.partial-*` stays.
+
+    Args:
+        output (`Path`): Absolute path of the folder to make; folders above it are made, too.
+
+    Yields:
+        `Path`: The hidden folder to fill.
+
+    Raises:
+        `OSError`: As [`check_new_folder`], if `output` has been taken in the meantime.
+    """
+    missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
+    partial, name = None, output.name.encode()[:100].decode(errors="ignore")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
+        yield partial
+        _make_readable(partial)
+        check_new_folder(output)
+        os.replace(partial, output)  # onto an empty folder, or nothing
+    except BaseException:
+        with _uninterrupted():
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            for parent in missing:
+                with contextlib.suppress(OSError):  # somebody else may use it by now
+                    parent.rmdir()
+        raise
+
+
+def check_new_folder(output: Path) -> None:
+    """
+    Refuse a path where no new folder could be made.
+
+    Args:
+        output (`Path`): Absolute path.
+
+    Raises:
+        `FileExistsError`: If there is something, other than an empty folder, or a file in the way.
+        `OSError`: If the path is too deep.
+    """
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise FileExistsError(f"{output} is taken by a file or link: choose another folder.")
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(
+            f"{output} exists and is not empty. Nothing is overwritten here: choose another folder, or move it away."
+        )
+    blocked = next((parent for parent in output.parents if parent.exists() or parent.is_symlink()), None)
+    if blocked is not None and not blocked.is_dir():
+        raise FileExistsError(f"{output} cannot be made: {blocked} is no folder.")
+    if len(output.parts) > 200:
+        raise OSError(f"{output} lies in {len(output.parts)} folders: choose a shorter path.")
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """No further signal stops the cleaning up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    former = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, former):
+            signal.signal(number, handler)
+
+
+def _make_readable(folder: Path) -> None:
+    """Temporary folders, and the weights' file, are made private; give all the rights that new files have here."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
