@@ -620,6 +620,40 @@ def test_trains_on_kelvin_with_missing_values_and_predicts_kelvin(normalization,
     assert MCVDPipeline.from_pretrained(more).normalizer == pipe.normalizer
 
 
+def write_parquet(folder, num_videos=12):
+    """A Hugging Face data set of two parquet shards: grey videos as arrays, and actions beside them."""
+    import datasets
+
+    rng = np.random.RandomState(0)
+    rows = {
+        "frames": [rng.randint(256, size=(8, 16, 16)).astype(np.uint8) for _ in range(num_videos)],
+        "action": [rng.randn(8, 3).tolist() for _ in range(num_videos)],
+    }
+    features = datasets.Features(
+        {"frames": datasets.Array3D((8, 16, 16), "uint8"), "action": datasets.List(datasets.List(datasets.Value("float32")))}
+    )
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    folder.mkdir()
+    for shard in range(2):
+        whole.shard(2, shard).to_parquet(folder / f"train-{shard}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_trains_on_a_hugging_face_data_set(streaming, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = {"dataset_name": write_parquet(tmp_path / "data"), "axes": "THW", "vectors": "action", "seed": 3}
+    options |= {"streaming": streaming, "shuffle_buffer": 3, "validation_fraction": 0.3, "max_train_steps": 3}
+    only = {name: value for name, value in TINY.items() if name not in ("resolution", "num_train_clips")}
+    settings = train_mcvd.parse_args(flags(tmp_path / "x", only, **options))
+    train, held_out = train_mcvd.make_datasets(settings, 5)
+    item = next(iter(train))
+    assert item["video"].shape == (5, 1, 16, 16) and item["action"].shape == (5, 3)
+    assert len(held_out) > 0 and held_out[0]["video"].dtype == torch.float32
+    folder = run(tmp_path / "out", only, **options)
+    assert MCVDPipeline.from_pretrained(folder).unet.config.sample_size == [16, 16]
+
+
 def test_padding_of_short_videos_is_not_learned(tmp_path, monkeypatch):
     """Whatever stands in padded frames, the trained weights are the same."""
     (tmp_path / "a").mkdir()
