@@ -112,7 +112,7 @@ class DataArguments:
     test_list: str | None = _flag(None, "File with such names, one a line.")
     split_frames: int | None = _flag(
         None,
-        "Cut videos into pieces of so many frames, which then count as videos of their own: for a few long ones, so that"
+        "Cut videos into pieces of so many frames (the last takes what is left), which then count as videos of their own: for a few long ones, so that"
         " some can be held out.",
     )
     frame_stride: int = _flag(1, "Take every n-th frame.")

@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -223,8 +223,8 @@ class PieceReader(ClipReader):
         reader ([`ClipReader`]):
             The reader that reads.
         num_frames (`int`):
-            Frames of a piece; the last of each video can be shorter. Pieces are named after their first frame:
-            `"field[0000480:]"`.
+            Frames of a piece. The last of each video takes what is left, so it can have nearly twice as many; a shorter
+            video is one piece. Pieces are named after their first frame: `"field[0000480:]"`.
 
     Raises:
         `ValueError`: If `num_frames` is no positive integer.
@@ -232,37 +232,40 @@ class PieceReader(ClipReader):
 
     def __init__(self, reader: ClipReader, num_frames: int):
         self.reader = reader
-        self.piece_frames = check_integer("num_frames", num_frames, minimum=1)
-        self._pieces: list[tuple[int, int | None]] = []  # (video, first frame; None: unreadable)
+        check_integer("num_frames", num_frames, minimum=1)
+        self._pieces: list[tuple[int, range | None]] = []  # (video, its frames; None: unreadable)
         for video in range(len(reader)):
             try:
-                starts = range(0, reader.num_frames(video), num_frames)
+                length = reader.num_frames(video)
             except (OSError, ValueError):
-                starts = [None]  # `info` will raise the same again, where it is counted
-            self._pieces += [(video, start) for start in starts]
+                self._pieces.append((video, None))  # `info` will raise the same again, where it is counted
+                continue
+            starts = range(0, max(1, length - num_frames + 1), num_frames)
+            ends = [*starts[1:], length]
+            self._pieces += [(video, range(start, end)) for start, end in zip(starts, ends)]
 
     def __len__(self) -> int:
         return len(self._pieces)
 
     def name(self, video: int) -> str:
         """Name of a piece: see [`ClipReader`]."""
-        whole, start = self._pieces[video]
-        return self.reader.name(whole) + ("" if start is None else f"[{start:07}:]")
+        whole, piece = self._pieces[video]
+        return self.reader.name(whole) + ("" if piece is None else f"[{piece.start:07}:]")
 
     def info(self, video: int) -> VideoInfo:
         """Length and geometry of a piece: see [`ClipReader`]."""
-        whole, start = self._pieces[video]
+        whole, piece = self._pieces[video]
         info = self.reader.info(whole)
-        num_frames = min(self.piece_frames, info.num_frames - (start or 0))
-        return VideoInfo(**{**vars(info), "num_frames": num_frames})
+        return info if piece is None else replace(info, num_frames=len(piece))
 
     def _read(self, video: int, frames: range) -> np.ndarray:
-        whole, start = self._pieces[video]
-        return self.reader._read(whole, range(frames.start + start, frames.stop + start, frames.step))
+        whole, piece = self._pieces[video]
+        return self.reader._read(whole, range(frames.start + piece.start, frames.stop + piece.start, frames.step))
 
     def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:
-        whole, start = self._pieces[video]
-        return self.reader._read_vector(whole, name, range(frames.start + start, frames.stop + start, frames.step))
+        whole, piece = self._pieces[video]
+        frames = range(frames.start + piece.start, frames.stop + piece.start, frames.step)
+        return self.reader._read_vector(whole, name, frames)
 
 
 def num_clip_starts(num_video_frames: int, *, num_frames: int, stride: int = 1) -> int:

@@ -380,15 +380,17 @@ def test_clips_of_long_and_short_videos_stand_in_one_row():
 
 
 def test_pieces_of_a_video_share_no_frame_and_leave_none_out():
-    reader = PieceReader(MemoryReader({"v": np.arange(23.0)[:, None]}, v=counting_video(23)), 10)
-    assert [reader.name(piece) for piece in range(3)] == ["v[0000000:]", "v[0000010:]", "v[0000020:]"]
-    assert [reader.num_frames(piece) for piece in range(3)] == [10, 10, 3]
-    frames = np.concatenate([reader.read(piece, 0, reader.num_frames(piece)) for piece in range(3)])
+    videos = {"v": counting_video(23), "short": counting_video(4), "whole": counting_video(10)}
+    reader = PieceReader(MemoryReader({"v": np.arange(23.0)[:, None]}, **videos), 10)
+    names = ["v[0000000:]", "v[0000010:]", "short[0000000:]", "whole[0000000:]"]
+    assert [reader.name(piece) for piece in range(4)] == names
+    assert [reader.num_frames(piece) for piece in range(4)] == [10, 13, 4, 10]
+    frames = np.concatenate([reader.read(piece, 0, reader.num_frames(piece)) for piece in range(2)])
     assert np.array_equal(frames, counting_video(23))
     assert reader.read(1, 1, 3, 4)[:, 0, 0, 0].tolist() == [11, 15, 19]
     assert reader.read_vector(1, "x", 1, 3, 4).tolist() == [[11], [15], [19]]
-    with pytest.raises(ValueError, match=r"v\[0000020:\], which has 3"):
-        reader.read(2, 0, 4)
+    with pytest.raises(ValueError, match=r"v\[0000010:\], which has 13"):
+        reader.read(1, 2, 12)
 
 
 def test_videos_that_are_too_short_are_padded_if_so_wished():
