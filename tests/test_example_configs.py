@@ -1,0 +1,370 @@
+"""examples/configs: each file trains on data that look like those it is for, without a line of code around it.
+
+Data are synthetic, and networks 8 channels wide; layouts on disk, channels, units, frames and tasks are the real ones.
+"""
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import train_mcvd
+from mcvd_diffusers import MCVDPipeline, cli
+from video_fixtures import write_gif, write_video
+
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+# Frames before, in and after the block; channels of the network.
+NAMES = {
+    "traffic": (12, 12, 0, 8),
+    "himawari": (6, 6, 0, 8),
+    "fmow": (3, 2, 2, 3),
+    "driving_game": (4, 4, 0, 3),
+    "robot_planning": (2, 4, 0, 3),
+    "weather": (6, 6, 0, 3),  # t2m, tp, and where they are missing
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerator():
+    """Accelerate's state is one for the process; each test starts without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def stated(name: str) -> dict:
+    """What an example says."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def parse(name: str, data: Path, output_dir: Path, **changes) -> train_mcvd.Settings:
+    """The settings of an example, with a narrow network and a short run, and with changes."""
+    num_levels = len(stated(name)["block_out_channels"])
+    tiny = {
+        "train_data_dir": data,
+        "output_dir": output_dir,
+        "block_out_channels": [8] * num_levels,
+        "layers_per_block": 1,
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_train_steps": 2,
+        "lr_warmup_steps": 1,
+        "num_validation_videos": 1,
+        "validation_inference_steps": 2,
+        "dataloader_num_workers": 0,
+        "mixed_precision": "no",
+    }
+    flags = []
+    for key, value in {**tiny, **changes}.items():
+        flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return train_mcvd.parse_args([str(CONFIGS / f"{name}.yaml"), *flags])
+
+
+def train(name: str, data: Path, tmp_path: Path, **changes) -> tuple[MCVDPipeline, torch.utils.data.Dataset]:
+    """Looks at the data and trains, as the example says; the pipeline as a user loads it, and the training clips."""
+    (command,) = re.findall(r"Check +mcvd-diffusers (data inspect) \S+ (.*)", (CONFIGS / f"{name}.yaml").read_text())
+    assert cli.main([*command[0].split(), str(data), *command[1].split(), "--no_contact_sheet"]) == 0
+    folder = train_mcvd.main(parse(name, data, tmp_path / "run", **changes))
+    pipe = MCVDPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    settings = parse(name, data, tmp_path / "again", **changes)
+    dataset = train_mcvd.make_datasets(settings, settings.num_window_frames)[0]
+    config = pipe.unet.config
+    past, block, future, channels = NAMES[name]
+    assert (config.num_past_frames, config.num_frames, config.num_future_frames) == (past, block, future)
+    assert config.in_channels == channels
+    return pipe, dataset
+
+
+def predict(pipe: MCVDPipeline, past: np.ndarray | torch.Tensor, **given) -> torch.Tensor:
+    past = torch.as_tensor(past)
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+    return pipe(past_frames=past, **given, **options).frames
+
+
+def drifting(num_frames: int, height: int, width: int, num_channels: int, seed: int = 0) -> np.ndarray:
+    """Smooth fields (T, H, W, C) in [0, 1] that drift, each channel at its own pace."""
+    random = np.random.RandomState(seed)
+    y, x = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
+    phase, pace = random.rand(2, num_channels)
+    frames = [
+        0.5 + 0.25 * (np.sin(y / 9 + phase * 6 + t * pace) + np.cos(x / 7 - t * pace)) for t in range(num_frames)
+    ]
+    return np.stack(frames).astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the files say
+
+
+def test_each_example_is_tested():
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {"demo", *NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_exist_and_the_number_of_parameters_is_true(name, tmp_path):
+    file = CONFIGS / f"{name}.yaml"
+    values = stated(name)
+    (tmp_path / "data").mkdir()
+    arguments = [str(file), "--train_data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run")]
+    settings = train_mcvd.parse_args(arguments)  # exits if a setting does not exist, or is out of range
+    for key, value in values.items():
+        said = settings.as_dict()[key]
+        assert said == (type(said)(value) if isinstance(said, float) else value) or said == [value]
+    assert values.keys() <= settings.explicit
+    settings.model.resolution = settings.model.resolution or [64]  # else the data's; no parameter depends on it
+    with torch.device("meta"):
+        unet = train_mcvd.make_unet(settings)
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    (in_words,) = re.findall(r"The network has ([\d,]+) parameters", file.read_text())
+    assert in_words == f"{count:,}"
+    assert (unet.config.num_past_frames, unet.config.num_frames, unet.config.num_future_frames) == NAMES[name][:3]
+    assert unet.config.in_channels == NAMES[name][3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_comment_says_what_to_check_first_and_how_to_train(name):
+    comment = (CONFIGS / f"{name}.yaml").read_text().partition("\n\n")[0]
+    assert comment.startswith("# ") and f"train_mcvd.py examples/configs/{name}.yaml" in comment
+    for word in ("On disk", "Check      mcvd-diffusers data inspect ", "--estimate", "Replaces a fork"):
+        assert word in comment
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What they do
+
+
+@pytest.mark.slow
+def test_traffic_maps_keep_their_size_channels_and_scale(tmp_path):
+    (tmp_path / "data").mkdir()
+    days = [(255 * drifting(26, 495, 436, 8, seed)).astype(np.uint8) for seed in range(2)]
+    for number, day in enumerate(days, start=1):
+        with h5py.File(tmp_path / "data" / f"2020-03-0{number}_city.h5", "w") as file:
+            file.create_dataset("array", data=day, chunks=(1, 495, 436, 8), compression="lzf")
+    # One step of sampling, which is measured several times over: 495 x 436 pixels take their time.
+    changes = {"train_batch_size": 1, "validation_names": ["2020-03-02*"], "validation_inference_steps": 1}
+    pipe, dataset = train("traffic", tmp_path / "data", tmp_path, **changes)
+    assert dataset[0]["video"].dtype == torch.uint8 and dataset[0]["video"].shape == (24, 8, 495, 436)
+    past = days[1][:12].transpose(0, 3, 1, 2)[None]  # (1, 12, 8, 495, 436), bytes as they are stored
+    video = predict(pipe, past, return_given_frames=True)
+    assert video.shape == (1, 24, 8, 495, 436)
+    assert torch.equal(video[:, :12], torch.from_numpy(past).float())  # given in 0..255, and given back
+    made = video[:, 12:]
+    assert made.min() >= 0 and made.max() <= 255 and made.max() > 2  # not [0, 1]
+
+
+def test_satellite_channels_keep_their_units(tmp_path):
+    (tmp_path / "data").mkdir()
+    low = np.array([0, 0, 0, 0.1, 190, 200, 210, 220], np.float32)[:, None, None]  # reflectances, then kelvin
+    high = np.array([1, 0.9, 0.8, 0.7, 330, 320, 310, 300], np.float32)[:, None, None]
+    for month, (length, height, width) in enumerate([(70, 40, 56), (62, 48, 48), (45, 56, 40)], start=7):
+        frames = low + (high - low) * drifting(length, height, width, 8, month).transpose(0, 3, 1, 2)
+        np.save(tmp_path / "data" / f"2019-{month:02}.npy", frames)  # (T, 8, H, W)
+    changes = {"resolution": [32, 32], "split_frames": 20, "validation_fraction": 0.3}
+    pipe, dataset = train("himawari", tmp_path / "data", tmp_path, **changes)
+    assert pipe.normalizer.kind == "min_max" and len(pipe.normalizer.low) == 8
+    bounds = [torch.tensor(getattr(pipe.normalizer, side))[:, None, None] for side in ("low", "high")]
+    # Measured on what is really there, and so never beyond it.
+    assert (bounds[0] >= torch.from_numpy(low)).all() and (bounds[1] <= torch.from_numpy(high)).all()
+    assert (bounds[1] - bounds[0] > 0.9 * torch.from_numpy(high - low)).all()
+    clip = dataset[0]["video"]  # in units; encoded on the device
+    assert clip.shape == (12, 8, 32, 32) and dataset.encode(clip).abs().max() <= 1
+    made = predict(pipe, clip[None, :6])
+    assert made.shape == (1, 6, 8, 32, 32)
+    assert (made >= bounds[0] - 1e-3).all() and (made <= bounds[1] + 1e-3).all()
+    assert made[:, :, 4:].min() > 180 and made[:, :, :4].max() <= 1  # kelvin in, kelvin out; reflectances beside them
+
+
+def test_short_sequences_at_irregular_times_are_padded(tmp_path):
+    (tmp_path / "data").mkdir()
+    lengths, times = {}, {}
+    random = np.random.RandomState(0)
+    for shard in range(2):
+        with tarfile.open(tmp_path / "data" / f"train-{shard:04}.tar", "w") as tar:
+            for number, length in enumerate((4, 5, 9, 7, 4, 12)):
+                place = f"airport_{6 * shard + number}"
+                days = np.cumsum(random.randint(1, 400, length))
+                lengths[f"train-{shard:04}/{place}"], times[f"train-{shard:04}/{place}"] = length, days
+                members = {"metadata.json": json.dumps([[float(day), 0.5, 30.0] for day in days]).encode()}
+                size = random.randint(40, 60, 2)  # one for a place, another for the next
+                for frame, image in enumerate((255 * drifting(length, *size, 3, number)).astype(np.uint8)):
+                    encoded = io.BytesIO()
+                    Image.fromarray(image).save(encoded, "JPEG")
+                    members[f"{frame:04}.jpg"] = encoded.getvalue()
+                for kind, content in members.items():
+                    member = tarfile.TarInfo(f"{place}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    pipe, dataset = train("fmow", tmp_path / "data", tmp_path, resolution=[32, 32], validation_fraction=0.3)
+    assert not dataset.skipped
+    for i in range(len(dataset)):
+        item, name = dataset[i], dataset.reader.name(i)
+        length, days = lengths[name], times[name]
+        assert item["video"].shape == (7, 3, 32, 32) and item["metadata"].shape == (7, 3)
+        assert item["is_padding"].tolist() == [frame >= length for frame in range(7)]
+        start = int(np.flatnonzero(days == item["metadata"][0, 0].item())[0])
+        expected = days[np.minimum(np.arange(start, start + 7), length - 1)]
+        assert item["metadata"][:, 0].tolist() == expected.tolist()
+    images = dataset.normalizer.to_display(dataset.normalizer.decode(dataset.encode(dataset[0]["video"])))[None]
+    past, future = images[:, :3], images[:, -2:]
+    # One network for four tasks; and of the past, less than it reads will do.
+    for made in (
+        predict(pipe, past),
+        predict(pipe, past, future_frames=future),
+        predict(pipe, past[:, -1:], num_frames=2),
+    ):
+        assert made.shape == (1, 2, 3, 32, 32) and 0 <= made.min() and made.max() <= 1
+    assert pipe(future_frames=future, num_inference_steps=2, output_type="pt").frames.shape == (1, 2, 3, 32, 32)
+    assert pipe(num_inference_steps=2, output_type="pt").frames.shape == (1, 2, 3, 32, 32)
+
+
+def test_actions_of_a_game_go_with_its_frames(tmp_path):
+    presses = {}
+    for number in range(8):
+        frames = (255 * drifting(14, 96, 96, 3, number)).astype(np.uint8)
+        frames[:, :8] = 15 * np.arange(14, dtype=np.uint8)[:, None, None, None]  # tells the frame
+        folder = tmp_path / "data" / f"level_{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_gif(folder / f"drive_{number}.gif", frames)
+        pressed = np.random.RandomState(number).randint(0, 5, 14)
+        np.save(folder / f"drive_{number}.action.npy", np.eye(5, dtype=np.int64)[pressed])
+        presses[f"level_{number % 2}/drive_{number}.gif"] = pressed
+    pipe, dataset = train("driving_game", tmp_path / "data", tmp_path, validation_fraction=0.3)
+    for i in range(len(dataset)):
+        item = dataset[i]
+        assert item["video"].shape == (8, 3, 96, 96) and item["video"].dtype == torch.uint8
+        assert item["action"].shape == (8, 5) and (item["action"].sum(dim=1) == 1).all()
+        numbers = (item["video"][:, 0, 2, 48].float() / 15).round().long()
+        assert numbers.tolist() == list(range(numbers[0], numbers[0] + 8))
+        assert item["action"].argmax(dim=1).tolist() == presses[dataset.reader.name(i)][numbers].tolist()
+    past = np.random.RandomState(0).randint(0, 256, (2, 4, 3, 96, 96)).astype(np.uint8)
+    made = predict(pipe, past, num_frames=10, guidance_scale=1.5)  # longer than a block
+    assert made.shape == (2, 10, 3, 96, 96) and 0 <= made.min() and made.max() <= 1
+
+
+def write_lerobot(folder: Path, num_episodes: int, num_frames: int, size: tuple[int, int]) -> None:
+    """A LeRobotDataset of version 3.0: one mp4 and one file of rows for all episodes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    camera = "observation.images.top"
+    path = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+    total = num_episodes * num_frames
+    info = {
+        "codebase_version": "v3.0",
+        "fps": 10,
+        "chunks_size": 1000,
+        "data_path": f"data/{path}.parquet",
+        "video_path": f"videos/{{video_key}}/{path}.mp4",
+        "features": {
+            camera: {"dtype": "video", "shape": [*size, 3], "names": ["height", "width", "channels"]},
+            "observation.state": {"dtype": "float32", "shape": [6]},
+            "action": {"dtype": "float32", "shape": [6]},
+        },
+    }
+    episodes = np.arange(num_episodes)
+    place = {
+        f"{kind}/{part}_index": 0 * episodes for kind in ("data", f"videos/{camera}") for part in ("chunk", "file")
+    }
+    meta = {
+        "episode_index": episodes,
+        "length": 0 * episodes + num_frames,
+        **place,
+        f"videos/{camera}/from_timestamp": episodes * num_frames / 10,
+        f"videos/{camera}/to_timestamp": (episodes + 1) * num_frames / 10,
+    }
+    numbers = np.arange(total)
+    vector = pa.array([[float(number), 0.0, 0.0, 0.0, 0.0, 1.0] for number in numbers])
+    rows = {
+        "episode_index": numbers // num_frames,
+        "frame_index": numbers % num_frames,
+        "timestamp": (numbers % num_frames / 10).astype(np.float32),
+        "observation.state": vector,
+        "action": vector,
+    }
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    for file, columns in (("meta/episodes/chunk-000/file-000", meta), ("data/chunk-000/file-000", rows)):
+        (folder / file).parent.mkdir(parents=True)
+        pq.write_table(pa.table(columns), folder / f"{file}.parquet")
+    (folder / f"videos/{camera}/chunk-000").mkdir(parents=True)
+    frames = (255 * drifting(total, *size, 3)).astype(np.uint8)
+    write_video(folder / f"videos/{camera}/chunk-000/file-000.mp4", frames, options={"x264-params": "keyint=10"})
+
+
+def test_robot_predicts_many_futures_from_two_frames(tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("av")
+    write_lerobot(tmp_path / "data", num_episodes=10, num_frames=20, size=(96, 128))
+    pipe, dataset = train("robot_planning", tmp_path / "data", tmp_path, validation_fraction=0.3)
+    item = dataset[0]
+    assert item["video"].shape == (6, 3, 64, 64) and item["action"].shape == (6, 6)
+    rows = item["action"][:, 0]
+    assert rows.diff().tolist() == [3] * 5  # every third frame
+    assert rows[0] // 20 == rows[-1] // 20  # of one episode
+    past = torch.rand(1, 2, 3, 64, 64)
+    made = predict(pipe, past, ensemble_size=5)
+    assert made.shape == (5, 4, 3, 64, 64)
+    assert (made[0] - made[1]).abs().max() > 0
+    with pytest.raises(ValueError):  # it was never trained without a past
+        pipe(num_inference_steps=2)
+
+
+def write_weather(path: Path, num_steps: int) -> dict[str, np.ndarray]:
+    xarray = pytest.importorskip("xarray")
+    fields = drifting(num_steps, 21, 34, 2)
+    is_sea = np.zeros((21, 34), bool)
+    is_sea[:8, :10] = True
+    t2m = np.where(is_sea, np.nan, 250 + 60 * fields[..., 0])  # kelvin
+    tp = np.where(is_sea, np.nan, np.maximum(fields[..., 1] - 0.6, 0) / 100)  # metres
+    tp[5, 15, 15] = np.nan  # and a gap that is not the sea
+    dims = ("time", "latitude", "longitude")
+    coordinates = {
+        "time": 3600 * np.arange(num_steps),
+        "latitude": np.linspace(55, 50, 21),
+        "longitude": np.linspace(5, 13, 34),
+    }
+    variables = {name: (dims, values.astype(np.float32)) for name, values in (("t2m", t2m), ("tp", tp))}
+    variables["orography"] = (dims[1:], np.zeros((21, 34), np.float32))  # further ones do no harm
+    store = xarray.Dataset(variables, coordinates)
+    if path.suffix == ".zarr":
+        store.to_zarr(path, encoding={name: {"chunks": (8, 21, 34)} for name in ("t2m", "tp")})
+    else:
+        store.to_netcdf(path, engine="h5netcdf")
+    return {"t2m": t2m, "tp": tp, "is_sea": is_sea}
+
+
+@pytest.mark.parametrize("suffix, package", [(".zarr", "zarr"), (".nc", "h5netcdf")])
+def test_weather_with_gaps_goes_in_and_comes_out_in_its_units(suffix, package, tmp_path):
+    pytest.importorskip(package)
+    fields = write_weather(tmp_path / f"weather{suffix}", num_steps=180)
+    changes = {"split_frames": 18, "validation_fraction": 0.3}
+    pipe, dataset = train("weather", tmp_path / f"weather{suffix}", tmp_path, **changes)
+    assert pipe.normalizer.kind == "mean_std" and pipe.normalizer.has_mask_channel
+    kelvin, metres = pipe.normalizer.center
+    assert 250 < kelvin < 310 and 0 < metres < 0.005
+    clip = dataset[0]["video"]
+    assert clip.shape == (12, 2, 21, 34) and clip[:, :, :8, :10].isnan().all()
+    seen = dataset.encode(clip)
+    assert seen.shape == (12, 3, 21, 34) and seen.isfinite().all()
+    assert (seen[:, 2, :8, :10] == -1).all() and (seen[:, 2, 10:, 10:] == 1).float().mean() > 0.99
+
+    past = torch.from_numpy(np.stack([fields["t2m"][:6], fields["tp"][:6]], axis=1).astype(np.float32))[None]
+    video = predict(pipe, past, return_given_frames=True)
+    assert video.shape == (1, 12, 2, 21, 34)
+    assert torch.equal(video[:, :6].nan_to_num(-1), past.nan_to_num(-1))
+    made = video[:, 6:]
+    # Missing in one variable, missing in both: the network has one mask for the two.
+    assert torch.equal(made[:, :, 0].isnan(), made[:, :, 1].isnan())
+    t2m, tp = (made[:, :, channel][~made[:, :, channel].isnan()] for channel in (0, 1))
+    assert t2m.numel() and 249 < t2m.min() and t2m.max() < 311
+    assert tp.min() >= 0 and tp.max() < 0.01
