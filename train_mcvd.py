@@ -80,6 +80,8 @@ from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 logger = get_logger("train_mcvd", log_level="INFO")
 
+NO_PADDING = torch.zeros(1, dtype=torch.bool)
+
 # Seconds after which a worker that gives no batch is given up: a file system that hangs must not hang the run for ever.
 WORKER_TIMEOUT = 1800
 
@@ -483,7 +485,7 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             )
             if "is_padding" in batch:  # of a video that is too short: neither given nor learned
                 roles = roles.masked_fill(batch["is_padding"].to(roles.device), FrameRole.ABSENT)
-            loss = denoising_loss(
+            losses = denoising_loss(
                 unet,
                 noise_scheduler,
                 train_set.encode(batch["video"]),
@@ -491,7 +493,10 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
                 generator=generators,
                 loss_type=training.loss_type,
                 reduction=training.loss_reduction,
-            ).mean()
+            )
+            loss = losses.sum() / (roles == FrameRole.LATENT).any(dim=1).sum().clamp(
+                min=1
+            )  # all clips, but for padding
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(unet.parameters(), training.max_grad_norm)
@@ -646,9 +651,18 @@ def validate(
     Writes GIFs under samples/, and logs PSNRs beside those of the baselines; returns the latter.
     """
     training, config = settings.training, pipeline.unet.config
-    num_videos = min(training.num_validation_videos, len(held_out))
+    whole = (
+        clip
+        for clip in map(held_out.__getitem__, range(len(held_out)))
+        if not clip.get("is_padding", NO_PADDING).any()
+    )
+    clips = list(itertools.islice(whole, training.num_validation_videos))
+    if not clips:
+        log(accelerator, "no held-out video is long enough to compare with: none are made")
+        return {}
+    num_videos = len(clips)
     units = pipeline.normalizer
-    given = units.decode(torch.stack([held_out[i]["video"] for i in range(num_videos)]))  # in the user's units
+    given = units.decode(torch.stack([clip["video"] for clip in clips]))  # in the user's units
     video = units.to_display(given)  # in [0, 1], for pictures and PSNR
     past_units, _, future_units = given.split(
         [config.num_past_frames, config.num_frames, config.num_future_frames], dim=1

@@ -46,8 +46,9 @@ class FrameNormalizer:
         center, scale (`tuple[float, ...]`, *optional*):
             The value that becomes 0, and the distance from it that becomes 1. By default the middle of `low` and
             `high`, and half their distance.
-        nan_fill (`float`, *optional*):
-            What missing values are replaced with, in the user's units. By default there must be none.
+        nan_fill (`float` or `tuple[float, ...]`, *optional*):
+            What missing values are replaced with, in the user's units: one for each channel, or one for all. By default
+            there must be none.
         has_mask_channel (`bool`, *optional*, defaults to `False`):
             Whether the network's last channel says which pixels are valid.
 
@@ -60,7 +61,7 @@ class FrameNormalizer:
     high: tuple[float, ...] = (1.0,)
     center: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
-    nan_fill: float | None = None
+    nan_fill: float | tuple[float, ...] | None = None
     has_mask_channel: bool = False
 
     def __post_init__(self) -> None:
@@ -85,8 +86,14 @@ class FrameNormalizer:
                 )
         if self.kind == "unit" and (self.low, self.high) != ((0.0,), (1.0,)):
             raise ValueError(f'`kind="unit"` is [0, 1], got {self.low} and {self.high}: use `from_range`.')
-        if self.nan_fill is not None and not _is_finite(self.nan_fill):
-            raise ValueError(f"`nan_fill` must be a finite number in the units of the frames, got {self.nan_fill!r}.")
+        if self.nan_fill is not None:
+            fill = self.nan_fill if isinstance(self.nan_fill, (tuple, list)) else (self.nan_fill,)
+            if not all(map(_is_finite, fill)) or (len(self.low) > 1 and len(fill) not in (1, len(self.low))):
+                raise ValueError(
+                    "`nan_fill` must be finite numbers in the units of the frames, one for each channel or one, got"
+                    f" {self.nan_fill!r}."
+                )
+            object.__setattr__(self, "nan_fill", tuple(map(float, fill)))
         if self.has_mask_channel and self.nan_fill is None:
             raise ValueError("`has_mask_channel` must go with a `nan_fill`, what missing values are replaced with.")
 
@@ -96,7 +103,7 @@ class FrameNormalizer:
         low: float | Sequence[float],
         high: float | Sequence[float],
         *,
-        nan_fill: float | None = None,
+        nan_fill: float | Sequence[float] | None = None,
         has_mask_channel: bool = False,
     ) -> "FrameNormalizer":
         """
@@ -157,7 +164,8 @@ class FrameNormalizer:
         if self.kind == "mean_std":
             parts = zip(channels, self.center, self.scale)
             channels = [f"{channel} (mean {center:g}, std {scale:g})" for channel, center, scale in parts]
-        missing = "" if self.nan_fill is None else f", missing ones filled with {self.nan_fill:g}"
+        fill = "; ".join(f"{value:g}" for value in self.nan_fill or ())
+        missing = f", missing ones filled with {fill}" if fill else ""
         return f"{self.kind}, {'; '.join(channels)}{missing}{', with a mask channel' * self.has_mask_channel}"
 
     @property
@@ -168,6 +176,8 @@ class FrameNormalizer:
     @property
     def largest_value(self) -> float:
         """The largest absolute value that the network sees: 1, or more for `"mean_std"`."""
+        if self.kind != "mean_std":
+            return 1.0
         ends = zip(self.low, self.high, self.center, self.scale)
         return max(max(high - center, center - low) / scale for low, high, center, scale in ends)
 
@@ -185,9 +195,10 @@ class FrameNormalizer:
             `ValueError`: If this map is for another number of channels.
         """
         num_channels = network_channels - self.has_mask_channel
-        if num_channels < 1 or len(self.low) not in (1, num_channels):
+        lengths = {len(self.low), len(self.nan_fill or (0,))}
+        if num_channels < 1 or not lengths <= {1, num_channels}:
             raise ValueError(
-                f"`normalization` is for {len(self.low)} channel(s){' and a mask' if self.has_mask_channel else ''}, but the"
+                f"`normalization` is for {max(lengths)} channel(s){' and a mask' if self.has_mask_channel else ''}, but the"
                 f" network's frames have {network_channels} in all."
             )
         return num_channels
@@ -204,12 +215,12 @@ class FrameNormalizer:
         """
         values = frames.to(torch.float32)
         if self.is_unit and frames.dtype == torch.uint8:  # the hot path, in place on what is our own
-            values = values.div_(255).mul_(2).sub_(1)
+            values = values.div_(127.5).sub_(1)  # to the last bit x / 255 * 2 - 1: the half only moves the exponent
             return _append(values, None) if self.has_mask_channel else values
         is_missing = values.isnan() if self.nan_fill is not None else None
         low, high, center, scale = self._columns(frames.device)
         if is_missing is not None:
-            values = torch.where(is_missing, self.nan_fill, values)
+            values = torch.where(is_missing, torch.tensor(self.nan_fill, device=values.device)[:, None, None], values)
         values = (values.clamp(low, high) - center) / scale
         return _append(values, is_missing) if self.has_mask_channel else values
 
@@ -231,6 +242,33 @@ class FrameNormalizer:
         low, high, center, scale = self._columns(values.device)
         frames = (values * scale + center).clamp(low, high)
         return frames if is_missing is None else torch.where(is_missing, torch.nan, frames)
+
+    def find_other_units(self, frames: torch.Tensor) -> str | None:
+        """
+        Says whether frames seem to be in other units than the map is for.
+
+        Args:
+            frames (`torch.Tensor` of shape `(..., C, H, W)`): In whatever units.
+
+        Returns:
+            `str` or `None`: What is wrong, if most values of a channel lie outside of its range.
+        """
+        channels = frames.movedim(-3, 0).flatten(1)  # (C, N)
+        for number, values in enumerate(channels):
+            low, high = (ends[number if len(ends) > 1 else 0] for ends in (self.low, self.high))
+            least, most = map(float, values.aminmax()) if values.numel() else (low, high)
+            if low <= least and most <= high:
+                continue  # nearly always, and cheap to see
+            values = values[values.isfinite()] if values.is_floating_point() else values
+            is_outside = (values < low) | (values > high)
+            if values.numel() and float(is_outside.float().mean()) > 0.5:
+                least, most = map(float, values.aminmax())
+                return (
+                    f"{float(is_outside.float().mean()):.0%} of the values of channel {number} lie outside of [{low:g},"
+                    f" {high:g}], the range that was stated or measured: they go from {least:g} to {most:g}. Is it another"
+                    " unit?"
+                )
+        return None
 
     def to_display(self, frames: torch.Tensor) -> torch.Tensor:
         """
@@ -322,7 +360,7 @@ def measure_normalizer(
     clips: Iterable[np.ndarray],
     kind: Literal["min_max", "mean_std"],
     *,
-    nan_fill: float | None = None,
+    nan_fill: float | Sequence[float] | None = None,
     has_mask_channel: bool = False,
 ) -> FrameNormalizer:
     """

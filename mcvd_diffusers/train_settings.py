@@ -140,7 +140,9 @@ class DataArguments:
     )
     value_high: list[float] | None = _flag(None, "Highest value.")
     normalization_frames: int = _flag(10_000, "Frames to measure, spread over the training videos; 0: all.")
-    nan_fill: float | None = _flag(None, "What missing values (NaN) are replaced with, in the data's units.")
+    nan_fill: list[float] | None = _flag(
+        None, "What missing values (NaN) are replaced with, in the data's units, one for all channels or one each."
+    )
     nan_mask_channel: bool = _flag(
         False, "Show the network in one more channel where values are missing, and let it say where they will be."
     )
@@ -418,7 +420,7 @@ def _adopt_normalization(settings: Settings, config: dict | None) -> None:
         "normalization": normalizer.kind,
         "value_low": None if normalizer.is_unit else list(normalizer.low),
         "value_high": None if normalizer.is_unit else list(normalizer.high),
-        "nan_fill": normalizer.nan_fill,
+        "nan_fill": None if normalizer.nan_fill is None else list(normalizer.nan_fill),
         "nan_mask_channel": normalizer.has_mask_channel,
     }
     for name, value in theirs.items():

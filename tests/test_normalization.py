@@ -89,6 +89,14 @@ def test_missing_values_are_filled_and_a_mask_says_where():
     assert without.encode(frames).shape == frames.shape and without.encode(frames)[0, 1, 0, 0] == -1
 
 
+def test_each_channel_has_a_fill_of_its_own_if_so_wished():
+    frames = torch.full((1, 2, 1, 2), torch.nan)
+    normalizer = FrameNormalizer.from_range((200.0, 0.0), (300.0, 10.0), nan_fill=(250.0, 0.0))
+    assert normalizer.encode(frames).tolist() == [[[[0, 0]], [[-1, -1]]]]
+    with pytest.raises(ValueError, match="`nan_fill` must be finite numbers.*one for each channel or one"):
+        FrameNormalizer.from_range((200.0, 0.0), (300.0, 10.0), nan_fill=(1.0, 2.0, 3.0))
+
+
 def test_images_can_have_a_mask_too():
     normalizer = FrameNormalizer(nan_fill=0.0, has_mask_channel=True)
     pixels = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
@@ -126,7 +134,7 @@ def test_config_is_plain_and_comes_back():
         (lambda: FrameNormalizer.from_range(3, 3), "`low` must be below `high` in every channel, got 3 and 3"),
         (lambda: FrameNormalizer.from_range((0, 0), (1, 1, 1)), "must be equally many"),
         (lambda: FrameNormalizer.from_range(0, float("inf")), "`high` must be finite"),
-        (lambda: FrameNormalizer.from_range(0, 1, nan_fill=float("nan")), "`nan_fill` must be a finite"),
+        (lambda: FrameNormalizer.from_range(0, 1, nan_fill=float("nan")), "`nan_fill` must be finite numbers"),
         (lambda: FrameNormalizer.from_range(0, 1, has_mask_channel=True), "must go with a `nan_fill`"),
         (lambda: FrameNormalizer("unit", (0.0,), (2.0,)), "use `from_range`"),
         (lambda: FrameNormalizer("log"), "`kind` must be one of unit, range"),

@@ -630,7 +630,10 @@ def write_parquet(folder, num_videos=12):
         "action": [rng.randn(8, 3).tolist() for _ in range(num_videos)],
     }
     features = datasets.Features(
-        {"frames": datasets.Array3D((8, 16, 16), "uint8"), "action": datasets.List(datasets.List(datasets.Value("float32")))}
+        {
+            "frames": datasets.Array3D((8, 16, 16), "uint8"),
+            "action": datasets.List(datasets.List(datasets.Value("float32"))),
+        }
     )
     whole = datasets.Dataset.from_dict(rows, features=features)
     folder.mkdir()

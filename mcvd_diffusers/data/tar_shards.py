@@ -86,6 +86,7 @@ class TarReader(ClipReader):
         self._samples: list[tuple[int, str, tuple[int, ...]]] = []  # shard, key, members
         self._shard_sizes = [file.stat().st_size for file in self._shards]
         self._scan_shards()
+        self._headers: dict[int, StoredArray] = {}  # of members
         self._check_axes()
         self._videos: dict[int, VideoFile] = {}
         self._infos: dict[int, VideoInfo] = {}
@@ -263,12 +264,14 @@ class TarReader(ClipReader):
         return self._videos[video]
 
     def _array_header(self, video: int, member: int) -> StoredArray:
-        shard, offset, size = self._place(video, member)
-        with _open_part(shard, offset, size) as file:
-            label = self._label(video, member)
-            array = _parse_npy(file.read(MAX_NPY_HEADER_BYTES), size, name="", label=label)
-        array.check(label)
-        return array
+        if member not in self._headers:
+            shard, offset, size = self._place(video, member)
+            with _open_part(shard, offset, size) as file:
+                label = self._label(video, member)
+                array = _parse_npy(file.read(MAX_NPY_HEADER_BYTES), size, name="", label=label)
+            array.check(label)
+            self._headers[member] = array
+        return self._headers[member]
 
     def _array_info(self, video: int, member: int) -> VideoInfo:
         array = self._array_header(video, member)

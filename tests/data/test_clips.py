@@ -496,7 +496,7 @@ def test_missing_values_are_left_out_when_frames_are_scaled():
 
 
 def test_another_unit_than_was_stated_is_noticed():
-    with pytest.raises(ValueError, match=r"100% of the values .* outside of \[-50, 50\].*is it another unit"):
+    with pytest.raises(ValueError, match=r"100% of the values .* outside of \[-50, 50\].*Is it another unit"):
         ClipDataset(MemoryReader(v=kelvin_video()), num_frames=2, normalizer=FrameNormalizer.from_range(-50, 50))
 
 
