@@ -43,7 +43,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
-from mcvd_diffusers.cost import CostEstimate, Spread, UpdateTimer, measure_sampling, peak_memory
+from mcvd_diffusers.cost import NUM_TIMED, CostEstimate, Spread, UpdateTimer, measure_sampling, peak_memory
 from mcvd_diffusers.data import (
     ClipDataset,
     ClipReader,
@@ -80,6 +80,11 @@ from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 logger = get_logger("train_mcvd", log_level="INFO")
 
+BASELINES = {
+    "prediction": "repeating the last frame",
+    "past_prediction": "repeating the first frame",
+    "interpolation": "blending the given frames",
+}
 NO_PADDING = torch.zeros(1, dtype=torch.bool)
 
 # Seconds after which a worker that gives no batch is given up: a file system that hangs must not hang the run for ever.
@@ -95,8 +100,31 @@ def setup_errors():
     """Errors of the set-up end the script with a message; others show where they happened."""
     try:
         yield
-    except ValueError as error:
-        raise SetupError(str(error)) from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SetupError(f"{error}{way_out_of(str(error))}") from error
+
+
+def way_out_of(message: str) -> str:
+    """What a message of the library, which names its own arguments, means here."""
+    flags = {
+        "whose range is not known": "--normalization range, min_max or mean_std",
+        "but images must be uint8 or in [0, 1]": "--normalization range, min_max or mean_std",
+        "has missing values (NaN)": "--nan_fill, and --nan_mask_channel if the network is to know where they are",
+        "`frame_size` must be given": "--resolution",
+        "`num_channels` must be given": "--in_channels",
+        "`axes` must": "--axes",
+        "`variables` must": "--variables",
+        "`column` must": "--video_column",
+        "too short": "--num_past_frames, --num_frames, --num_future_frames and --frame_stride make a clip's length;"
+        " --pad_short_videos",
+        "`max_bad_share`": "--max_bad_share",
+    }
+    found = [flag for words, flag in flags.items() if words in message]
+    return f" (Flags: {'; '.join(found)}.)" if found else ""
+
+
+class DataError(RuntimeError):
+    """The data can not be read any more; what was trained has been saved."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -178,7 +206,7 @@ def make_clip_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Da
     try:
         split = split_videos(reader, **sides)
     except ValueError as error:
-        if sides["validation"] != data.validation_fraction:
+        if sides != {"validation": data.validation_fraction, "test": ()}:
             raise
         raise ValueError(
             f"--validation_fraction {data.validation_fraction} leaves one side of the {len(reader)} videos empty, since"
@@ -251,7 +279,7 @@ def make_streams(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]
     held_out = stream(random_start=False).held_out(max(1, settings.training.num_validation_videos))
     adopt_geometry(settings, held_out[0]["video"].shape[1:])
     flips = {name: getattr(data, name) for name in ("random_crop", "random_flip", "random_vertical_flip")}
-    return stream(vectors=data.vectors or (), encoded=False, **flips), held_out
+    return stream(vectors=data.vectors or (), **flips), held_out
 
 
 def clip_of_one_video(options: dict, reader: ClipReader, video: int, key: int) -> dict[str, torch.Tensor]:
@@ -379,8 +407,10 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
 
     with setup_errors():
         train_set, held_out = make_datasets(settings, settings.num_window_frames)
+        validation_clips = whole_clips(held_out, training.num_validation_videos)
         unet, noise_scheduler = make_unet(settings), make_noise_scheduler(settings)
-    config, normalizer = unet.config, train_set.normalizer
+        config, normalizer = unet.config, train_set.normalizer
+        make_pipeline(settings, unet, noise_scheduler, normalizer)  # whatever does not fit shows now
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     is_stream = isinstance(train_set, StreamingClips)  # has no length, and splits itself among the processes
@@ -415,12 +445,14 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
     unet, optimizer = accelerator.prepare(unet, optimizer)
 
     if accelerator.is_main_process and not training.estimate:
-        output_dir.mkdir(parents=True, exist_ok=True)
         try:  # mode "x": of two runs that were started into one folder, only one goes on
+            output_dir.mkdir(parents=True, exist_ok=True)
             with open(output_dir / "training_settings.yaml", "x", encoding="utf-8") as file:
                 yaml.safe_dump(settings.as_dict(), file, sort_keys=False)
         except FileExistsError as error:
             raise SetupError(f"--output_dir {output_dir} was taken by another run in the meantime.") from error
+        except OSError as error:
+            raise SetupError(f"--output_dir {output_dir} cannot be written to: {error}") from error
     if training.report_to != "none":
         flat = {
             name: x if isinstance(x, (int, float, str, bool)) else str(x) for name, x in settings.as_dict().items()
@@ -436,7 +468,7 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
         )
     log(
         accelerator,
-        f"{settings.data.train_data_dir or 'moving digits'}: clips of {unet_window} frames, {settings.size[0]}x"
+        f"{settings.data.train_data_dir or settings.data.dataset_name or 'moving digits'}: clips of {unet_window} frames, {settings.size[0]}x"
         f"{settings.size[1]} pixels, {config.in_channels} channel(s), {'streamed' if is_stream else f'{len(train_set):,} an epoch'},"
         f" {len(held_out):,} held out",
     )
@@ -449,7 +481,9 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
         f" on {world_size} x {device.type}",
     )
 
-    timer, seconds_per_video = UpdateTimer(device), None
+    # Workers fill their queues first: what follows shows whether they keep up.
+    num_timed = max(NUM_TIMED, 4 * settings.data.dataloader_num_workers)
+    timer, seconds_per_video, is_estimated = UpdateTimer(device, num_timed), None, False
     if accelerator.is_main_process:
         with averaged_weights(accelerator, unet, ema) as model:
             pipeline = make_pipeline(settings, model, noise_scheduler, normalizer).to(device)
@@ -462,11 +496,11 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             )
     accelerator.wait_for_everyone()
 
-    update = 0
+    update, data_errors = 0, []
     total_loss, num_losses = torch.zeros((), device=device), 0
     started = last_time = time.perf_counter()
     unet.train()
-    for step, batch in enumerate(batches_forever(loader, train_set, device)):
+    for step, batch in enumerate(batches_forever(loader, train_set, device, data_errors)):
         # The numbers of these samples in the run, over all processes.
         first = (step * world_size + rank) * training.train_batch_size
         numbers = range(first, first + training.train_batch_size)
@@ -494,9 +528,8 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
                 loss_type=training.loss_type,
                 reduction=training.loss_reduction,
             )
-            loss = losses.sum() / (roles == FrameRole.LATENT).any(dim=1).sum().clamp(
-                min=1
-            )  # all clips, but for padding
+            num_clips = (roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
+            loss = losses.sum() / num_clips.clamp(min=1)
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(unet.parameters(), training.max_grad_norm)
@@ -510,21 +543,18 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             if ema is not None:
                 ema.step(unet.parameters())
         update += 1
-        if not timer.is_done:
-            timer.update()
-            if timer.is_done and accelerator.is_main_process:
-                estimate = make_estimate(settings, accelerator, unet, timer, seconds_per_video)
-                for line in estimate.lines():
-                    log(accelerator, f"estimate  {line}")
-            if timer.is_done and training.estimate:
-                accelerator.end_training()
-                return None
+        timer.update()
         is_late = time.perf_counter() - started > 60 * (training.max_train_minutes or math.inf) or is_stop_asked()
-        if training.max_train_minutes is not None and world_size > 1:  # the first process decides for all
-            if rank == 0 and is_late:
+        is_late = is_late or (training.estimate and timer.is_done)
+        if (training.max_train_minutes is not None or training.estimate) and world_size > 1:
+            if rank == 0 and is_late:  # the first process decides for all
                 accelerator.set_trigger()
             is_late = accelerator.check_trigger()
-        is_end = is_late or update == training.max_train_steps and not training.estimate
+        is_end = is_late or (update == training.max_train_steps and not training.estimate)
+        if accelerator.is_main_process and not is_estimated and (timer.is_done or (is_end and timer.has_measured)):
+            is_estimated = True
+            for line in make_estimate(settings, accelerator, unet, timer, seconds_per_video).lines():
+                log(accelerator, f"estimate  {line}")
 
         if update % training.logging_steps == 0 or is_end:
             mean_loss = accelerator.reduce(total_loss / num_losses, "mean").item()
@@ -548,16 +578,23 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             total_loss, num_losses, last_time = torch.zeros((), device=device), 0, now
         if is_end:
             break
-        if training.num_validation_videos and training.validation_steps and update % training.validation_steps == 0:
+        is_validated = bool(training.validation_steps) and update % training.validation_steps == 0
+        if validation_clips and is_validated and not training.estimate:
             paused = time.perf_counter()
             with averaged_weights(accelerator, unet, ema) as model:
                 if accelerator.is_main_process:
                     pipeline = make_pipeline(settings, model, noise_scheduler, normalizer).to(device)
-                    validate(settings, accelerator, pipeline, held_out, update)
+                    validate(settings, accelerator, pipeline, validation_clips, update)
             accelerator.wait_for_everyone()
+            timer.skip()
             last_time += time.perf_counter() - paused
             started += time.perf_counter() - paused
 
+    if training.estimate:
+        accelerator.end_training()
+        return None
+    if data_errors and update == 0:
+        raise DataError(f"No batch could be read: {data_errors[0]}") from data_errors[0]
     seconds = time.perf_counter() - started
     log(accelerator, f"trained {update:,} updates in {seconds:.0f} s, {update / seconds:.2f} steps/s")
     with averaged_weights(accelerator, unet, ema) as model:
@@ -565,11 +602,22 @@ def main(settings: Settings, is_stop_asked: Callable[[], bool] = lambda: False) 
             pipeline = make_pipeline(settings, model, noise_scheduler, normalizer)
             pipeline.save_pretrained(output_dir)  # before anything else can go wrong
             log(accelerator, f"saved to {output_dir}" + (" (averaged weights)" if ema is not None else ""))
-            if training.num_validation_videos:
-                validate(settings, accelerator, pipeline.to(device), held_out, update)
+            if validation_clips:
+                validate(settings, accelerator, pipeline.to(device), validation_clips, update)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if data_errors:
+        raise DataError(
+            f"Training stopped after {update:,} of {training.max_train_steps:,} updates, which are saved in {output_dir},"
+            f" because the data can not be read any more: {data_errors[0]}"
+        ) from data_errors[0]
     return output_dir
+
+
+def whole_clips(held_out: Dataset, count: int) -> list[dict[str, torch.Tensor]]:
+    """The first held-out clips, without padding, to make videos of."""
+    clips = (held_out[number] for number in range(len(held_out)))
+    return list(itertools.islice((clip for clip in clips if not clip.get("is_padding", NO_PADDING).any()), count))
 
 
 def make_estimate(
@@ -593,6 +641,7 @@ def make_estimate(
         memory_bytes=peak_memory(accelerator.device),
         device=accelerator.device,
         num_processes=accelerator.num_processes,
+        max_seconds=60 * (training.max_train_minutes or math.inf),
     )
 
 
@@ -613,16 +662,25 @@ def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator
     )
 
 
-def batches_forever(loader: DataLoader, dataset: Dataset, device: torch.device):
-    """One batch after the other, on the device."""
+def batches_forever(loader: DataLoader, dataset: Dataset, device: torch.device, errors: list[Exception]):
+    """
+    One batch after the other, on the device. When the data can not be read any more, it ends and says why in `errors`, so
+    that a run that trains alone is saved; of several processes none can go on without the others.
+    """
     for epoch in itertools.count():  # of a stream; all other data are one pass without end
         dataset.set_epoch(epoch)
         is_empty = True
-        for batch in loader:
-            is_empty = False
-            yield {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-        if is_empty:
-            raise RuntimeError("The stream has fewer clips than a batch on this process. Lower --train_batch_size.")
+        try:
+            for batch in loader:
+                is_empty = False
+                yield {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+            if is_empty:
+                raise ValueError("The stream has fewer clips than a batch on this process: lower --train_batch_size.")
+        except (OSError, ValueError, RuntimeError) as error:  # the last: a worker that was killed, or hangs
+            if PartialState().num_processes > 1:
+                raise
+            errors.append(error)
+            return
 
 
 @contextlib.contextmanager
@@ -643,7 +701,7 @@ def averaged_weights(accelerator: Accelerator, unet: torch.nn.Module, ema: EMAMo
 
 @torch.no_grad()
 def validate(
-    settings: Settings, accelerator: Accelerator, pipeline: MCVDPipeline, held_out: Dataset, update: int
+    settings: Settings, accelerator: Accelerator, pipeline: MCVDPipeline, clips: list[dict], update: int
 ) -> dict[str, float]:
     """
     Make videos of held-out clips for each task that the network was trained for, with the same noise every time.
@@ -651,15 +709,6 @@ def validate(
     Writes GIFs under samples/, and logs PSNRs beside those of the baselines; returns the latter.
     """
     training, config = settings.training, pipeline.unet.config
-    whole = (
-        clip
-        for clip in map(held_out.__getitem__, range(len(held_out)))
-        if not clip.get("is_padding", NO_PADDING).any()
-    )
-    clips = list(itertools.islice(whole, training.num_validation_videos))
-    if not clips:
-        log(accelerator, "no held-out video is long enough to compare with: none are made")
-        return {}
     num_videos = len(clips)
     units = pipeline.normalizer
     given = units.decode(torch.stack([clip["video"] for clip in clips]))  # in the user's units
@@ -668,18 +717,17 @@ def validate(
         [config.num_past_frames, config.num_frames, config.num_future_frames], dim=1
     )
     past, block, future = video.split([config.num_past_frames, config.num_frames, config.num_future_frames], dim=1)
-    no_past, no_future = past[:, :0], future[:, :0]
-    may_miss_past = config.drop_past > 0 or not config.num_past_frames
-    may_miss_future = config.drop_future > 0 or not config.num_future_frames
-    tasks = {}  # name: (given frames before the block, after it, baseline)
-    if config.num_past_frames and may_miss_future:
-        tasks["prediction"] = (past, no_future, repeat_last_frame(past, config.num_frames))
-    if config.num_future_frames and may_miss_past:
-        tasks["past_prediction"] = (no_past, future, repeat_last_frame(future.flip(1), config.num_frames))
-    if config.num_past_frames and config.num_future_frames:
-        tasks["interpolation"] = (past, future, blend_linearly(past, future, config.num_frames))
-    if may_miss_past and may_miss_future:
-        tasks["generation"] = (no_past, no_future, None)
+    no_past, no_future, size = past[:, :0], future[:, :0], config.num_frames
+    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
+    possible = {  # task: (given frames before the block, after it, baseline)
+        "prediction": lambda: (past, no_future, repeat_last_frame(past, size)),
+        "past prediction": lambda: (no_past, future, repeat_last_frame(future.flip(1), size)),
+        "interpolation": lambda: (past, future, blend_linearly(past, future, size)),
+        "generation": lambda: (no_past, no_future, None),
+    }
+    tasks = {
+        task.replace(" ", "_"): possible[task]() for task in trained_tasks(**{name: config[name] for name in names})
+    }
 
     pipeline.set_progress_bar_config(disable=True)
     values, sheets = {}, {}
@@ -710,8 +758,8 @@ def validate(
         values |= {f"validation/{task}_psnr": psnr, f"validation/{task}_psnr_of_baseline": baseline_psnr}
         log(
             accelerator,
-            f"step {update:>6}  {task}: PSNR {psnr:.2f} dB, baseline {baseline_psnr:.2f} dB (of the mean squared error,"
-            f" {num_videos} held-out clips, one sample each)",
+            f"step {update:>6}  {task}: PSNR {psnr:.2f} dB, {BASELINES[task]} {baseline_psnr:.2f} dB (of the mean squared error"
+            f" over {num_videos} held-out clips, one sample each; higher is better)",
         )
     accelerator.log(values, step=update)
     for tracker in accelerator.trackers:  # the others have the files under samples/
@@ -740,5 +788,5 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, ask_to_stop)
     try:
         main(settings, stop.is_set)
-    except SetupError as error:
+    except (SetupError, DataError) as error:
         sys.exit(f"train_mcvd.py: error: {error}")

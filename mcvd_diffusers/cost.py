@@ -4,10 +4,11 @@ Nothing is modelled. The updates that are timed are the run's own, with its data
 nothing; memory is the process's peak when they are done. Spread is that of the single measurements.
 """
 
+import math
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,19 +33,23 @@ class Spread:
     values: list[float]
 
     @property
-    def median(self) -> float:
-        """What is most likely."""
-        return float(np.median(self.values))
+    def mean(self) -> float:
+        """The best guess for what many of them take together. (Workers deliver in bursts: a median would miss them.)"""
+        return float(np.mean(self.values))
 
     @property
     def low(self) -> float:
-        """The 10th percentile of the measurements."""
-        return float(np.quantile(self.values, 0.1))
+        """Two standard errors below the mean, but not below the least."""
+        return max(self.mean - self._two_errors, min(self.values))
 
     @property
     def high(self) -> float:
-        """The 90th percentile of the measurements."""
-        return float(np.quantile(self.values, 0.9))
+        """Two standard errors above the mean, but not above the greatest."""
+        return min(self.mean + self._two_errors, max(self.values))
+
+    @property
+    def _two_errors(self) -> float:
+        return 2 * float(np.std(self.values, ddof=1)) / len(self.values) ** 0.5 if len(self.values) > 1 else 0.0
 
 
 class UpdateTimer:
@@ -53,10 +58,11 @@ class UpdateTimer:
 
     Args:
         device (`torch.device`): Where the work is done; its queue is waited for while timing, and only then.
+        num_timed (`int`, *optional*, defaults to `NUM_TIMED`): How many updates are timed, unless they take too long.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, num_timed: int = NUM_TIMED) -> None:
+        self._device, self._num_timed = device, num_timed
         self._last = None
         self._num_updates = 0
         self._seconds: list[float] = []
@@ -65,7 +71,12 @@ class UpdateTimer:
     def is_done(self) -> bool:
         """Whether enough was measured."""
         is_late = len(self._seconds) >= MIN_TIMED and sum(self._seconds) > MAX_SECONDS
-        return is_late or len(self._seconds) >= NUM_TIMED
+        return is_late or len(self._seconds) >= self._num_timed
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._seconds)
 
     def update(self) -> None:
         """To be called at the end of each update."""
@@ -78,6 +89,10 @@ class UpdateTimer:
         if self._num_updates > NUM_WARM_UP:
             self._seconds.append(now - self._last)
         self._last = now
+
+    def skip(self) -> None:
+        """What happened since the last update does not count: validation, say."""
+        self._last = time.perf_counter()
 
     @property
     def seconds_per_update(self) -> Spread:
@@ -101,6 +116,7 @@ class CostEstimate:
         memory_bytes (`int`): Peak memory of a process.
         device (`torch.device`): Where.
         num_processes (`int`, *optional*, defaults to 1): Processes that train together.
+        max_seconds (`float`, *optional*): When training stops in any case.
     """
 
     num_parameters: int
@@ -113,20 +129,20 @@ class CostEstimate:
     memory_bytes: int
     device: torch.device
     num_processes: int = 1
-    notes: list[str] = field(default_factory=list)
+    max_seconds: float = math.inf
 
-    def seconds_to_the_end(self, which: str = "median") -> float:
+    def seconds_to_the_end(self, which: str = "mean") -> float:
         """
         Length of the whole run.
 
         Args:
-            which (`str`, *optional*, defaults to `"median"`): `"median"`, `"low"` or `"high"`.
+            which (`str`, *optional*, defaults to `"mean"`): `"mean"`, `"low"` or `"high"`.
 
         Returns:
             `float`: Seconds, with the validation videos and without the set-up.
         """
         updates, videos = (getattr(x, which) for x in (self.seconds_per_update, self.seconds_per_video))
-        return self.num_updates * updates + self.num_validation_videos * videos
+        return min(self.num_updates * updates, self.max_seconds) + self.num_validation_videos * videos
 
     def lines(self) -> list[str]:
         """
@@ -140,15 +156,20 @@ class CostEstimate:
         return [
             f"parameters      {self.num_parameters:,}",
             f"peak memory     {_bytes(self.memory_bytes)} {where}"
-            + (f", in each of {self.num_processes} processes" if self.num_processes > 1 else ""),
-            f"speed           {1 / update.median:.3g} steps/s ({1 / update.high:.3g} to {1 / update.low:.3g} in 8 of 10 of"
-            f" {len(update.values)} measured updates)",
-            f"to the end      {_hours(self.seconds_to_the_end())} for {self.num_updates:,} updates"
-            f" ({_hours(self.seconds_to_the_end('low'))} to {_hours(self.seconds_to_the_end('high'))})",
+            + (f", in each of {self.num_processes} processes" if self.num_processes > 1 else "")
+            + ", without those that load data",
+            f"speed           {1 / update.mean:.3g} steps/s ({1 / update.high:.3g} to {1 / update.low:.3g}: two standard errors"
+            f" of {len(update.values)} measured updates, which took {min(update.values):.3g} to {max(update.values):.3g} s)",
+            f"to the end      {_hours(self.seconds_to_the_end())}"
+            f" ({_hours(self.seconds_to_the_end('low'))} to {_hours(self.seconds_to_the_end('high'))})"
+            + (
+                f" for {self.num_updates:,} updates"
+                if self.num_updates * update.mean <= self.max_seconds
+                else f": stopped before its {self.num_updates:,} updates are done"
+            ),
             f"saved pipeline  {_bytes(self.pipeline_bytes)}",
-            f"a video         {video.median:.3g} s ({video.low:.3g} to {video.high:.3g}) for a block of frames with"
+            f"a video         {video.mean:.3g} s ({video.low:.3g} to {video.high:.3g}) for a block of frames with"
             f" {self.sampler}, one at a time",
-            *self.notes,
         ]
 
 

@@ -47,8 +47,8 @@ class FrameNormalizer:
             The value that becomes 0, and the distance from it that becomes 1. By default the middle of `low` and
             `high`, and half their distance.
         nan_fill (`float` or `tuple[float, ...]`, *optional*):
-            What missing values are replaced with, in the user's units: one for each channel, or one for all. By default
-            there must be none.
+            What missing values are replaced with, in the user's units: one for each channel, or one for all; clipped like
+            any value. By default there must be none missing.
         has_mask_channel (`bool`, *optional*, defaults to `False`):
             Whether the network's last channel says which pixels are valid.
 
@@ -67,9 +67,11 @@ class FrameNormalizer:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        if not isinstance(self.has_mask_channel, bool):
+            raise ValueError(f"`has_mask_channel` must be true or false, got {self.has_mask_channel!r}.")
         for name in ("low", "high", "center", "scale"):
             numbers = getattr(self, name)
-            if numbers is None:
+            if numbers is None and name in ("center", "scale"):
                 numbers = [(a + b) / 2 if name == "center" else (b - a) / 2 for a, b in zip(self.low, self.high)]
             if not isinstance(numbers, (tuple, list)) or not numbers or not all(map(_is_finite, numbers)):
                 raise ValueError(f"`{name}` must be finite numbers, one for each channel or one, got {numbers!r}.")
@@ -77,12 +79,16 @@ class FrameNormalizer:
         lengths = {name: len(getattr(self, name)) for name in ("low", "high", "center", "scale")}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"`low`, `high`, `center` and `scale` must be equally many, got {lengths}.")
-        for channel, (low, high, scale) in enumerate(zip(self.low, self.high, self.scale)):
-            if not low < high or not scale > 0:
+        for channel, (low, high, center, scale) in enumerate(zip(self.low, self.high, self.center, self.scale)):
+            if not low < high:
                 raise ValueError(
-                    f"`low` must be below `high` in every channel, got {low:g} and {high:g} (scale {scale:g}) in channel"
-                    f" {channel}. A channel whose values are all the same cannot be measured: state a range, or leave it"
-                    " out."
+                    f"`low` must be below `high` in every channel, got {low:g} and {high:g} in channel {channel}."
+                    + (" Values that are all the same cannot be measured: state a range." if low == high else "")
+                )
+            if not low <= center <= high or not (high - low) * 1e-6 <= scale <= high - low:
+                raise ValueError(
+                    f"`center` must lie in, and `scale` be a part of, the range from {low:g} to {high:g}, got {center:g} and"
+                    f" {scale:g} in channel {channel}."
                 )
         if self.kind == "unit" and (self.low, self.high) != ((0.0,), (1.0,)):
             raise ValueError(f'`kind="unit"` is [0, 1], got {self.low} and {self.high}: use `from_range`.')
@@ -94,6 +100,12 @@ class FrameNormalizer:
                     f" {self.nan_fill!r}."
                 )
             object.__setattr__(self, "nan_fill", tuple(map(float, fill)))
+            is_inside = (np.array(self.low) <= np.array(fill)) & (np.array(fill) <= np.array(self.high))
+            if self.kind in ("unit", "range") and not is_inside.all():
+                raise ValueError(
+                    f"`nan_fill` must lie in the range, from {_shown(self.low)} to {_shown(self.high)}, since the network sees"
+                    f" nothing beyond, got {_shown(self.nan_fill)}. A mask channel tells it from values that were measured."
+                )
         if self.has_mask_channel and self.nan_fill is None:
             raise ValueError("`has_mask_channel` must go with a `nan_fill`, what missing values are replaced with.")
 
@@ -396,6 +408,10 @@ def measure_normalizer(
         nan_fill=nan_fill,
         has_mask_channel=has_mask_channel,
     )
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _append(values: torch.Tensor, is_missing: torch.Tensor | None) -> torch.Tensor:

@@ -6,6 +6,8 @@ parser, so that a value is checked alike wherever it stands.
 
 import argparse
 import math
+import os
+import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -139,7 +141,10 @@ class DataArguments:
         None, "Lowest value, one for all channels or one each; beyond, they are clipped."
     )
     value_high: list[float] | None = _flag(None, "Highest value.")
-    normalization_frames: int = _flag(10_000, "Frames to measure, spread over the training videos; 0: all.")
+    normalization_frames: int = _flag(
+        10_000,
+        "Frames to measure, spread over the training videos; 0: all. Values beyond what they show are clipped.",
+    )
     nan_fill: list[float] | None = _flag(
         None, "What missing values (NaN) are replaced with, in the data's units, one for all channels or one each."
     )
@@ -218,29 +223,33 @@ class TrainingArguments:
     tracker_project_name: str = _flag("train_mcvd", "Project in the tracker.")
 
 
-# What only means something for data of one's own.
+# Settings that only mean something for data of one's own, for moving digits, and for what is not streamed.
 FOR_FILES = (
-    ["axes", "variables", "dataset_config_name", "video_column", "streaming", "vectors", "validation_fraction"]
-    + [
-        "validation_names",
-        "validation_list",
-        "test_fraction",
-        "test_names",
-        "test_list",
-        "split_frames",
-        "frame_stride",
+    [
+        "axes",
+        "variables",
+        "dataset_config_name",
+        "dataset_split",
+        "video_column",
+        "streaming",
+        "shuffle_buffer",
+        "vectors",
     ]
-    + [
-        "clip_step",
-        "pad_short_videos",
-        "resize",
-        "random_crop",
-        "random_flip",
-        "random_vertical_flip",
-        "normalization",
-    ]
-    + ["value_low", "value_high", "nan_fill", "nan_mask_channel", "strict"]
+    + ["validation_fraction", "validation_names", "validation_list", "test_fraction", "test_names", "test_list"]
+    + ["split_frames", "frame_stride", "clip_step", "pad_short_videos", "resize", "random_crop", "random_flip"]
+    + ["random_vertical_flip", "normalization", "value_low", "value_high", "normalization_frames", "nan_fill"]
+    + ["nan_mask_channel", "strict", "max_bad_share"]
 )
+FOR_DIGITS = ["digits", "num_digits", "digit_size", "max_speed", "num_train_clips"]
+NOT_FOR_STREAMS = [
+    "validation_names",
+    "validation_list",
+    "test_fraction",
+    "test_names",
+    "test_list",
+    "split_frames",
+    "clip_step",
+] + ["variables", "normalization_frames"]
 
 # What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
 FROM_PRETRAINED_UNET = tuple(
@@ -276,6 +285,13 @@ class Settings:
         """Frames of a clip: past, block and future."""
         return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
 
+    @property
+    def changed(self) -> set[str]:
+        """Names that were given, and whose values are not the defaults: a run's own settings file gives all of them."""
+        groups = (ModelArguments(), DataArguments(), TrainingArguments())
+        defaults = {name: value for group in groups for name, value in asdict(group).items()}
+        return {name for name in self.explicit if self.as_dict()[name] != defaults[name]}
+
     def as_dict(self) -> dict:
         """
         All settings under their flags' names.
@@ -310,6 +326,8 @@ def parse_args(args: list[str] | None = None) -> Settings:
     given = HfArgumentParser(groups, usage=usage, add_help=False, allow_abbrev=False)
     for action in given._actions:
         action.default = argparse.SUPPRESS
+    for each in (parser, given):  # argparse would take -1e-3 for a flag
+        each._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     try:
         if args and args[0].lower().endswith((".yaml", ".yml")):
             args = _as_flags(_read_settings_file(Path(args[0]))) + args[1:]
@@ -321,7 +339,13 @@ def parse_args(args: list[str] | None = None) -> Settings:
             *(group(**{f.name: values[f.name] for f in fields(group)}) for group in groups),
             explicit=frozenset(vars(given.parse_args(args))),
         )
-        _adopt_pretrained(settings)
+        try:
+            _adopt_pretrained(settings)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            source = settings.model.pretrained_model_name_or_path
+            raise ValueError(
+                f"--pretrained_model_name_or_path {source} has a config that is damaged: {error!r}"
+            ) from error
         if settings.model.down_block_types is None:
             plain = len(settings.model.block_out_channels) - 1
             settings.model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
@@ -337,13 +361,21 @@ def _read_settings_file(path: Path) -> dict:
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
             names = [key.value for key, _ in node.value]
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{path} must hold lines of `name: value`, got a list or mapping as a name.")
             if len(names) > len(set(names)):
                 raise ValueError(f"{path} says {sorted({n for n in names if names.count(n) > 1})} more than once.")
             return super().construct_mapping(node, deep)
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ValueError(f"The settings file {path} does not exist.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
+    try:
+        content = yaml.load(text, Loader) or {}
+    except yaml.YAMLError as error:
         raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"The settings file {path} must hold lines of `name: value`, got a {type(content).__name__}.")
@@ -352,8 +384,10 @@ def _read_settings_file(path: Path) -> dict:
     if unknown:
         raise ValueError(f"The settings file {path} has settings that do not exist: {unknown}.")
     for name, value in content.items():
-        if any(isinstance(x, (dict, list)) for x in (value if isinstance(value, list) else [value])):
+        if value == [] or any(isinstance(x, (dict, list)) for x in (value if isinstance(value, list) else [value])):
             raise ValueError(f"The settings file {path}: `{name}` must be a value or a list of values, got {value!r}.")
+        if name in ("mixed_precision", "report_to") and value is False:
+            content[name] = "no" if name == "mixed_precision" else "none"  # what YAML takes a bare `no` for
     return content
 
 
@@ -362,7 +396,9 @@ def _as_flags(settings: dict) -> list[str]:
     flags = []
     for name, value in settings.items():
         if value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            values = list(map(str, value if isinstance(value, list) else [value]))
+            # One with a leading minus could be taken for a flag.
+            flags += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
     return flags
 
 
@@ -418,8 +454,8 @@ def _adopt_normalization(settings: Settings, config: dict | None) -> None:
     normalizer, source = FrameNormalizer.from_config(config), settings.model.pretrained_model_name_or_path
     theirs = {
         "normalization": normalizer.kind,
-        "value_low": None if normalizer.is_unit else list(normalizer.low),
-        "value_high": None if normalizer.is_unit else list(normalizer.high),
+        "value_low": list(normalizer.low) if normalizer.kind == "range" else None,
+        "value_high": list(normalizer.high) if normalizer.kind == "range" else None,
         "nan_fill": None if normalizer.nan_fill is None else list(normalizer.nan_fill),
         "nan_mask_channel": normalizer.has_mask_channel,
     }
@@ -438,9 +474,9 @@ def _check_settings(settings: Settings) -> None:
         ValueError: Naming the setting, what was expected and what came.
     """
     model, data, training = settings.model, settings.data, settings.training
-    if training.estimate:  # writes nothing
-        training.output_dir, training.report_to = "", "none"
-    elif not training.output_dir:
+    if training.estimate:  # writes nothing, and ends when it has measured
+        training.output_dir, training.report_to, training.max_train_minutes = "", "none", None
+    elif not training.output_dir.strip():
         raise ValueError("--output_dir is required: the folder to save to.")
     output_dir = Path(training.output_dir).expanduser()
     if not training.estimate:
@@ -473,6 +509,13 @@ def _check_settings(settings: Settings) -> None:
             raise ValueError(f"--{name} must be a positive number, got {value}.")
     if training.max_train_minutes is not None and not training.max_train_minutes > 0:
         raise ValueError(f"--max_train_minutes must be positive, got {training.max_train_minutes}.")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(training, name) < 1:
+            raise ValueError(f"--{name} must be in [0, 1), got {getattr(training, name)}.")
+    if not 0 <= training.adam_weight_decay < math.inf:
+        raise ValueError(f"--adam_weight_decay must be a number of at least 0, got {training.adam_weight_decay}.")
+    if training.learning_rate > 1e38 or training.seed >= 2**63:
+        raise ValueError("--learning_rate must be a float32, at most 1e38, and --seed less than 2^63.")
     for name in ("drop_past", "drop_future", "ema_decay"):
         if not 0 <= getattr(training, name) <= 1:
             raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
@@ -507,6 +550,8 @@ def _check_output_dir(output_dir: Path) -> None:
     blocked = next((parent for parent in output_dir.parents if parent.exists()), None)
     if blocked is not None and not blocked.is_dir():
         raise ValueError(f"--output_dir {output_dir} cannot be made: {blocked} is a file.")
+    if blocked is not None and not os.access(output_dir if output_dir.exists() else blocked, os.W_OK):
+        raise ValueError(f"--output_dir {output_dir} cannot be made: you may not write there.")
 
 
 def _check_data_settings(settings: Settings, output_dir: Path) -> None:
@@ -521,8 +566,13 @@ def _check_data_settings(settings: Settings, output_dir: Path) -> None:
     if is_digits:
         # Nothing but moving digits is drawn here, so a flag for files would be ignored.
         for name in FOR_FILES:
-            if name in settings.explicit and not (name == "random_flip" and training.preset):
+            if name in settings.changed and not (name == "random_flip" and training.preset):
                 raise ValueError(f"--{name} is for your own data: pass --train_data_dir, or leave it out.")
+        if data.normalization != "unit" or data.nan_fill is not None:
+            raise ValueError(
+                f"--pretrained_model_name_or_path {model.pretrained_model_name_or_path} was trained on data in other units than"
+                " moving digits have: pass --train_data_dir."
+            )
         if training.preset and not training.preset.startswith("smmnist"):
             raise ValueError(f"--preset {training.preset} is for your copy of its data: pass --train_data_dir.")
         if model.in_channels not in (None, 1):
@@ -545,8 +595,24 @@ def _check_data_settings(settings: Settings, output_dir: Path) -> None:
                 f"--output_dir {output_dir} lies inside --train_data_dir {data_dir}: its pictures would become training"
                 " data of the next run. Choose a folder outside."
             )
+    from_preset = set() if training.preset is None else set(preset(training.preset))
+    given = settings.changed - from_preset
+    for names, is_useless, reason in (
+        (FOR_DIGITS, not is_digits, "is for moving digits, and your data have none"),
+        (NOT_FOR_STREAMS, data.streaming, "means nothing with --streaming, which meets each video once, as it comes"),
+        (["shuffle_buffer"], not data.streaming, "means nothing without --streaming"),
+        (["resize"], model.resolution is None, "means nothing without --resolution"),
+        (
+            ["normalization_frames"],
+            data.normalization in ("unit", "range"),
+            "is for what is measured: min_max, mean_std",
+        ),
+    ):
+        useless = sorted(set(names) & given) if is_useless else []
+        if useless:
+            raise ValueError(f"--{useless[0]} {reason}: leave it out.")
     for name in ("dataset_config_name", "dataset_revision", "streaming"):
-        if data.dataset_name is None and name in settings.explicit and getattr(data, name):
+        if data.dataset_name is None and name in settings.changed:
             raise ValueError(f"--{name} is for a data set of the Hub: pass --dataset_name.")
     if data.random_crop and (data.resize == "stretch" or model.resolution is None):
         raise ValueError("--random_crop must go with --resolution and --resize cover or crop: nothing is cut without.")
@@ -558,21 +624,25 @@ def _check_data_settings(settings: Settings, output_dir: Path) -> None:
         raise ValueError(f"--max_bad_share must be in [0, 1], got {data.max_bad_share}.")
     for side in ("validation", "test"):
         ways = [f"{side}_fraction", f"{side}_names", f"{side}_list"]
-        given = [f"--{name}" for name in ways if name in settings.explicit and getattr(data, name) is not None]
+        given = [f"--{name}" for name in ways if name in settings.changed]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both say which videos to hold out: pass one of them.")
     if data.normalization == "range" and (data.value_low is None or data.value_high is None):
         raise ValueError("--normalization range must go with --value_low and --value_high.")
-    if data.normalization != "range" and {"value_low", "value_high"} & settings.explicit:
+    if data.normalization != "range" and {"value_low", "value_high"} & settings.changed:
         raise ValueError(
             f"--value_low and --value_high mean nothing with --normalization {data.normalization}: use range."
         )
-    if data.normalization in ("min_max", "mean_std") and data.streaming:
+    is_measured = data.normalization in ("min_max", "mean_std") and model.pretrained_model_name_or_path is None
+    if is_measured and data.streaming:
         raise ValueError(
             f"--normalization {data.normalization} must be measured before training, which --streaming cannot: use range."
         )
     if data.normalization == "range":
-        stated_normalizer(settings)  # raises if the numbers make no range
+        try:
+            stated_normalizer(settings)
+        except ValueError as error:
+            raise ValueError(f"--value_low, --value_high and --nan_fill make no range: {error}") from error
     elif data.nan_mask_channel and data.nan_fill is None:
         raise ValueError("--nan_mask_channel must go with --nan_fill, what missing values are replaced with.")
 

@@ -117,14 +117,14 @@ def test_config_is_plain_and_comes_back():
 
     for normalizer in (
         FrameNormalizer(),
-        FrameNormalizer.from_range((200.0, 0.0), (320.0, 1.0), nan_fill=1.0, has_mask_channel=True),
+        FrameNormalizer.from_range((200.0, 0.0), (320.0, 1.0), nan_fill=(200.0, 0.0), has_mask_channel=True),
         measure_normalizer([fields()], "mean_std"),
     ):
         config = json.loads(json.dumps(normalizer.to_config()))
         assert FrameNormalizer.from_config(config) == normalizer
     assert FrameNormalizer().to_config() is None
-    assert str(FrameNormalizer.from_range((200.0, 0.0), (320.0, 1.0), nan_fill=1.0)) == (
-        "range, 200 to 320; 0 to 1, missing ones filled with 1"
+    assert str(FrameNormalizer.from_range((200.0, 0.0), (320.0, 1.0), nan_fill=(200.0, 1.0))) == (
+        "range, 200 to 320; 0 to 1, missing ones filled with 200; 1"
     )
 
 
@@ -136,6 +136,15 @@ def test_config_is_plain_and_comes_back():
         (lambda: FrameNormalizer.from_range(0, float("inf")), "`high` must be finite"),
         (lambda: FrameNormalizer.from_range(0, 1, nan_fill=float("nan")), "`nan_fill` must be finite numbers"),
         (lambda: FrameNormalizer.from_range(0, 1, has_mask_channel=True), "must go with a `nan_fill`"),
+        (
+            lambda: FrameNormalizer.from_range(200, 320, nan_fill=-9999),
+            "`nan_fill` must lie in the range, from 200 to 320",
+        ),
+        (lambda: FrameNormalizer(nan_fill=-1), "`nan_fill` must lie in the range, from 0 to 1"),
+        (lambda: FrameNormalizer("mean_std", (0.0,), (1.0,), (7.0,), (0.3,)), "`center` must lie in.*got 7 and 0.3"),
+        (lambda: FrameNormalizer("mean_std", (0.0,), (1.0,), (0.5,), (1e-9,)), "`scale` be a part of"),
+        (lambda: FrameNormalizer("range", None, None), "`low` must be finite numbers"),
+        (lambda: FrameNormalizer(has_mask_channel="yes"), "`has_mask_channel` must be true or false, got 'yes'"),
         (lambda: FrameNormalizer("unit", (0.0,), (2.0,)), "use `from_range`"),
         (lambda: FrameNormalizer("log"), "`kind` must be one of unit, range"),
         (lambda: measure_normalizer([], "min_max"), "holds none"),
@@ -143,7 +152,7 @@ def test_config_is_plain_and_comes_back():
             lambda: measure_normalizer([np.full((1, 2, 3, 3), np.nan)], "min_max"),
             r"channels \[0, 1\] have only missing",
         ),
-        (lambda: measure_normalizer([np.ones((1, 1, 3, 3))], "mean_std"), "values are all the same"),
+        (lambda: measure_normalizer([np.ones((1, 1, 3, 3))], "mean_std"), "Values that are all the same"),
         (lambda: measure_normalizer([np.ones((1, 1, 3, 3))], "range"), '`kind` must be "min_max" or "mean_std"'),
         (lambda: measure_normalizer([fields(), fields(num_channels=2)], "min_max"), "must all have 3 channels"),
         (lambda: FrameNormalizer.from_range((0, 0), (1, 1)).num_channels(3), "is for 2 channel.s., but .* have 3"),

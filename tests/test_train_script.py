@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
@@ -55,6 +57,8 @@ def flags(output_dir, only=TINY, **settings):
     """The flags of a tiny run; `only` says which of the tiny settings are used."""
     arguments = []
     tiny = {name: value for name, value in TINY.items() if name in only}
+    if {"train_data_dir", "dataset_name"} & set(settings):
+        tiny.pop("num_train_clips", None)  # of moving digits
     for name, value in {**tiny, **settings, "output_dir": str(output_dir)}.items():
         arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return arguments
@@ -194,7 +198,6 @@ def test_unknown_setting_in_a_file_is_named(tmp_path, capsys):
         ("max_train_steps: 2.5", "--max-train-steps: invalid int value: '2.5'"),
         ("sampling_scheduler: DDIM", "--sampling-scheduler: invalid choice: 'DDIM'"),
         ("loss_type: L1", "--loss-type: invalid choice: 'L1'"),
-        ("mixed_precision: no", "--mixed-precision: invalid choice: 'False'"),
         ("learning_rate: [1, 2]", "unrecognized arguments: 2"),
         ("learning_rate: {a: 1}", "`learning_rate` must be a value or a list of values, got {'a': 1}"),
         ("block_out_channels: ['8', x]", "--block-out-channels: invalid int value: 'x'"),
@@ -211,6 +214,13 @@ def test_bad_settings_file_is_refused(content, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
     assert message in capsys.readouterr().err
+
+
+def test_a_bare_no_is_a_word_here(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("mixed_precision: no\nreport_to: no\n")
+    settings = train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "out")])
+    assert settings.training.mixed_precision == "no" and settings.training.report_to == "none"
 
 
 def test_value_for_a_list_and_null_may_stand_in_a_file(tmp_path):
@@ -571,7 +581,7 @@ def test_estimate_says_what_a_run_costs_and_keeps_nothing(tmp_path, caplog, monk
     text = caplog.text
     for quantity in ("parameters", "peak memory", "steps/s", "to the end", "for 100,000 updates", "saved pipeline"):
         assert quantity in text
-    assert "a video" in text and "25 steps of DDIMScheduler" in text.replace("2 steps", "25 steps")
+    assert "a video" in text and "with 2 steps of DDIMScheduler" in text
     assert "saved to" not in text
 
 
@@ -646,7 +656,8 @@ def write_parquet(folder, num_videos=12):
 def test_trains_on_a_hugging_face_data_set(streaming, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     options = {"dataset_name": write_parquet(tmp_path / "data"), "axes": "THW", "vectors": "action", "seed": 3}
-    options |= {"streaming": streaming, "shuffle_buffer": 3, "validation_fraction": 0.3, "max_train_steps": 3}
+    options |= {"validation_fraction": 0.3, "max_train_steps": 3}
+    options |= {"streaming": True, "shuffle_buffer": 3} if streaming else {}
     only = {name: value for name, value in TINY.items() if name not in ("resolution", "num_train_clips")}
     settings = train_mcvd.parse_args(flags(tmp_path / "x", only, **options))
     train, held_out = train_mcvd.make_datasets(settings, 5)
@@ -690,8 +701,102 @@ def test_videos_that_break_during_training_are_counted_in_the_log(tmp_path, capl
     with pytest.warns(UserWarning, match="3 is broken, other clips take its place"):
         run(tmp_path / "out", train_data_dir=tmp_path / "data", validation_names=["0"], max_train_steps=4)
     assert "1 videos are broken inside" in caplog.text
-    with pytest.raises(ValueError, match="3/4.png"):
+    with pytest.raises(train_mcvd.DataError, match="stopped after .* which are saved in .*strict.*3/4.png"):
         run(tmp_path / "strict", train_data_dir=tmp_path / "data", validation_names=["0"], strict=True)
+    assert MCVDPipeline.from_pretrained(tmp_path / "strict").unet.config.num_frames == 2
+
+
+def test_estimate_writes_nothing_whatever_else_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = flags("unused", validation_steps=1, max_train_minutes=1e-6, num_validation_videos=1)
+    place = arguments.index("--output_dir")
+    settings = train_mcvd.parse_args([*arguments[:place], *arguments[place + 2 :], "--estimate"])
+    assert train_mcvd.main(settings) is None
+    assert train_mcvd.main(settings, is_stop_asked=lambda: True) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_few_updates_says_its_cost_too(tmp_path, caplog):
+    run(tmp_path / "out", max_train_steps=3)
+    assert "estimate  speed" in caplog.text
+
+
+def test_settings_that_a_run_saved_start_another(tmp_path):
+    run(tmp_path / "first", max_train_steps=1)
+    again = [str(tmp_path / "first" / "training_settings.yaml"), "--output_dir", str(tmp_path / "second")]
+    train_mcvd.main(train_mcvd.parse_args(again))
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--test_names", "a", "--streaming"], "--test_names means nothing with --streaming"),
+        (["--validation_list", "x.txt", "--streaming"], "--validation_list means nothing with --streaming"),
+        (["--clip_step", "3", "--streaming"], "--clip_step means nothing with --streaming"),
+        (["--num_digits", "3"], "--num_digits is for moving digits, and your data have none"),
+        (["--shuffle_buffer", "3"], "--shuffle_buffer means nothing without --streaming"),
+        (["--normalization_frames", "3"], "--normalization_frames is for what is measured"),
+        (["--resize", "crop"], "--resize means nothing without --resolution"),
+        (["--normalization", "range"], "must go with --value_low and --value_high"),
+        (["--normalization", "min_max", "--streaming"], "must be measured before training, which --streaming cannot"),
+        (["--normalization", "range", "--value_low", "5", "--value_high", "1"], "make no range: .low. must be below"),
+        (["--nan_mask_channel"], "--nan_mask_channel must go with --nan_fill"),
+        (["--test_fraction", "0.1", "--test_names", "a"], "--test_fraction and --test_names both say"),
+        (["--adam_beta1", "2"], "--adam_beta1 must be in .0, 1., got 2.0"),
+        (["--adam_weight_decay", "nan"], "--adam_weight_decay must be a number of at least 0, got nan"),
+        (["--output_dir", "  "], "--output_dir is required"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_contradict_are_refused(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_mcvd.parse_args(["--dataset_name", "user/data", "--output_dir", str(tmp_path / "out"), *arguments])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_numbers_with_a_minus_and_an_exponent_are_no_flags(tmp_path):
+    (tmp_path / "settings.yaml").write_text("value_low: [-1.0e-3, -2]\nvalue_high: 1e-20\nnormalization: range\n")
+    common = ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path.parent / "elsewhere"), "--nan_fill", "-1e-4"]
+    settings = train_mcvd.parse_args([str(tmp_path / "settings.yaml"), *common])
+    assert settings.data.value_low == [-1e-3, -2] and settings.data.nan_fill == [-1e-4]
+
+
+def test_videos_of_several_sizes_and_kinds_train_as_one(tmp_path):
+    """Bytes and floats in one batch would make white of the one or black of the other."""
+    rng = np.random.RandomState(0)
+    for video, shape in enumerate([(16, 16), (32, 24), (16, 16, 3), (20, 20, 3)] * 2):
+        (tmp_path / "data" / f"{video}").mkdir(parents=True)
+        for frame in range(6):
+            pixels = (100 + 20 * rng.rand(*shape)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / f"{video}" / f"{frame}.png")
+    options = {"train_data_dir": str(tmp_path / "data"), "validation_names": ["7"], "in_channels": 1}
+    settings = train_mcvd.parse_args(flags(tmp_path / "x", **options))
+    train, _ = train_mcvd.make_datasets(settings, 5)
+    for num_workers in (0, 1):
+        batch = next(iter(DataLoader(train, batch_size=len(train), num_workers=num_workers)))["video"]
+        means = train.encode(batch).mean(dim=(1, 2, 3, 4))
+        torch.testing.assert_close(means, torch.full((7,), 110 / 127.5 - 1), atol=0.02, rtol=0)
+
+
+def test_units_of_a_pretrained_pipeline_do_not_fit_moving_digits(tmp_path, capsys):
+    options = {"train_data_dir": write_fields(tmp_path / "data" / "t2m.npy"), "axes": "THW", "split_frames": 12}
+    options |= {"clip_step": 2, "validation_names": ["t2m[[]0000048:]"], "normalization": "min_max"}
+    run(tmp_path / "out", max_train_steps=1, **options)
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(
+            ["--pretrained_model_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "more")]
+        )
+    assert "was trained on data in other units than moving digits have" in capsys.readouterr().err
+
+
+def test_units_that_do_not_fit_the_data_leave_no_folder_behind(tmp_path):
+    options = {"train_data_dir": write_fields(tmp_path / "data" / "t2m.npy"), "axes": "THW", "split_frames": 12}
+    options |= {"normalization": "range", "value_low": [0, 0], "value_high": [300, 300]}
+    options |= {"clip_step": 2, "validation_names": ["t2m[[]0000048:]"]}
+    with pytest.raises(train_mcvd.SetupError, match="is for 2 channel"):
+        run(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mixed_precision_trains(tmp_path):

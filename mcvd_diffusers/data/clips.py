@@ -4,9 +4,9 @@ A [`ClipReader`] knows where videos lie; [`ClipDataset`] draws windows from them
 the form that training asks for, and knows nothing of files.
 
 ```python
-train_reader, validation_reader = split_by_name(open_reader("videos"), validation_fraction=0.1)
-train = ClipDataset(train_reader, num_frames=20, frame_size=(64, 64), num_channels=1, random_flip=True)
-validation = ClipDataset(validation_reader, num_frames=20, frame_size=(64, 64), num_channels=1, random_start=False)
+split = split_videos(open_reader("videos"), validation=0.1)
+train = ClipDataset(split.train, num_frames=20, frame_size=(64, 64), num_channels=1, random_flip=True)
+validation = ClipDataset(split.validation, num_frames=20, frame_size=(64, 64), num_channels=1, random_start=False)
 ```
 
 A window of `num_frames=3` at `stride=2` covers 5 frames of the video, so a video of 7 frames has three starts, the
@@ -44,7 +44,7 @@ from torch.utils.data import Dataset, Sampler
 
 from mcvd_diffusers.normalization import FrameNormalizer
 
-from .reader import ClipReader, VideoInfo, check_integer, check_size, num_clip_starts, shorten
+from .reader import MAX_NAMES_IN_MESSAGE, ClipReader, VideoInfo, check_integer, check_size, num_clip_starts, shorten
 
 
 # ITU-R 601-2 luma of R, G, B: the weights of Pillow's "L".
@@ -313,7 +313,7 @@ class ClipDataset(SeededDataset):
         random_crop (`bool`, *optional*, defaults to `False`):
             Whether the part that `"cover"` and `"crop"` keep is anywhere, or in the middle.
         num_channels (`int`, *optional*):
-            Channels of the clips before any mask. By default those of the videos. Other numbers can be made from 3 to 1,
+            Channels of the clips before any mask. By default those of the videos, which must then agree. Other numbers can be made from 3 to 1,
             by the ITU-R 601 luma (Pillow's `"L"`, without its rounding), and from 1 to any number, by repetition.
         stride (`int`, *optional*, defaults to 1):
             Frames of the video from one frame of the clip to the next.
@@ -411,7 +411,6 @@ class ClipDataset(SeededDataset):
             except (OSError, ValueError) as error:
                 self.skipped[reader.name(video)] = str(error)
             else:
-                self.num_channels = self.num_channels or info.num_channels  # the first one sets it for all
                 self._videos.append(video)
                 self._infos.append(info)
         self._check_skipped()
@@ -421,6 +420,8 @@ class ClipDataset(SeededDataset):
         groups = [1 if self.clip_step is None else max(1, -(-count // self.clip_step)) for count in self._num_starts]
         self._first_clips = array("q", itertools.accumulate(groups, initial=0))  # of each video, and the end
         self._size = self.frame_size or (self._infos[0].height, self._infos[0].width)
+        # Bytes only if all clips are: a batch cannot hold both, and in a mixture 1 would mean two things.
+        self._are_bytes = all(map(self._stays_bytes, self._infos))
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -477,6 +478,8 @@ class ClipDataset(SeededDataset):
         clip = self._to_clip(frames, video, self.num_channels)
         if clip.shape[-2:] != self._size:
             clip = self._to_size(clip, video, rng)
+        if not self._are_bytes:
+            clip = self._to_float(clip)
         if self.random_flip and rng.randint(2) == 1:
             clip = clip.flip(-1)
         if self.random_vertical_flip and rng.randint(2) == 1:
@@ -521,6 +524,11 @@ class ClipDataset(SeededDataset):
             luma = torch.tensor(LUMA_WEIGHTS).view(3, 1, 1)
             return (self._to_float(clip) * luma).sum(dim=1, keepdim=True)  # (T, 1, H, W)
         return clip.repeat(1, num_channels, 1, 1)  # (T, num_channels, H, W)
+
+    def _stays_bytes(self, info: VideoInfo) -> bool:
+        """Whether nothing has to be computed for clips of a video."""
+        is_scaled = (info.height, info.width) != self._size and self.resize != "crop"
+        return info.dtype == "uint8" and not is_scaled and info.num_channels in (1, self.num_channels)
 
     def _to_float(self, clip: torch.Tensor) -> torch.Tensor:
         """Values that can be averaged, in the units of the normalizer."""
@@ -594,31 +602,43 @@ class ClipDataset(SeededDataset):
 
     def _check_skipped(self) -> None:
         """Names what was left out: a warning, or an error if it is too much."""
-        total, reasons = len(self.reader), [f"{name} ({reason})" for name, reason in self.skipped.items()]
+        total, groups = len(self.reader), {}
+        for name, reason in self.skipped.items():  # a reason that many share is said once
+            groups.setdefault(reason.removeprefix(f"{name} "), []).append(name)
+        reasons = [f"{_first_names(names)} ({reason})" for reason, names in groups.items()]
         if not self._videos:
+            is_length = any(reason.startswith("too short") for reason in groups)
             raise ValueError(
-                f"`reader` must hold a readable video of at least {(self.num_frames - 1) * self.stride + 1} frames "
-                f"(`num_frames` {self.num_frames}, `stride` {self.stride}) but none of its {total} videos is one: "
-                f"{shorten(reasons) or 'it is empty'}. Repair the files, or ask for shorter clips."
+                f"None of the {total} videos can be used for clips of {self.num_frames} frames (stride {self.stride}): "
+                f"{shorten(reasons) or 'there is none'}.{' Ask for shorter clips.' if is_length else ''}"
             )
         if not reasons:
             return
         if self.strict:
-            raise ValueError(f"`strict`: {len(reasons)} of {total} videos can not be used: {shorten(reasons)}.")
-        if len(reasons) > self.max_bad_share * total:
+            raise ValueError(f"`strict`: {len(self.skipped)} of {total} videos can not be used: {shorten(reasons)}.")
+        if len(self.skipped) > self.max_bad_share * total:
             raise ValueError(
-                f"{len(reasons)} of {total} videos can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts "
+                f"{len(self.skipped)} of {total} videos can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts "
                 f"up with: {shorten(reasons)}."
             )
         warnings.warn(
-            f"Skipped {len(reasons)} of {total} videos that can not be used: {shorten(reasons)}.", stacklevel=3
+            f"Skipped {len(self.skipped)} of {total} videos that can not be used: {shorten(reasons)}.", stacklevel=3
         )
 
     def _check_alike(self) -> None:
-        """Without a `frame_size`, videos must have one."""
+        """Without a `frame_size` or `num_channels`, videos must agree in theirs."""
         examples: dict[tuple[int, int], str] = {}
+        channels: dict[int, str] = {}
         for video, info in zip(self._videos, self._infos):
             examples.setdefault((info.height, info.width), self.reader.name(video))
+            channels.setdefault(info.num_channels, self.reader.name(video))
+        if self.num_channels is None and len(channels) > 1:
+            kinds = [f"{count} ({name})" for count, name in channels.items()]
+            raise ValueError(
+                f"`num_channels` must be given when videos differ in channels, which these do: {shorten(kinds)}. From 1 any "
+                "number can be made by repetition, and 1 from 3."
+            )
+        self.num_channels = self.num_channels or next(iter(channels))
         if self.frame_size is None and len(examples) > 1:
             sizes = [f"{height} x {width} ({name})" for (height, width), name in examples.items()]
             raise ValueError(
@@ -640,6 +660,12 @@ class ClipDataset(SeededDataset):
             ) from error
         if is_new:
             warnings.warn(f"{self.reader.name(video)} is broken, other clips take its place: {error}", stacklevel=2)
+
+
+def _first_names(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = len(names) - MAX_NAMES_IN_MESSAGE
+    return ", ".join(names[:MAX_NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
 def _scale(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

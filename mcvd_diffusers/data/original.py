@@ -173,7 +173,7 @@ def published_split(path: str | PathLike) -> tuple[ClipReader, ClipReader] | Non
 
     Returns:
         `tuple[ClipReader, ClipReader]` or `None`: Training and test videos; `None` if what lies there comes without
-        such a split (other HDF5 files, folders of video files or of frames): see [`split_by_name`].
+        such a split (other HDF5 files, folders of video files or of frames): see [`split_videos`].
 
     Raises:
         `ValueError`: If `path` does not exist, a file is broken, or its split can not be that of KTH or UCF-101.

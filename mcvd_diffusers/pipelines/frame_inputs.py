@@ -35,6 +35,11 @@ def read_frames(
     Raises:
         ValueError: If form, shape, type, range or number of the frames do not fit, or a value is not finite.
     """
+    if not normalizer.is_unit and _has_images(frames):
+        raise ValueError(
+            f"`{name}` must be numbers in the units of the training data ({normalizer}), got images, whose values have other"
+            " ones: pass an array or a tensor."
+        )
     if most == 0:
         raise ValueError(f"`{name}`: this network reads none (`unet.config.num_{name}` is 0); leave it out.")
     frames = _to_tensor(name, frames, num_channels).detach()
@@ -67,6 +72,12 @@ def read_frames(
         )
     _check_range(name, frames, normalizer)
     return frames
+
+
+def _has_images(frames: Frames) -> bool:
+    while isinstance(frames, (list, tuple)) and frames:
+        frames = frames[0]
+    return isinstance(frames, Image.Image)
 
 
 def _check_range(name: str, frames: torch.Tensor, normalizer: FrameNormalizer) -> None:
@@ -124,7 +135,7 @@ def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
         frames = np.moveaxis(frames, -1, 2) if last else frames
         try:
             frames = torch.from_numpy(np.array(frames))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # the latter: of another byte order
             raise ValueError(f"`{name}` has dtype {frames.dtype}, which torch does not know: use float32.") from error
     if frames.layout != torch.strided or frames.device.type == "meta":
         raise ValueError(f"`{name}` must be an ordinary tensor, got one of {frames.layout} on {frames.device}.")

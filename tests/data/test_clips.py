@@ -211,7 +211,7 @@ def test_unusable_videos_are_skipped_with_one_warning_that_names_them(tmp_path):
 
 def test_a_long_list_of_unusable_videos_is_cut_in_the_warning_only():
     videos = {f"short{number}": counting_video(1) for number in range(30)}
-    with pytest.warns(UserWarning, match=r"Skipped 30 of 31 .*short9 .*; and 20 more\.$"):
+    with pytest.warns(UserWarning, match=r"Skipped 30 of 31 .*short9 and 20 more \(too short: 1 frames where a clip covers 2\)\.$"):
         dataset = ClipDataset(MemoryReader(good=counting_video(2), **videos), num_frames=2, max_bad_share=1)
     assert list(dataset.skipped) == list(videos)
 
@@ -226,10 +226,10 @@ def test_no_usable_video_says_why(tmp_path):
     (tmp_path / "empty.mp4").touch()
     write_gif(tmp_path / "short.gif", level_frames(3))
     with pytest.raises(
-        ValueError, match=r"at least 5 frames .* none of its 2 videos is one: empty.*; short.*3 frames"
+        ValueError, match=r"None of the 2 videos .* clips of 5 frames .*: empty.*; short.*3 frames.*shorter clips"
     ):
         ClipDataset(open_reader(tmp_path), num_frames=5)
-    with pytest.raises(ValueError, match=r"none of its 0 videos is one: it is empty"):
+    with pytest.raises(ValueError, match=r"None of the 0 videos .*: there is none"):
         ClipDataset(MemoryReader(), num_frames=5)
 
 
@@ -248,7 +248,7 @@ def test_videos_of_several_sizes_need_a_frame_size():
         ({"stride": 0}, r"`stride` must be an integer of at least 1 but got 0"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0 but got -1"),
         ({"num_channels": 0}, r"`num_channels` must be an integer of at least 1 but got 0"),
-        ({"num_channels": 2}, r"none of its 1 videos is one: video \(frames of 3 channels where 2 are asked for"),
+        ({"num_channels": 2}, r"None of the 1 videos .*: video \(frames of 3 channels where 2 are asked for"),
         ({"clip_step": 0}, r"`clip_step` must be an integer of at least 1 but got 0"),
         ({"resize": "squash"}, r"`resize` must be \"stretch\", \"cover\" or \"crop\" but got 'squash'"),
         ({"random_crop": True}, r"`random_crop` must go with a `frame_size` and `resize`"),

@@ -905,6 +905,7 @@ def test_missing_values_go_in_with_a_mask_and_come_out_as_nan():
             r"units of the training data: 100% of the values of channel 0 lie .*\[200, 320\]",
         ),
         (lambda: torch.full((1, 2, 2, 8, 8), torch.nan), "NaN or infinite.*Fill them"),
+        (lambda: [Image.new("L", (8, 8))] * 2, "must be numbers in the units of the training data .range, 200 to 320"),
         (lambda: torch.zeros(1, 2, 2, 8, 8, dtype=torch.bool), "got torch.bool"),
     ],
 )
