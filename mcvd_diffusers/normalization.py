@@ -6,7 +6,7 @@ inverted at sampling, so that kelvin go in and kelvin come out.
 
 | kind | -1 and 1 are | values come from |
 | --- | --- | --- |
-| `"unit"` | 0 and 1; uint8 is divided by 255 first | images |
+| `"unit"` | 0 and 1; uint8 is divided by 255 first, uint16 by 65535 | images |
 | `"range"` | a stated lowest and highest value; beyond, values are clipped | physics, sensors |
 | `"min_max"` | the lowest and highest value that were measured | anything bounded |
 | `"mean_std"` | mean - std and mean + std as measured; the extremes lie further out | anything with tails |
@@ -220,7 +220,8 @@ class FrameNormalizer:
         From the user's units to the network's range.
 
         Args:
-            frames (`torch.Tensor` of shape `(..., C, H, W)`): Any real type. For `"unit"`, uint8 or floats in `[0, 1]`.
+            frames (`torch.Tensor` of shape `(..., C, H, W)`):
+                Any real type. For `"unit"`, uint8, uint16 or floats in `[0, 1]`.
 
         Returns:
             `torch.Tensor` of shape `(..., C, H, W)`, or `(..., C + 1, H, W)` with a mask, float32.
@@ -229,6 +230,8 @@ class FrameNormalizer:
         if self.is_unit and frames.dtype == torch.uint8:  # the hot path, in place on what is our own
             values = values.div_(127.5).sub_(1)  # to the last bit x / 255 * 2 - 1: the half only moves the exponent
             return _append(values, None) if self.has_mask_channel else values
+        if self.is_unit and frames.dtype == torch.uint16:
+            values = values.div_(65535)
         is_missing = values.isnan() if self.nan_fill is not None else None
         low, high, center, scale = self._columns(frames.device)
         if is_missing is not None:

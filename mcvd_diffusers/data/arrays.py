@@ -20,7 +20,7 @@ Shapes: N videos, T frames, C channels, H height, W width, D entries of a vector
 import io
 import lzma
 import math
-import tokenize
+import warnings
 import zipfile
 import zlib
 from abc import abstractmethod
@@ -36,9 +36,12 @@ import numpy as np
 
 from .original import _bad_file, _import_h5py, _open_hdf5, _open_member
 from .reader import (
+    NPY_ERRORS,
     ClipReader,
     VideoInfo,
     _natural_key,
+    check_not_shrunk,
+    check_regular_file,
     describe_files,
     errors_naming,
     existing_path,
@@ -60,8 +63,6 @@ MAX_NPY_HEADER_BYTES = 12 * 2**10
 # Reasons can be long.
 MAX_REASONS_IN_MESSAGE = 3
 
-# What numpy's parser of headers, which are Python literals, raises for broken ones.
-_HEADER_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
 _ZIP_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
@@ -197,9 +198,10 @@ class StoredArray:
 
     @property
     def returned_dtype(self) -> np.dtype:
-        """Type of the values as a reader returns them: in native order, and 0 and 1 for truth values."""
+        """Type of the values as a reader returns them: in native order, and floating-point 0 and 1 for truth values."""
         if self.dtype.kind == "b":
-            return np.dtype(np.uint8)
+            # As uint8, which is read as levels from 0 to 255, a mask would be nearly black.
+            return np.dtype(np.float32)
         return np.dtype(f"{self.dtype.kind}{self.dtype.itemsize}")
 
     def length(self, letter: str) -> int | None:
@@ -418,7 +420,7 @@ class ArrayReader(StoredArrayReader):
 
     HDF5 needs h5py (`pip install "mcvd-diffusers[hdf5]"`). Of `.npy` and HDF5 files only the frames that are asked for
     are read; an array in an `.npz` is unpacked as a whole, and kept up to 256 MiB. Big-endian values are converted,
-    truth values become 0 and 1. Pickled objects are refused, and so are links and storage outside of an HDF5 file.
+    truth values become 0. and 1., float32. Pickled objects are refused, and so are links and storage outside of an HDF5 file.
     If one of several files is broken, it counts as a video that can not be read.
 
     Vectors are arrays of the same file whose axes are T, or N and T in the order of `axes`, and then any; if each
@@ -449,6 +451,7 @@ class ArrayReader(StoredArrayReader):
         self.variables = check_variables(variables)
         self._open_maps: OrderedDict[Path, np.memmap] = OrderedDict()
         self._unpacked: OrderedDict[tuple[Path, str], np.ndarray] = OrderedDict()
+        self._slow_files: set[Path] = set()  # that have been warned of
         if axes is None:
             self._ask_for_axes(files)
         self.axes = check_axes(axes)
@@ -457,6 +460,20 @@ class ArrayReader(StoredArrayReader):
     def __getstate__(self) -> dict:
         # A pickled memory map would carry the whole file into each worker.
         return {**self.__dict__, "_open_maps": OrderedDict(), "_unpacked": OrderedDict()}
+
+    def info(self, video: int) -> VideoInfo:
+        """Length and geometry of a video, with a warning once if its file is slow to read: see [`ClipReader`]."""
+        source, _ = self._locate(video)
+        if source.file.suffix.lower() == ".npz" and source.file not in self._slow_files:
+            num_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in source.arrays)
+            if num_bytes > MAX_CACHED_BYTES:
+                self._slow_files.add(source.file)
+                warnings.warn(
+                    f"{source.file} is slow to read: {num_bytes} bytes are unpacked anew for each clip, as at most "
+                    f"{MAX_CACHED_BYTES} are kept. Save the array as .npy, of which only the wanted frames are read.",
+                    stacklevel=2,
+                )
+        return super().info(video)
 
     def _ask_for_axes(self, files: list[Path]) -> None:
         errors = []
@@ -504,14 +521,21 @@ class ArrayReader(StoredArrayReader):
     ) -> list[np.ndarray]:
         kind = ARRAY_SUFFIXES[file.suffix.lower()]
         if kind == "npy":
-            return [self._map(file, array)[index] for array, index in windows]
+            # Copied at once: a view that is used later would meet a file that has changed again.
+            return [np.array(self._map(file, array)[index]) for array, index in windows]
         if kind == "npz":
             return [self._unpack(file, array)[index] for array, index in windows]
+        check_regular_file(file)
         with _open_hdf5(file) as root:
             return [_open_dataset(root, array.name, file)[index] for array, index in windows]
 
     def _map(self, file: Path, array: StoredArray) -> np.ndarray:
         """A `.npy` file as a read-only array."""
+        try:
+            check_not_shrunk(file, array.offset + math.prod(array.shape) * array.dtype.itemsize)
+        except ValueError:
+            self._open_maps.pop(file, None)
+            raise
         if file not in self._open_maps:
             order = "F" if array.is_fortran else "C"
             with errors_naming(file, ValueError):
@@ -528,6 +552,7 @@ class ArrayReader(StoredArrayReader):
         if key in self._unpacked:
             self._unpacked.move_to_end(key)
             return self._unpacked[key]
+        check_regular_file(file)
         with errors_naming(file, *_ZIP_ERRORS), zipfile.ZipFile(file) as archive:
             with archive.open(f"{array.name}.npy") as stream:
                 values = np.lib.format.read_array(stream, allow_pickle=False)
@@ -584,7 +609,7 @@ def _is_sidecar(file: Path, stems: set[tuple[Path, str]]) -> bool:
 def _list_arrays(file: Path, variables: tuple[str, ...] | None) -> list[StoredArray]:
     """The named arrays of a file, or all of them."""
     kind = ARRAY_SUFFIXES[file.suffix.lower()]
-    if file.stat().st_size == 0:
+    if check_regular_file(file).st_size == 0:
         raise ValueError(f"{file} is empty: it has 0 bytes. Copy the file again.")
     if kind == "hdf5":
         return _list_hdf5(file, variables)
@@ -637,7 +662,7 @@ def _parse_npy(head: bytes, num_bytes: int, *, name: str, label: str) -> StoredA
         raise ValueError(f"{label} must be an array in numpy's format but is {kind}: it begins with {head[:8]!r}.")
     stream = io.BytesIO(head)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    with errors_naming(label, *_HEADER_ERRORS):
+    with errors_naming(label, *NPY_ERRORS):
         version = np.lib.format.read_magic(stream)
         if version not in readers:
             raise ValueError(f"its format {version} is none of those that hold numbers, {list(readers)}")

@@ -326,7 +326,7 @@ class ClipDataset(SeededDataset):
         random_vertical_flip (`bool`, *optional*, defaults to `False`):
             The same, top to bottom.
         normalizer ([`FrameNormalizer`], *optional*):
-            How values become what the network sees. By default images: uint8, or floating point in `[0, 1]`.
+            How values become what the network sees. By default images: uint8, uint16, or floating point in `[0, 1]`.
         encoded (`bool`, *optional*, defaults to `True`):
             Whether items are already what the network sees.
         vectors (`Sequence[str]`, *optional*):
@@ -503,6 +503,8 @@ class ClipDataset(SeededDataset):
         if frames.dtype == np.uint8:
             # A copy, if what the reader hands out is a view of a file or of several frames.
             clip = torch.from_numpy(frames if frames.flags.writeable and frames.flags.c_contiguous else frames.copy())
+        elif is_image and frames.dtype == np.uint16:
+            clip = torch.from_numpy(frames.astype(np.float32)).div_(65535)  # as an image of 16 bits
         else:
             if is_image and frames.dtype.kind != "f":
                 raise ValueError(

@@ -40,7 +40,17 @@ from .arrays import (
     walk_hdf5,
 )
 from .original import _open_hdf5
-from .reader import _natural_key, describe_files, errors_naming, existing_path, find_files, shorten
+from .reader import (
+    _natural_key,
+    check_not_shrunk,
+    check_regular_file,
+    describe_files,
+    errors_naming,
+    existing_path,
+    find_files,
+    refuse_folder,
+    shorten,
+)
 
 
 NETCDF_SUFFIXES = (".nc", ".nc4", ".cdf", ".netcdf")
@@ -117,9 +127,10 @@ class FieldReader(StoredArrayReader):
         if outside:
             raise ValueError(f'`variables` must be names, without ".." and a leading "/", but got {outside}.')
         self._datasets: OrderedDict = OrderedDict()
+        self._sizes: dict[Path, int] = {}  # of NetCDF files, when they were opened
         self._pid = os.getpid()
         self._inherited: list = []
-        files = [path] if path.is_file() or _is_store(path) else _find_fields(path)
+        files = _find_fields(path) if path.is_dir() and not _is_store(path) else [path]
         if not files:
             below = find_files(path)
             is_zip = any(file.suffix.lower() == ".zip" for file in below)
@@ -223,6 +234,13 @@ class FieldReader(StoredArrayReader):
             if len(self._datasets) > MAX_OPEN_DATASETS:
                 self._datasets.popitem(last=False)[1].close()
         self._datasets.move_to_end(file)
+        if file in self._sizes:
+            # scipy maps NetCDF-3 into memory.
+            try:
+                check_not_shrunk(file, self._sizes[file])
+            except ValueError:
+                self._datasets.pop(file).close()
+                raise
         return self._datasets[file]
 
     def _open(self, file: Path):
@@ -232,6 +250,8 @@ class FieldReader(StoredArrayReader):
         if engine == "zarr":
             # Never through consolidated metadata, a second account of the same arrays.
             options = {"consolidated": False, "zarr_format": 3 if (file / "zarr.json").is_file() else 2}
+        else:
+            self._sizes[file] = check_regular_file(file).st_size
         # What is raised depends on where the damage is, and on which of five packages sees it.
         with errors_naming(file, Exception):
             return xarray.open_dataset(
@@ -284,13 +304,14 @@ def _import_for(engine: str) -> None:
 def _is_store(folder: Path) -> bool:
     names = (".zgroup", ".zarray", ".zmetadata", "zarr.json")
     is_named = folder.suffix.lower() == ZARR_SUFFIX
-    return folder.is_dir() and (is_named or any((folder / name).is_file() for name in names))
+    # Of a folder that may not be entered, these functions say no instead of raising.
+    return os.path.isdir(folder) and (is_named or any(os.path.isfile(folder / name) for name in names))
 
 
 def _find_fields(folder: Path) -> list[Path]:
     """All stores and NetCDF files below a folder in natural order; what is in a store is not looked at."""
     found, seen = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse_folder):
         real = os.path.realpath(parent)
         if real in seen:  # a link back to where we have been
             subfolders.clear()
@@ -298,7 +319,14 @@ def _find_fields(folder: Path) -> list[Path]:
         seen.add(real)
         stores = [name for name in subfolders if _is_store(Path(parent, name))]
         subfolders[:] = [name for name in subfolders if name not in stores and not name.startswith(".")]
-        files = [name for name in names if Path(name).suffix.lower() in NETCDF_SUFFIXES]
+        # A dangling link to a store is kept: it counts as a video that can not be read.
+        files = [
+            name
+            for name in names
+            if Path(name).suffix.lower() in NETCDF_SUFFIXES
+            or Path(name).suffix.lower() == ZARR_SUFFIX
+            and not os.path.exists(Path(parent, name))
+        ]
         found += [Path(parent, name) for name in stores + files if not name.startswith(".")]
     return sorted(found, key=lambda path: [_natural_key(part) for part in path.relative_to(folder).parts])
 
@@ -307,6 +335,7 @@ def _engine(file: Path) -> str:
     """What reads a file, by its first bytes."""
     if file.is_dir():
         return "zarr"
+    check_regular_file(file)
     with file.open("rb") as stream:
         head = stream.read(8)
     if head == b"\x89HDF\r\n\x1a\n":
@@ -353,7 +382,11 @@ def check_zarr(store: Path) -> None:
     }
     folders, num_found = [inside], 0
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        try:
+            entries = os.scandir(folders.pop())
+        except OSError as error:
+            refuse_folder(error)
+        with entries:
             for entry in entries:
                 is_link = entry.is_symlink()
                 if is_link and not Path(os.path.realpath(entry.path)).is_relative_to(inside):
@@ -373,7 +406,7 @@ def check_zarr(store: Path) -> None:
 
 
 def _check_metadata(file: Path, check) -> None:
-    num_bytes = file.stat().st_size
+    num_bytes = check_regular_file(file).st_size
     if num_bytes > MAX_METADATA_BYTES:
         raise ValueError(
             f"{file} has {num_bytes} bytes, too many for metadata: at most {MAX_METADATA_BYTES} are read."

@@ -16,6 +16,7 @@ import numpy as np
 from .reader import (
     ClipReader,
     VideoInfo,
+    check_regular_file,
     describe_files,
     errors_naming,
     existing_path,
@@ -107,6 +108,8 @@ def open_image(file: Path | BinaryIO, name: str | PathLike, *, formats: Sequence
     """
     from PIL import Image
 
+    if isinstance(file, Path):
+        check_regular_file(file)
     # What broken data raises depends on the format; a header that declares more pixels than Pillow holds for honest is
     # a warning up to a limit.
     broken = OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error
@@ -146,8 +149,7 @@ def read_image(file: Path | BinaryIO, name: str | PathLike) -> np.ndarray:
         name (`str` or `os.PathLike`): What messages call it.
 
     Returns:
-        `np.ndarray` of shape `(H, W, C)`: Grey or RGB, uint8; float32 in `[0, 1]` for 16-bit grey; int32 or float32 as
-        stored for 32-bit grey.
+        `np.ndarray` of shape `(H, W, C)`: Grey or RGB, uint8; uint16 for 16-bit grey; int32 or float32 for 32-bit grey.
 
     Raises:
         `ValueError`: If it is no image or broken.
@@ -157,15 +159,13 @@ def read_image(file: Path | BinaryIO, name: str | PathLike) -> np.ndarray:
         if dtype == "uint8":
             grey_or_rgb = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
             return grey_or_rgb.reshape(*grey_or_rgb.shape[:2], num_channels)  # (H, W, C)
-        values = np.asarray(image).astype(dtype)[..., None]  # (H, W, 1)
         # Pillow's own conversion of 16 bits to 8 saturates instead of scaling.
-        return values / np.float32(65535) if image.mode.startswith("I;16") else values
+        return np.asarray(image).astype(dtype)[..., None]  # (H, W, 1)
 
 
 def _kind(mode: str) -> tuple[int, str]:
     """Number of channels and type of what an image of this mode of Pillow's is read as."""
-    if mode.startswith("I;16") or mode == "F":
-        return 1, "float32"
-    if mode == "I":
-        return 1, "int32"
+    deep = {"I": "int32", "F": "float32"}
+    if mode.startswith("I;16") or mode in deep:
+        return 1, deep.get(mode, "uint16")
     return (1 if mode in ("1", "L", "LA") else 3), "uint8"

@@ -9,12 +9,17 @@
 Rows are taken as they are stored, by Arrow: `datasets` decodes nothing, as it would decode all images of a list, and
 videos by torchcodec only. No code of a repository is run.
 
+A row may name a file, and rows are written by others. Where [`load_split`] loaded them from here, files in the data set's
+own folder are opened; where it loaded them from the Hub, files in the caches of `datasets` and `huggingface_hub`, where
+downloads lie. A `Dataset` that the caller made otherwise may name any file. All must be regular files.
+
 Shapes: T frames, C channels, H height, W width, D entries of a vector.
 """
 
 import copy
 import hashlib
 import io
+import os
 import re
 import warnings
 from abc import abstractmethod
@@ -24,6 +29,7 @@ from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,7 +39,15 @@ from mcvd_diffusers.normalization import FrameNormalizer
 
 from .arrays import as_frames, check_axes, suggest_axes, window_index
 from .frame_folders import images_info, read_image
-from .reader import MAX_NAMES_IN_MESSAGE, ClipReader, VideoInfo, check_integer, stack_frames
+from .reader import (
+    MAX_NAMES_IN_MESSAGE,
+    ClipReader,
+    VideoInfo,
+    check_integer,
+    check_regular_file,
+    find_files,
+    stack_frames,
+)
 from .splits import hash_of_name
 from .video_files import VideoFile
 
@@ -47,6 +61,9 @@ if TYPE_CHECKING:
 # no more than fits into memory.
 PROTOCOLS = ("hf", "zip", "tar")
 MAX_FETCHED_BYTES = 2**31
+
+# Of each data set that `load_split` loaded, the folders whose files its rows may name.
+_FOLDERS: "WeakKeyDictionary[Any, tuple[str, ...]]" = WeakKeyDictionary()
 
 # What `StreamingClips` counts for each worker: videos tried and those of them that are bad, since the beginning; clips of
 # its pass under way, and whether that is over.
@@ -71,8 +88,9 @@ def is_saved_dataset(path: Path) -> bool:
     Returns:
         `bool`: Whether it holds a `Dataset` or a `DatasetDict`.
     """
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    # These say no of a folder that may not be entered, where methods of `Path` raise.
+    return os.path.isfile(path / "dataset_dict.json") or (
+        os.path.isfile(path / "state.json") and os.path.isfile(path / "dataset_info.json")
     )
 
 
@@ -104,14 +122,47 @@ def load_split(
         `datasets.Dataset` or, if `streaming`, `datasets.IterableDataset`: The split.
 
     Raises:
-        `ValueError`: If there is no such configuration or split, the files are no data set, or an argument means
-            nothing for what lies there.
+        `ValueError`: If there is no such configuration or split, the files are no data set or no regular files, or an
+            argument means nothing for what lies there.
         `OSError`: If there is no such data set, or the Hub can not be reached.
     """
-    import datasets
-
     path = Path(name_or_path).expanduser()
     is_local = path.exists()
+    if is_local:
+        # Others open these files, and would wait for a pipe for ever.
+        for file in find_files(path) if path.is_dir() else [path]:
+            check_regular_file(file)
+        folders = (str(path if path.is_dir() else path.parent),)
+    else:
+        import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        config = datasets.config
+        folders = (
+            config.HF_DATASETS_CACHE,
+            config.DOWNLOADED_DATASETS_PATH,
+            config.EXTRACTED_DATASETS_PATH,
+            HF_HUB_CACHE,
+        )
+    dataset = _load(name_or_path, path, is_local, config_name, split, revision, streaming)
+    # `datasets` resolves links in the path of a folder before it puts that before the names of files.
+    _FOLDERS[dataset] = tuple(
+        {where(folder): None for folder in folders for where in (os.path.abspath, os.path.realpath)}
+    )
+    return dataset
+
+
+def _load(
+    name_or_path: str | PathLike,
+    path: Path,
+    is_local: bool,
+    config_name: str | None,
+    split: str,
+    revision: str | None,
+    streaming: bool,
+) -> "datasets.Dataset | datasets.IterableDataset":
+    import datasets
+
     if is_local and revision is not None:
         raise ValueError(f"`revision` must be left out for what lies here, {path}, but got {revision!r}.")
     if is_local and is_saved_dataset(path):
@@ -214,6 +265,9 @@ class ArrowRowsReader(ClipReader):
             arrays, does not fit them, or is given for something else.
     """
 
+    # Whose files rows may name; `None`: any.
+    _folders: tuple[str, ...] | None = None
+
     def __init__(self, features: "datasets.Features", *, column: str | None = None, axes: str | None = None):
         kinds = {name: _kind(feature) for name, feature in features.items()}
         listing = "; ".join(f"`{name}`: {feature}" for name, feature in features.items()) or "none"
@@ -264,7 +318,9 @@ class ArrowRowsReader(ClipReader):
             return self._file(video).read(frames)
         if self._video_kind == "images":
             items, name = self._items(video, self.column), self.name(video)
-            return stack_frames([read_image(_open(items[frame].as_py(), name), name) for frame in frames], name)
+            return stack_frames(
+                [read_image(_open(items[frame].as_py(), name, self._folders), name) for frame in frames], name
+            )
         return as_frames(self._read_array(video, frames), self.axes)  # (T, C, H, W)
 
     def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:
@@ -282,7 +338,7 @@ class ArrowRowsReader(ClipReader):
         if video not in self._files:
             value = self._value(video)
             if isinstance(value, dict) and value["bytes"] is None and "://" not in (value["path"] or "://"):
-                source = Path(value["path"])
+                source = _named_file(value["path"], self.name(video), self._folders)
             else:
                 # The bytes are fetched again for each read: a reader does not keep videos in memory.
                 source = partial(self._open_video, video)
@@ -290,7 +346,7 @@ class ArrowRowsReader(ClipReader):
         return self._files[video]
 
     def _open_video(self, video: int) -> BinaryIO:
-        return _open(self._value(video), self.name(video))
+        return _open(self._value(video), self.name(video), self._folders)
 
     def _value(self, video: int) -> Any:
         return self._cell(video, self.column)[0].as_py()
@@ -311,7 +367,7 @@ class ArrowRowsReader(ClipReader):
 
     def _images_info(self, video: int) -> VideoInfo:
         items, name = self._items(video, self.column), self.name(video)
-        return images_info(_open(items[0].as_py(), name), name, num_frames=len(items))
+        return images_info(_open(items[0].as_py(), name, self._folders), name, num_frames=len(items))
 
     def _array_info(self, video: int) -> VideoInfo:
         # If time comes first, its length is that of the list, and one frame tells the rest.
@@ -362,6 +418,7 @@ class DatasetsReader(ArrowRowsReader):
             )
         super().__init__(dataset.features, column=column, axes=axes)
         self.dataset = dataset
+        self._folders = _FOLDERS.get(dataset)
         # A format of its own for each column: reading one does not touch the others.
         self._tables: dict[str, datasets.Dataset] = {}
         self._names = _file_names(dataset, self.column) if self._video_kind == "file" else None
@@ -415,7 +472,7 @@ class StreamingClips(IterableDataset):
         validation_fraction (`float`):
             Chance of an example to be held out, in `[0, 1)`.
         normalizer ([`FrameNormalizer`], *optional*):
-            How the values that `make_clip` returns become what the network sees: see [`~StreamingClips.encode`].
+            How `make_clip` has brought values to what the network sees.
         shuffle_buffer (`int`, *optional*, defaults to 100):
             Number of examples that the next one is drawn from, held in memory as they are stored by each worker.
         rank (`int`, *optional*, defaults to 0):
@@ -482,6 +539,7 @@ class StreamingClips(IterableDataset):
         self.seed = check_integer("seed", seed, minimum=0)
         self.strict = strict
         self.max_bad_share = max_bad_share
+        folders = _FOLDERS.get(dataset)
         if dataset.features is not None:
             dataset = dataset.decode(False)
         self._rows = dataset.with_format("arrow")
@@ -492,6 +550,7 @@ class StreamingClips(IterableDataset):
                 raise ValueError("`dataset` must have examples but the stream is empty.")
             features = datasets.Features.from_arrow_schema(first.schema)
         self._reader = _ExampleReader(features, column=column, axes=axes)
+        self._reader._folders = folders
         # Shared with the workers. Each writes to a column of its own, so none waits for another.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._counts = torch.zeros(4, MAX_WORKERS, dtype=torch.int64).share_memory_()
@@ -531,15 +590,15 @@ class StreamingClips(IterableDataset):
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """
-        What `make_clip` returns -> what the network sees.
+        What items hold -> what the network sees: the same.
 
         Args:
-            video (`torch.Tensor` of shape `(..., T, C, H, W)`): `"video"` of an item or a batch, on any device.
+            video (`torch.Tensor` of shape `(..., T, C, H, W)`): `"video"` of an item or a batch.
 
         Returns:
-            `torch.Tensor` of shape `(..., T, C, H, W)`, float32: Encoded by the normalizer.
+            `torch.Tensor` of shape `(..., T, C, H, W)`: The same.
         """
-        return self.normalizer.encode(video)
+        return video
 
     def held_out(self, count: int) -> list[dict[str, torch.Tensor]]:
         """
@@ -760,7 +819,20 @@ def _file_names(dataset: "datasets.Dataset", column: str) -> list[str] | None:
     return None
 
 
-def _open(value: Any, name: str) -> BinaryIO:
+def _named_file(path: str, name: str, folders: tuple[str, ...] | None) -> Path:
+    """A file here that a row names, if rows of this data set may name it."""
+    # Links within the folders are not resolved: their owner made them, unlike the row.
+    absolute = os.path.abspath(path)
+    if folders is not None and not any(Path(absolute).is_relative_to(folder) for folder in folders):
+        raise ValueError(
+            f"{name} must lie in this data set but names {path}: a row may name files below {' or '.join(folders)} only. "
+            "Move the file there, or store its bytes in the row."
+        )
+    check_regular_file(absolute)
+    return Path(absolute)
+
+
+def _open(value: Any, name: str, folders: tuple[str, ...] | None = None) -> BinaryIO:
     """The file that a cell holds or names: bytes, or a `dict` of `"bytes"` and `"path"`."""
     path, stored = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (None, value)
     if stored is not None:
@@ -768,13 +840,18 @@ def _open(value: Any, name: str) -> BinaryIO:
     if path is None:
         raise ValueError(f"{name} has neither bytes nor a path.")
     if "://" not in path:
-        return Path(path).open("rb")
+        return _named_file(path, name, folders).open("rb")
     protocols = re.findall(r"([\w+]+)://", path)
     if not set(protocols) <= set(PROTOCOLS):
         raise ValueError(
             f"{name} must lie in this data set but names {path}: of {', '.join(protocols)}, only "
             f"{', '.join(PROTOCOLS)} are opened. Download it."
         )
+    container = path.rpartition("::")[2]  # of `zip://clip.mp4::/data/clips.zip`, the archive
+    if "://" not in container:
+        _named_file(container, name, folders)
+    elif container.split("://")[0] != "hf":
+        raise ValueError(f"{name} must lie in this data set but names {path}, which is neither here nor on the Hub.")
     from datasets.utils.file_utils import xopen
 
     with xopen(path, "rb") as file:
@@ -805,7 +882,7 @@ def to_numpy(items: "pa.Array", name: str) -> np.ndarray:
         name (`str`): What messages call them.
 
     Returns:
-        `np.ndarray` of shape `(len(items), ...)`: A view where Arrow allows; 0 and 1 for truth values.
+        `np.ndarray` of shape `(len(items), ...)`: A view where Arrow allows; 0. and 1., float32, for truth values.
 
     Raises:
         `ValueError`: If they are no numbers, some are missing, or lists differ in length.
@@ -825,5 +902,6 @@ def to_numpy(items: "pa.Array", name: str) -> np.ndarray:
     values = items.to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "biuf" or 0 in shape:
         raise ValueError(f"{name} must be numbers but is {values.dtype} of shape {tuple(shape)}.")
-    values = values.astype(np.uint8) if values.dtype.kind == "b" else values
+    # As uint8, which is read as levels from 0 to 255, a mask would be nearly black.
+    values = values.astype(np.float32) if values.dtype.kind == "b" else values
     return values.reshape(shape)

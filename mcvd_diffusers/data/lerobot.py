@@ -22,6 +22,7 @@ Shapes: T frames, C channels, H height, W width, D entries of a vector.
 import io
 import json
 import math
+import os
 import re
 import string
 from collections import OrderedDict
@@ -36,7 +37,7 @@ import numpy as np
 
 from .frame_folders import images_info, read_image
 from .hf_datasets import to_numpy
-from .reader import ClipReader, VideoInfo, errors_naming, existing_path, find_files, stack_frames
+from .reader import ClipReader, VideoInfo, check_regular_file, errors_naming, existing_path, find_files, stack_frames
 from .video_files import VideoFile
 
 
@@ -65,7 +66,7 @@ def is_lerobot_folder(path: Path) -> bool:
     Returns:
         `bool`: Whether it has a `meta/info.json`.
     """
-    return (path / INFO).is_file()
+    return os.path.isfile(path / INFO)  # `False` also where a folder may not be entered
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,7 @@ def _read_json(file: Path, max_bytes: int) -> Any:
 
 
 def _read_text(file: Path, max_bytes: int) -> str:
+    check_regular_file(file)
     with errors_naming(file, OSError, UnicodeDecodeError), file.open("rb") as opened:
         content = opened.read(max_bytes + 1)
         if len(content) > max_bytes:
@@ -417,8 +419,9 @@ def _parquet(file: Path):
     import pyarrow as pa
     import pyarrow.parquet
 
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise ValueError(f"{file} is missing. Is the download complete?")
+    check_regular_file(file)
     with errors_naming(file, OSError, pa.ArrowException), pyarrow.parquet.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows > MAX_ROWS:
             raise ValueError(f"{file} declares {parquet.metadata.num_rows} rows; at most {MAX_ROWS} are read.")

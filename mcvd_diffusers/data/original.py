@@ -55,6 +55,7 @@ from .reader import (
     SubsetReader,
     VideoInfo,
     check_integer,
+    check_regular_file,
     describe_files,
     existing_path,
     find_files,
@@ -398,6 +399,7 @@ def _bad_file(file: Path, name: str, expected: str, got: object) -> _BadFileErro
 def _open_hdf5(file: Path):
     """The root group of a file; whatever h5py finds wrong in it becomes the `ValueError` that readers promise."""
     h5py = _import_h5py()
+    check_regular_file(file)
     try:
         with h5py.File(file, "r") as root:
             yield root

@@ -9,7 +9,12 @@ Shapes: T frames, C channels, H height, W width, D entries of a vector.
 
 import os
 import re
+import stat
+import tokenize
 from abc import ABC, abstractmethod
+from array import array as number_list
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,6 +27,15 @@ import numpy as np
 
 # A message about a thousand broken files should still be readable.
 MAX_NAMES_IN_MESSAGE = 10
+
+# What numpy's parser of headers, which are Python literals, raises for broken ones.
+NPY_ERRORS = (
+    *(ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError, OverflowError),
+    tokenize.TokenError,
+)
+
+# A header of a few bytes can state any number of frames.
+MAX_PIECES = 10**8
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,7 @@ class ClipReader(ABC):
 
         Raises:
             `OSError` or `ValueError`: If there is no such vector, it has not a row for each frame of the video, or it
-                is not numbers.
+                is not numbers, all of them finite as float32.
         """
         rows = np.asarray(self._read_vector(video, name, self._window(video, start, count, stride)))
         if rows.ndim == 1:
@@ -149,7 +163,17 @@ class ClipReader(ABC):
                 f"The vector `{name}` of {self.name(video)} must be numbers, a row for each frame, but {count} frames gave "
                 f"{rows.dtype} of shape {rows.shape}."
             )
-        return rows.astype(np.float32)  # (count, D)
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is told below
+            values = rows.astype(np.float32)
+        is_bad = ~np.isfinite(values).all(axis=1)  # (count,)
+        if is_bad.any():
+            # One of them among the conditions would make every weight of a network NaN.
+            first = int(np.flatnonzero(is_bad)[0])
+            raise ValueError(
+                f"The vector `{name}` of {self.name(video)} must be finite as float32 but frame {start + first * stride} has "
+                f"{shorten([str(value) for value in rows[first]])}. Repair it, or leave the video out."
+            )
+        return values  # (count, D)
 
     def _read(self, video: int, frames: range) -> np.ndarray:
         raise NotImplementedError(f"{type(self).__name__} has no `_read`.")
@@ -227,43 +251,64 @@ class PieceReader(ClipReader):
             video is one piece. Pieces are named after their first frame: `"field[0000480:]"`.
 
     Raises:
-        `ValueError`: If `num_frames` is no positive integer.
+        `ValueError`: If `num_frames` is no positive integer, or there would be more than 10^8 pieces.
     """
 
     def __init__(self, reader: ClipReader, num_frames: int):
         self.reader = reader
-        check_integer("num_frames", num_frames, minimum=1)
-        self._pieces: list[tuple[int, range | None]] = []  # (video, its frames; None: unreadable)
+        self._piece_length = check_integer("num_frames", num_frames, minimum=1)
+        # Two numbers for each video, however many pieces it makes: its frames (0: unreadable), and the number of pieces
+        # up to its end.
+        self._lengths, self._ends = number_list("q"), number_list("q")
+        total = 0
+        if len(reader) > MAX_PIECES:
+            raise ValueError(f"`reader` must have at most {MAX_PIECES} videos to be cut up but has {len(reader)}.")
         for video in range(len(reader)):
             try:
                 length = reader.num_frames(video)
             except (OSError, ValueError):
-                self._pieces.append((video, None))  # `info` will raise the same again, where it is counted
-                continue
-            starts = range(0, max(1, length - num_frames + 1), num_frames)
-            ends = [*starts[1:], length]
-            self._pieces += [(video, range(start, end)) for start, end in zip(starts, ends)]
+                length = 0  # one piece, whose `info` will raise the same again, where it is counted
+            total += max(1, length // num_frames)
+            if total > MAX_PIECES:
+                raise ValueError(
+                    f"`num_frames` {num_frames} must make at most {MAX_PIECES} pieces but makes more up to "
+                    f"{reader.name(video)}, which has {length} frames. Pass a larger one, and check that the video is as "
+                    "long as it says."
+                )
+            self._lengths.append(length)
+            self._ends.append(total)
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return self._ends[-1] if self._ends else 0
+
+    def _locate(self, piece: int) -> tuple[int, range | None]:
+        """The video that a piece is of, and its frames there; `None` if that video can not be read."""
+        if not 0 <= piece < len(self):
+            raise IndexError(f"`video` must lie in 0..{len(self) - 1} but got {piece}.")
+        video = bisect_right(self._ends, piece)
+        start = (piece - (self._ends[video - 1] if video else 0)) * self._piece_length
+        if self._lengths[video] == 0:
+            return video, None
+        is_last = piece + 1 == self._ends[video]
+        return video, range(start, self._lengths[video] if is_last else start + self._piece_length)
 
     def name(self, video: int) -> str:
         """Name of a piece: see [`ClipReader`]."""
-        whole, piece = self._pieces[video]
+        whole, piece = self._locate(video)
         return self.reader.name(whole) + ("" if piece is None else f"[{piece.start:07}:]")
 
     def info(self, video: int) -> VideoInfo:
         """Length and geometry of a piece: see [`ClipReader`]."""
-        whole, piece = self._pieces[video]
+        whole, piece = self._locate(video)
         info = self.reader.info(whole)
         return info if piece is None else replace(info, num_frames=len(piece))
 
     def _read(self, video: int, frames: range) -> np.ndarray:
-        whole, piece = self._pieces[video]
+        whole, piece = self._locate(video)
         return self.reader._read(whole, range(frames.start + piece.start, frames.stop + piece.start, frames.step))
 
     def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:
-        whole, piece = self._pieces[video]
+        whole, piece = self._locate(video)
         frames = range(frames.start + piece.start, frames.stop + piece.start, frames.step)
         return self.reader._read_vector(whole, name, frames)
 
@@ -283,25 +328,37 @@ def num_clip_starts(num_video_frames: int, *, num_frames: int, stride: int = 1) 
     return max(0, num_video_frames - (num_frames - 1) * stride)
 
 
-def spread_frames(reader: ClipReader, count: int = 0) -> Iterator[np.ndarray]:
+def spread_frames(reader: ClipReader, count: int = 0, *, num_channels: int | None = None) -> Iterator[np.ndarray]:
     """
     Frames that are spread over all videos, to measure values on. What can not be read is left out.
 
     Args:
         reader ([`ClipReader`]): The videos.
         count (`int`, *optional*, defaults to 0): How many frames; 0: all of them.
+        num_channels (`int`, *optional*):
+            Channels that frames must have; others are left out. By default those that most videos have; if as many have
+            others, those of the first video.
 
     Yields:
         `np.ndarray` of shape `(1, C, H, W)`: One frame at a time.
     """
-    lengths = [0] * len(reader)
+    infos: list[VideoInfo | None] = [None] * len(reader)
     for video in range(len(reader)):
         with suppress(OSError, ValueError):
-            lengths[video] = reader.num_frames(video)
+            infos[video] = reader.info(video)
+    if num_channels is None:
+        # Channels are measured one by one: a single grey video among coloured ones would end the run.
+        counts = Counter(info.num_channels for info in infos if info is not None)
+        num_channels = max(counts, key=counts.__getitem__, default=0)
+    lengths = [info.num_frames if info is not None and info.num_channels == num_channels else 0 for info in infos]
     for video, frames in enumerate(spread_over(lengths, count)):
         for frame in frames:
-            with suppress(OSError, ValueError):
-                yield reader.read(video, frame, 1)
+            try:
+                image = reader.read(video, frame, 1)  # (1, C, H, W)
+            except (OSError, ValueError):
+                continue
+            if image.shape[1] == num_channels:  # a first frame does not speak for all
+                yield image
 
 
 def spread_over(lengths: Sequence[int], count: int) -> list[range]:
@@ -417,8 +474,10 @@ def read_sidecar(path: Path, name: str, frames: range, *, num_frames: int) -> np
         `ValueError`: If there is no such file, it is broken, or it has not a row for each frame.
     """
     file = sidecar_file(path, name)
-    with errors_naming(file, OSError, ValueError, EOFError):
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    check_regular_file(file)
+    # Not `np.load`, which takes a zip file for an `.npz`, whatever its name.
+    with errors_naming(file, OSError, EOFError, *NPY_ERRORS):
+        rows = np.lib.format.open_memmap(file, mode="r")
     if rows.ndim == 0 or len(rows) != num_frames:
         raise ValueError(
             f"{file} must have a row for each of the {num_frames} frames of {path.name} but has shape {rows.shape}."
@@ -456,25 +515,87 @@ def existing_path(name: str, path: str | PathLike) -> Path:
         `ValueError`: If nothing is there.
     """
     absolute = Path(path).expanduser().absolute()
-    if not absolute.exists():
+    try:
+        exists = absolute.exists()
+    except OSError as error:  # such as a folder above it that may not be entered
+        raise ValueError(f"`{name}` must be a path that can be read but {absolute} can not: {error}") from error
+    if not exists:
         raise ValueError(f"`{name}` must exist but {absolute} does not. Check the spelling and the working directory.")
     return absolute
+
+
+def check_regular_file(path: str | PathLike) -> os.stat_result:
+    """
+    Checks that a path is a file that can be opened: a pipe would be waited for, and a device may never end.
+
+    Args:
+        path (`str` or `os.PathLike`): The path.
+
+    Returns:
+        `os.stat_result`: What is known of the file, such as its size.
+
+    Raises:
+        `ValueError`: If it is a dangling link, a pipe, a device, a folder, or not there.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            raise ValueError(
+                f"{path} is a link to a place that does not exist, {os.readlink(path)}. Bring back what it leads to, or "
+                "remove the link."
+            ) from error
+        raise ValueError(f"{path} can not be read: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(
+            f"{path} must be a file but is no regular file: it is {kind.get(stat.S_IFMT(status.st_mode), 'a device')}. "
+            "Remove it."
+        )
+    return status
+
+
+def check_not_shrunk(path: str | PathLike, num_bytes: int) -> None:
+    """
+    Checks that a file is still as long as when it was opened, before its memory map is read.
+
+    What lies behind the end of a file that has become shorter reads as zeros, or kills the process (signal 7).
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        num_bytes (`int`): Bytes that are needed of it, from its beginning.
+
+    Raises:
+        `ValueError`: If it has fewer.
+    """
+    size = check_regular_file(path).st_size
+    if size < num_bytes:
+        raise ValueError(
+            f"{path} has shrunk since it was opened: {num_bytes} bytes of it are needed but it has {size}. Copy it again, "
+            "and do not write to files that are being read."
+        )
 
 
 def find_files(folder: Path) -> list[Path]:
     """
     All files below a folder in natural order, without hidden ones (macOS leaves a `._clip.mp4` beside a clip).
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed, each folder once. What is neither a file nor a folder, such as a dangling link or a
+    pipe, is listed too, so that it is not lost without a word: [`check_regular_file`] refuses it when it is to be read.
 
     Args:
         folder (`Path`): The folder.
 
     Returns:
         `list[Path]`: `frame_9.png` before `frame_10.png`.
+
+    Raises:
+        `ValueError`: If a folder can not be read.
     """
     files, seen = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+    if not os.path.isdir(folder):
+        return files
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse_folder):
         real = os.path.realpath(parent)
         if real in seen:  # a link back to where we have been
             subfolders.clear()
@@ -482,8 +603,22 @@ def find_files(folder: Path) -> list[Path]:
         seen.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = [file for file in files if file.is_file()]
     return sorted(files, key=lambda file: [_natural_key(part) for part in file.relative_to(folder).parts])
+
+
+def refuse_folder(error: OSError) -> None:
+    """
+    Refuses a folder that can not be listed, whose videos would be missing without a word.
+
+    Args:
+        error (`OSError`): What `os.walk` or `os.scandir` met.
+
+    Raises:
+        `ValueError`: Always; it names the folder.
+    """
+    raise ValueError(
+        f"The folder {error.filename} can not be read: {error.strerror}. Allow it to be read, or move it away."
+    ) from error
 
 
 def _natural_key(name: str) -> tuple[list[str | int], str]:

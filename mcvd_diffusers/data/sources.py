@@ -12,6 +12,7 @@
 | a LeRobotDataset | an episode | [`LeRobotReader`] |
 """
 
+import os
 from os import PathLike
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from .fields import NETCDF_SUFFIXES, FieldReader, _find_fields, _is_store
 from .frame_folders import FRAME_SUFFIXES, FrameFolderReader
 from .hf_datasets import is_saved_dataset, load_datasets_reader
 from .lerobot import LeRobotReader, is_lerobot_folder
-from .original import HDF5Reader, has_original_layout
-from .reader import ClipReader, describe_files, existing_path, find_files
+from .original import HDF5_SUFFIXES, HDF5Reader, has_original_layout
+from .reader import ClipReader, check_regular_file, describe_files, existing_path, find_files
 from .tar_shards import TAR_SUFFIXES, TarReader
 from .video_files import VIDEO_SUFFIXES, VideoFileReader
 
@@ -84,7 +85,7 @@ def open_reader(
             return VideoFileReader(path)
         case "images":
             return FrameFolderReader(path)
-        case "HDF5 files" if axes is None and variables is None and has_original_layout(path):
+        case "HDF5 files" if axes is None and variables is None and _is_original(path):
             return HDF5Reader(path)
         case "numpy arrays" | "HDF5 files":
             return ArrayReader(path, axes=axes, variables=variables)
@@ -96,6 +97,19 @@ def open_reader(
             return LeRobotReader(path, column=column)
         case _:
             return load_datasets_reader(path, split=split, column=column, axes=axes)
+
+
+def _is_original(path: Path) -> bool:
+    """Whether HDF5 files are the original's. HDF5 would wait for a pipe for ever, so none is passed on."""
+    files = find_files(path) if path.is_dir() else [path]
+    candidates = [file for file in files if file.suffix.lower() in HDF5_SUFFIXES]
+    irregular = [file for file in candidates if not os.path.isfile(file)]
+    if not irregular:
+        return has_original_layout(path)
+    is_original = any(has_original_layout(file) for file in candidates if file not in irregular)
+    if is_original:
+        check_regular_file(irregular[0])  # `HDF5Reader` would leave it out without a word
+    return is_original
 
 
 def _kind_of(path: Path) -> str:

@@ -8,7 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from .reader import ClipReader, SubsetReader, shorten
+from .reader import ClipReader, SubsetReader, check_regular_file, shorten
+
+
+# All names are held in memory, and hashed.
+MAX_VIDEOS = 10**7
+MAX_LIST_BYTES = 64 * 2**20
 
 
 class Split(NamedTuple):
@@ -64,8 +69,13 @@ def split_videos(
 
     Raises:
         `ValueError`: If a share is out of range, a name or pattern fits no video, a video would be on both held-out
-            sides, or a side that was asked for is empty.
+            sides, or a side that was asked for is empty; if there are more than 10^7 videos.
     """
+    if len(reader) > MAX_VIDEOS:
+        raise ValueError(
+            f"`reader` must have at most {MAX_VIDEOS} videos to be split by their names but has {len(reader)}. If these are "
+            "pieces of longer videos, cut longer ones; otherwise check that the files hold what they say."
+        )
     shares = {}
     for key, side in (("validation", validation), ("test", test)):
         if isinstance(side, str):
@@ -135,11 +145,15 @@ def read_names(path: str | PathLike) -> list[str]:
         `list[str]`: The names, in order.
 
     Raises:
-        `ValueError`: If the file does not exist, is no text or names nothing.
+        `ValueError`: If the file does not exist, is no text, has more than 64 MiB or names nothing.
     """
+    path = Path(path).expanduser()
     try:
-        lines = [line.strip() for line in Path(path).expanduser().read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        num_bytes = check_regular_file(path).st_size
+        if num_bytes > MAX_LIST_BYTES:
+            raise ValueError(f"it has {num_bytes} bytes, more than the {MAX_LIST_BYTES} that are read. Use patterns.")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
         raise ValueError(f"The list of names {path} can not be read: {error}") from error
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:

@@ -25,6 +25,8 @@ from .reader import (
     ClipReader,
     VideoInfo,
     _natural_key,
+    check_not_shrunk,
+    check_regular_file,
     describe_files,
     errors_naming,
     existing_path,
@@ -71,20 +73,20 @@ class TarReader(ClipReader):
 
     def __init__(self, path: str | PathLike, *, axes: str | None = None):
         path = existing_path("path", path)
-        files = [path] if path.is_file() else find_files(path)
+        files = find_files(path) if path.is_dir() else [path]
         for file in files:
             if file.name.lower().endswith(COMPRESSED_SUFFIXES):
                 raise _compressed(file)
         self._shards = [file for file in files if file.suffix.lower() in TAR_SUFFIXES]
         if not self._shards:
             raise ValueError(f"`path` must hold .tar files but {path} holds {describe_files(files)}.")
-        self.folder = path.parent if path.is_file() else path
+        self.folder = path if path.is_dir() else path.parent
         self.axes = axes
         # Shards hold millions of members: three numbers for each, of which the first stands for what follows the dot.
         self._kinds: list[str] = []
         self._members = tuple(number_list("q") for _ in range(3))  # kind, offset, size
         self._samples: list[tuple[int, str, tuple[int, ...]]] = []  # shard, key, members
-        self._shard_sizes = [file.stat().st_size for file in self._shards]
+        self._shard_sizes = [check_regular_file(file).st_size for file in self._shards]
         self._scan_shards()
         self._headers: dict[int, StoredArray] = {}  # of members
         self._check_axes()
@@ -252,6 +254,7 @@ class TarReader(ClipReader):
                 f"{self._label(video, member)} is cut off: the shard ends at byte {self._shard_sizes[shard]} of "
                 f"{offset + size}. Copy it again."
             )
+        check_not_shrunk(self._shards[shard], offset + size)
         return self._shards[shard], offset, size
 
     def _open(self, video: int, member: int) -> BinaryIO:
@@ -284,7 +287,7 @@ class TarReader(ClipReader):
         return VideoInfo(length["T"], length.get("C", 1), length["H"], length["W"], array.returned_dtype.name)
 
     def _map(self, video: int, member: int, array: StoredArray) -> np.ndarray:
-        """An array as a view of its shard, which is open as long as the view is in use."""
+        """An array as a view of its shard, which is open as long as the view is in use: to be copied at once."""
         shard, offset, _ = self._place(video, member)
         order = "F" if array.is_fortran else "C"
         return np.memmap(shard, array.dtype, "r", offset=offset + array.offset, shape=array.shape, order=order).view(
@@ -348,6 +351,7 @@ def _open_part(path: Path, offset: int, size: int) -> BinaryIO:
 
 def _list_members(file: Path) -> list[tuple[str, int, int]]:
     """Name, offset and size of the regular files in a tar."""
+    check_regular_file(file)
     with file.open("rb") as stream:
         beginning = stream.read(6)
     if not beginning:

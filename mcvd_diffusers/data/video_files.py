@@ -6,6 +6,7 @@ What a file is, its content tells: gif is decoded by Pillow and everything else 
 Shapes: T frames, C channels, H height, W width.
 """
 
+import io
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .frame_folders import open_image
 from .reader import (
     ClipReader,
     VideoInfo,
+    check_regular_file,
     describe_files,
     errors_naming,
     existing_path,
@@ -58,7 +60,8 @@ class VideoFile:
     `start` and `stride` of a window count frames as they are displayed, also where their rate varies, and every window
     gives the frames that decoding the whole file would give. Frames are found by their time stamps and decoded from
     the key frame before; where there are no time stamps to trust, as in avi, from the beginning of the file, which is
-    also decoded once to be counted. A file that was cut off ends at its last whole frame.
+    also decoded once to be counted. A file that was cut off ends at its last whole frame,
+    but a gif that was is refused.
 
     Frames are RGB, uint8: alpha is dropped, and colour of more than 8 bits reduced to 8. Grey pixel formats give one
     channel with the values that are stored: uint8, or floating point in `[0, 1]` if deeper than 8 bits; FFmpeg decodes
@@ -147,8 +150,7 @@ class VideoFile:
     def _open_file(self) -> BinaryIO:
         if not isinstance(self.source, Path):
             return self.source()
-        if not self.source.is_file():  # a pipe would be waited for
-            raise ValueError(f"{self.name} must be a file but is none, or is gone.")
+        check_regular_file(self.source)
         return self.source.open("rb")
 
     def _checked(self, video: np.ndarray) -> np.ndarray:
@@ -165,19 +167,29 @@ class VideoFile:
     # Gif
 
     def _gif_facts(self) -> "_Facts":
-        with self._open_file() as file, open_image(file, self.name, formats=["GIF"]) as image:
-            width, height = image.size
-            durations = []
-            try:
-                while True:
-                    image.seek(len(durations))
-                    image.load()
-                    durations.append(image.info.get("duration", 0))
-            except EOFError:
-                pass
-            except (OSError, IndexError):  # cut off: the whole frames before are good
-                if not durations:
-                    raise
+        with self._open_file() as file:
+            # Pillow takes the end of the bytes for the end of the gif, which would be a shorter video without a word.
+            is_whole = _has_gif_trailer(file)
+            file.seek(0)
+            with open_image(file, self.name, formats=["GIF"]) as image:
+                width, height = image.size
+                durations = []
+                try:
+                    while True:
+                        image.seek(len(durations))
+                        image.load()
+                        durations.append(image.info.get("duration", 0))
+                except EOFError:
+                    is_damaged = False
+                except (OSError, IndexError):
+                    if not durations:
+                        raise
+                    is_damaged = True
+        if is_damaged or not is_whole:
+            raise ValueError(
+                f"{self.name} is {'damaged' if is_whole else 'cut off'}: only its first {len(durations)} frames are whole. "
+                "Copy it again, or save these frames anew."
+            )
         total = sum(durations) / 1000  # s
         rate = len(durations) / total if total > 0 else None
         return _Facts(VideoInfo(len(durations), 3, height, width, "uint8", rate), is_gif=True)
@@ -327,6 +339,7 @@ class VideoFile:
     def _read_torchcodec(self, frames: range, facts: "_Facts") -> np.ndarray | None:
         """The frames, or `None` if torchcodec does not give those that PyAV gives."""
         decoders = _import_torchcodec()
+        check_regular_file(self.source)
         try:
             decoder = decoders.VideoDecoder(
                 str(self.source), dimension_order="NCHW", num_ffmpeg_threads=1, seek_mode="exact"
@@ -364,8 +377,8 @@ class VideoFileReader(ClipReader):
 
     def __init__(self, folder: str | PathLike, *, decoder: str = "pyav"):
         folder = existing_path("folder", folder)
-        files = [folder] if folder.is_file() else find_files(folder)
-        self.folder = folder.parent if folder.is_file() else folder
+        files = find_files(folder) if folder.is_dir() else [folder]
+        self.folder = folder if folder.is_dir() else folder.parent
         self._videos = [
             VideoFile(file, str(file), decoder=decoder) for file in files if file.suffix.lower() in VIDEO_SUFFIXES
         ]
@@ -402,6 +415,36 @@ class _Facts:
     seconds_per_tick: float | None = None
     suits_torchcodec: bool = False
     is_gif: bool = False
+
+
+def _has_gif_trailer(file: BinaryIO) -> bool:
+    """Whether a gif goes on to its trailer, the byte that ends it; what lies behind that is nobody's."""
+
+    def skip_palette(flags: int) -> None:
+        if flags & 0x80:
+            file.seek(3 * 2 ** ((flags & 7) + 1), io.SEEK_CUR)
+
+    header = file.read(13)
+    if len(header) < 13:
+        return False
+    skip_palette(header[10])
+    # Behind the end of the file, nothing is read.
+    while introducer := file.read(1):
+        if introducer == b";":
+            return True
+        if introducer == b"!":
+            file.read(1)  # the kind of extension
+        elif introducer == b",":
+            descriptor = file.read(9)
+            if len(descriptor) < 9:
+                return False
+            skip_palette(descriptor[8])
+            file.read(1)  # bits of the first codes
+        else:  # a stray byte, which Pillow passes over too
+            continue
+        while (length := file.read(1)) and length != b"\0":
+            file.seek(length[0], io.SEEK_CUR)
+    return False
 
 
 def _decoded(container, stream):

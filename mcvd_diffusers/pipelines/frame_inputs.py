@@ -22,7 +22,7 @@ def read_frames(
         name (`str`): The caller's argument, for messages: `"past_frames"` or `"future_frames"`.
         frames (`torch.Tensor`, `np.ndarray` or `list`):
             A tensor `(B, T, C, H, W)` or `(T, C, H, W)`; an array of the same axes or with `C` last; a list of
-            `PIL.Image`s, of lists of them, of tensors or of arrays. Floats in `[0, 1]` or `uint8`; if the normalizer is
+            `PIL.Image`s, of lists of them, of tensors or of arrays. Floats in `[0, 1]`, `uint8` or `uint16`; if the normalizer is
             not for images, numbers in its units.
         num_channels (`int`): Channels of a frame in the caller's units.
         most (`int`): Frames that the network reads, at most; 0 if it reads none.
@@ -56,8 +56,9 @@ def read_frames(
             f"`{name}` must have {num_channels} channel(s), got {frames.shape[2]} (shape {tuple(frames.shape)}, read as"
             ' (B, T, C, H, W)). Convert them, such as with image.convert("L") or "RGB", or move the channel axis.'
         )
-    if normalizer.is_unit and frames.dtype == torch.uint8:
-        return frames.float() / 255
+    depth = {torch.uint8: 255, torch.uint16: 65535}.get(frames.dtype)
+    if normalizer.is_unit and depth is not None:
+        return frames.float() / depth
     is_number = frames.is_floating_point() or (not normalizer.is_unit and not frames.is_complex())
     if not is_number or frames.dtype == torch.bool:
         raise ValueError(f"`{name}` must be floats in [0, 1] or uint8 in [0, 255], got {frames.dtype}.")
@@ -150,9 +151,10 @@ def _images_to_tensor(name: str, images: list) -> torch.Tensor:
             raise ValueError(f"`{name}` must be a list of PIL images, got a list of {type(image).__name__} in it.")
         if image.mode in ("P", "1"):
             image = image.convert("RGB" if image.mode == "P" else "L")
-        if image.mode not in ("L", "RGB", "RGBA"):
+        if image.mode not in ("L", "RGB", "RGBA") and not image.mode.startswith("I;16"):
             raise ValueError(f'`{name}` has an image of mode {image.mode}: use image.convert("RGB") or "L".')
         array = np.array(image)
+        array = array.astype(array.dtype.newbyteorder("="))
         frames.append(torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).movedim(-1, 0))
     _check_alike(name, frames)
     return torch.stack(frames)

@@ -82,8 +82,47 @@ def test_values_keep_their_type_in_native_order_and_truth_values_are_0_and_1(tmp
     reader = ArrayReader(write(tmp_path / f"a{suffix}", array), axes="THW")
     frames = reader.read(0, 0, 3)
     assert frames.dtype.isnative and frames.dtype == reader.info(0).dtype
-    assert frames.dtype == (np.uint8 if dtype == "?" else np.dtype(dtype).newbyteorder("="))
+    assert frames.dtype == (np.float32 if dtype == "?" else np.dtype(dtype).newbyteorder("="))
     np.testing.assert_array_equal(frames[:, 0], array)
+
+
+@pytest.mark.parametrize("size", [100, 700])
+def test_a_file_that_shrinks_while_it_is_mapped_is_named_and_read_again_once_it_is_whole(tmp_path, size):
+    # Within one page of memory the lost values read as zeros; in larger files a look at them kills the process.
+    array = noise(3, 16, 16) | 1
+    file = write(tmp_path / "a.npy", array)
+    reader = ArrayReader(file, axes="THW")
+    kept = reader.read(0, 0, 3)
+    whole = file.read_bytes()
+    os.truncate(file, size)
+    with pytest.raises(ValueError, match=rf"a\.npy has shrunk since it was opened: 896 bytes .* it has {size}"):
+        reader.read(0, 2, 1)
+    np.testing.assert_array_equal(kept[:, 0], array)
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(reader.read(0, 0, 3)[:, 0], array)
+
+
+def test_what_is_no_regular_file_counts_as_a_video_that_can_not_be_read(tmp_path):
+    write(tmp_path / "a.npy", noise(3, 4, 5))
+    (tmp_path / "b.npy").symlink_to(tmp_path / "gone.npy")
+    os.mkfifo(tmp_path / "c.npy")
+    reader = ArrayReader(tmp_path, axes="THW")
+    assert [reader.name(video) for video in range(len(reader))] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"b\.npy is a link to a place that does not exist, .*gone\.npy"):
+        reader.info(1)
+    with pytest.raises(ValueError, match=r"c\.npy must be a file but is no regular file: it is a pipe"):
+        reader.info(2)
+    os.mkfifo(tmp_path / "a.action.npy")
+    with pytest.raises(ValueError, match=r"a\.action\.npy must be a file"):
+        reader.read_vector(0, "action", 0, 2)
+
+
+def test_an_npz_that_is_unpacked_for_each_clip_is_warned_of_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays_module, "MAX_CACHED_BYTES", 50)
+    reader = ArrayReader(write(tmp_path / "a.npz", noise(3, 4, 5)), axes="THW")
+    with pytest.warns(UserWarning, match=r"a\.npz is slow to read: 60 bytes .* Save the array as \.npy") as warned:
+        reader.info(0), reader.read(0, 0, 1)
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
@@ -213,6 +252,7 @@ def test_files_are_opened_again_in_a_pickled_reader_and_the_oldest_are_closed(tm
         np.testing.assert_array_equal(pickle.loads(copy).read(video, 0, 3)[:, 0], array)
 
 
+@pytest.mark.filterwarnings("ignore:.*slow to read")
 def test_unpacked_arrays_are_kept_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays_module, "MAX_CACHED_BYTES", 130)
     np.savez(tmp_path / "a.npz", **{str(number): noise(3, 4, 5, seed=number) for number in range(4)})

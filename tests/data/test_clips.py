@@ -495,6 +495,14 @@ def test_missing_values_are_left_out_when_frames_are_scaled():
         ClipDataset(MemoryReader(v=video), num_frames=1, normalizer=FrameNormalizer.from_range(200, 300))
 
 
+def test_images_of_16_bits_are_images_unless_a_range_is_stated():
+    counts = np.random.RandomState(0).randint(500, 3500, size=(3, 1, 4, 4)).astype(np.uint16)
+    image = ClipDataset(MemoryReader(v=counts), num_frames=3)[0]["video"]
+    torch.testing.assert_close(image, torch.from_numpy(counts / 65535.0 * 2 - 1).float(), atol=1e-6, rtol=0)
+    field = ClipDataset(MemoryReader(v=counts), num_frames=3, normalizer=FrameNormalizer.from_range(500, 3500))
+    torch.testing.assert_close(field[0]["video"], torch.from_numpy((counts - 2000.0) / 1500).float(), atol=1e-6, rtol=0)
+
+
 def test_another_unit_than_was_stated_is_noticed():
     with pytest.raises(ValueError, match=r"100% of the values .* outside of \[-50, 50\].*Is it another unit"):
         ClipDataset(MemoryReader(v=kelvin_video()), num_frames=2, normalizer=FrameNormalizer.from_range(-50, 50))

@@ -1,5 +1,6 @@
 """Zarr and NetCDF fields are read in their units, and nothing in their files is trusted."""
 
+import errno
 import json
 import os
 import pickle
@@ -468,6 +469,45 @@ def test_links_out_of_a_store_are_refused(tmp_path, kind):
 def test_a_linked_store_is_read(tmp_path):
     (tmp_path / "data.zarr").symlink_to(save(field(), tmp_path / "elsewhere" / "a", "zarr3"))
     assert FieldReader(tmp_path / "data.zarr").num_frames(0) == 7
+
+
+def test_a_dangling_link_to_a_store_or_file_is_a_video_that_can_not_be_read(tmp_path):
+    save(field(), tmp_path / "a", "zarr3")
+    (tmp_path / "b.zarr").symlink_to(tmp_path / "gone.zarr")
+    (tmp_path / "c.nc").symlink_to(tmp_path / "gone.nc")
+    os.mkfifo(tmp_path / "d.nc")
+    reader = FieldReader(tmp_path)
+    assert len(reader) == 4 and reader.num_frames(0) == 7
+    for video, message in ((1, r"b\.zarr is a link to a place"), (2, r"c\.nc is a link to a place"), (3, "a pipe")):
+        with pytest.raises(ValueError, match=message):
+            reader.info(video)
+
+
+def test_a_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
+    store = save(field(), tmp_path / "a", "zarr3")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder):  # as if without the permission, which root needs not
+        if Path(folder).name in ("closed", "t2m"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match="The folder .*closed can not be read: Permission denied"):
+        FieldReader(tmp_path)
+    with pytest.raises(ValueError, match="The folder .*t2m can not be read: Permission denied"):
+        FieldReader(store)
+
+
+@pytest.mark.parametrize("kind", ["netcdf3", "netcdf4"])
+def test_a_file_that_shrinks_after_it_was_opened_is_named(tmp_path, kind):
+    file = save(field(), tmp_path / "a", kind)
+    reader = FieldReader(file)
+    reader.read(0, 0, 2)
+    os.truncate(file, file.stat().st_size - 100)
+    with pytest.raises(ValueError, match=r"a\.nc has shrunk since it was opened"):
+        reader.read(0, 5, 2)
 
 
 def test_pipes_in_a_store_are_not_opened(tmp_path):

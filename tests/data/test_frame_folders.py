@@ -1,5 +1,6 @@
 """A folder of images is a video, frame for frame."""
 
+import os
 import pickle
 import struct
 import zlib
@@ -36,13 +37,27 @@ def test_images_keep_their_channels_and_depth(tmp_path):
     reader = FrameFolderReader(tmp_path)
     np.testing.assert_array_equal(reader.read(0, 0, 1), grey[None, None])
     np.testing.assert_array_equal(reader.read(1, 0, 1), rgba[None, ..., :3].transpose(0, 3, 1, 2))
-    assert reader.read(2, 0, 1).dtype == np.float32
-    np.testing.assert_allclose(reader.read(2, 0, 1)[0, 0] * 65535, deep, rtol=1e-6)
+    assert reader.read(2, 0, 1).dtype == np.uint16
+    np.testing.assert_array_equal(reader.read(2, 0, 1)[0, 0], deep)
 
 
 def test_jpeg_frames_are_read(tmp_path):
     write_frames(tmp_path / "clip", level_frames(3), "{}.JPEG")
     assert frame_numbers(FrameFolderReader(tmp_path).read(0, 0, 3)) == [0, 1, 2]
+
+
+def test_a_frame_that_is_a_dangling_link_leaves_no_hole_in_time(tmp_path):
+    write_frames(tmp_path / "clip", level_frames(5))
+    (tmp_path / "clip" / "frame_2.png").unlink()
+    (tmp_path / "clip" / "frame_2.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "clip" / "frame_4.png").unlink()
+    os.mkfifo(tmp_path / "clip" / "frame_4.png")
+    reader = FrameFolderReader(tmp_path)
+    assert reader.num_frames(0) == 5 and frame_numbers(reader.read(0, 0, 2)) == [0, 1]
+    with pytest.raises(ValueError, match=r"frame_2\.png is a link to a place that does not exist, .*gone\.png"):
+        reader.read(0, 1, 3)
+    with pytest.raises(ValueError, match=r"frame_4\.png must be a file but .* a pipe"):
+        reader.read(0, 3, 2)
 
 
 def test_images_that_make_no_video_are_named(tmp_path):
@@ -67,9 +82,9 @@ def test_images_that_make_no_video_are_named(tmp_path):
         ("RGB", "webp", (3, "uint8")),
         ("RGBA", "png", (3, "uint8")),
         ("CMYK", "jpg", (3, "uint8")),
-        ("I;16", "png", (1, "float32")),
-        ("I;16", "tif", (1, "float32")),
-        ("I;16B", "tif", (1, "float32")),
+        ("I;16", "png", (1, "uint16")),
+        ("I;16", "tif", (1, "uint16")),
+        ("I;16B", "tif", (1, "uint16")),
         ("I", "tif", (1, "int32")),
         ("F", "tif", (1, "float32")),
     ],

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 import warnings
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Array3D, Array4D, Dataset, DatasetDict, Features, Image, List, Value, Video
 from PIL import Image as PILImage
@@ -275,6 +278,58 @@ def test_a_folder_of_videos_is_loaded(tmp_path, mp4):
     reader = load_datasets_reader(tmp_path)
     assert {reader.name(video) for video in range(2)} == {"1.mp4", "2.mp4"}
     assert frame_numbers(reader.read(1, 8, 2)) == [8, 9]
+
+
+def test_rows_name_regular_files_of_their_own_data_set_only(tmp_path, mp4):
+    os.mkfifo(tmp_path / "pipe.png")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("own.mp4", "other.mp4"):
+        (folder / name).write_bytes(mp4.read_bytes())
+    (tmp_path / "link").symlink_to(folder)
+    paths = [str(folder / "own.mp4"), str(mp4), f"{folder}/../{mp4.name}", "/etc/passwd", f"zip://x.mp4::{mp4}"]
+    rows = pa.table({"clip": [{"bytes": None, "path": path} for path in paths]})
+    pq.write_table(rows, folder / "rows.parquet")
+    for path in (folder / "rows.parquet", tmp_path / "link" / "rows.parquet"):
+        reader = load_datasets_reader(path)
+        assert frame_numbers(reader.read(0, 8, 2)) == [8, 9]
+        stream = load_split(path, streaming=True)
+        clips = StreamingClips(
+            stream, make_clip=lambda reader, video, key: reader.read(video, 8, 2), validation_fraction=0
+        )
+        with pytest.warns(UserWarning, match="a row may name files below .*set.* only"):
+            assert [frame_numbers(clip) for clip in clips] == [[8, 9]] and clips.num_broken == 4
+        for row in range(1, len(paths)):
+            with pytest.raises(
+                ValueError, match="must lie in this data set but names .* may name files below .*set.* only"
+            ):
+                reader.info(row)
+
+    # What the caller made may name any regular file.
+    images = Dataset.from_dict(
+        {"x": [[{"bytes": None, "path": str(tmp_path / "pipe.png")}]]}, Features({"x": List(Image())})
+    )
+    with pytest.raises(ValueError, match=r"pipe\.png must be a file but .* a pipe"):
+        DatasetsReader(images).info(0)
+
+
+def test_of_what_the_hub_gives_rows_name_files_in_the_caches_only(tmp_path, mp4, monkeypatch):
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / "downloads" / "clip.mp4"
+    cached.parent.mkdir(exist_ok=True)
+    cached.write_bytes(mp4.read_bytes())
+    made = Dataset.from_dict({"clip": [str(cached), str(mp4)]}, features=Features({"clip": Video()}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: made)
+    reader = load_datasets_reader("somebody/clips")
+    assert frame_numbers(reader.read(0, 8, 2)) == [8, 9]
+    with pytest.raises(ValueError, match="a row may name files below .* only"):
+        reader.info(1)
+
+
+def test_masks_are_floating_point_0_and_1():
+    masks = np.random.RandomState(0).randint(2, size=(1, 4, 5, 6)).astype(bool)
+    reader = DatasetsReader(Dataset.from_dict({"x": masks.tolist()}), axes="THW")
+    assert reader.info(0).dtype == "float32" and reader.read(0, 0, 4).dtype == np.float32
+    np.testing.assert_array_equal(reader.read(0, 0, 4)[:, 0], masks[0])
 
 
 def test_what_can_not_be_loaded_is_named_with_what_exists(tmp_path, small):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -268,6 +269,8 @@ def test_metadata_that_contradict_the_rows_are_found(tmp_path, videos):
     assert str(data) in errors(LeRobotReader(folder))[0]
     data.unlink()
     assert "file-000.parquet is missing" in errors(LeRobotReader(folder))[0]
+    os.mkfifo(data)
+    assert "file-000.parquet must be a file but is no regular file: it is a pipe" in errors(LeRobotReader(folder))[0]
 
 
 def test_rows_are_found_where_the_converter_wrote_a_file_index_too_small(tmp_path, videos):

@@ -1,9 +1,15 @@
 """A path is given the reader that fits what lies there."""
 
+import errno
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
 import pytest
 from PIL import Image
 
-from mcvd_diffusers.data import FrameFolderReader, VideoFileReader, open_reader
+from mcvd_diffusers.data import FrameFolderReader, HDF5Reader, VideoFileReader, open_reader
 from video_fixtures import level_frames, write_frames, write_gif
 
 
@@ -50,6 +56,43 @@ def test_a_window_that_leaves_the_video_is_refused(tmp_path, window):
     write_frames(tmp_path / "clip", level_frames())
     with pytest.raises(ValueError, match=r"frames of clip, which has 13, but got start"):
         FrameFolderReader(tmp_path).read(0, *window)
+
+
+@pytest.mark.parametrize("open_path", [open_reader, VideoFileReader, FrameFolderReader])
+def test_a_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch, open_path):
+    write_gif(tmp_path / "clip.gif", level_frames(2))
+    write_frames(tmp_path / "frames" / "clip", level_frames(2))
+    scandir = os.scandir
+
+    def refuse(folder):  # as if without the permission, which root needs not
+        if Path(folder).name == "clip":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"The folder .*clip can not be read: Permission denied"):
+        open_path(tmp_path)
+
+
+def test_pipes_are_never_waited_for(tmp_path):
+    for suffix in ("gif", "npy", "h5", "nc", "tar", "parquet"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        os.mkfifo(folder / f"a.{suffix}")
+        for path in (folder, folder / f"a.{suffix}"):
+            with pytest.raises(ValueError, match="no regular file: it is a pipe"):
+                open_reader(path, axes="THW" if suffix == "npy" else None).info(0)
+
+
+def test_a_dangling_link_among_the_files_of_the_original_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as root:
+        root["len/0"] = 2
+        for frame in range(2):
+            root[f"0/{frame}"] = np.zeros((4, 6), np.uint8)
+    assert isinstance(open_reader(tmp_path), HDF5Reader)
+    (tmp_path / "b.h5").symlink_to(tmp_path / "gone.h5")
+    with pytest.raises(ValueError, match=r"b\.h5 is a link to a place that does not exist"):
+        open_reader(tmp_path)
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

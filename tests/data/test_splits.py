@@ -1,10 +1,19 @@
 """No video is on two sides of a split, and none changes sides when others come and go."""
 
+import os
 import unicodedata
 
 import pytest
 
-from mcvd_diffusers.data import ClipDataset, SubsetReader, read_names, split_videos
+from mcvd_diffusers.data import (
+    ClipDataset,
+    PieceReader,
+    SubsetReader,
+    VideoInfo,
+    read_names,
+    split_videos,
+    spread_frames,
+)
 from memory_reader import MemoryReader, counting_video
 
 
@@ -130,6 +139,72 @@ def test_lists_are_read_from_files(tmp_path):
 def test_lists_that_make_no_split_are_refused(sides, message):
     with pytest.raises(ValueError, match=message):
         split_names(NAMES, **sides)
+
+
+def test_lists_that_never_end_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "large.txt").touch()
+    os.truncate(tmp_path / "large.txt", 2**26 + 1)
+    for path, message in (
+        (tmp_path / "pipe.txt", "a pipe"),
+        ("/dev/zero", "a device"),
+        (tmp_path / "large.txt", "67108865"),
+    ):
+        with pytest.raises(ValueError, match=rf"The list of names .* can not be read: .*{message}"):
+            read_names(path)
+
+
+def test_a_header_of_a_few_bytes_does_not_fill_memory_with_pieces():
+    class Long(MemoryReader):
+        lengths = [10**9, 0, 3, 10**12]
+
+        def __len__(self):
+            return len(self.lengths)
+
+        def name(self, video):
+            return f"v{video}"
+
+        def info(self, video):
+            if self.lengths[video] == 0:
+                raise ValueError("broken")
+            return VideoInfo(self.lengths[video], 1, 8, 8, "uint8")
+
+    reader = PieceReader(SubsetReader(Long(), range(3)), 20)
+    assert len(reader) == 50_000_002
+    last = 50_000_000
+    assert [reader.name(piece) for piece in (1, last - 1, last, last + 1)] == [
+        *("v0[0000020:]", "v0[999999980:]", "v1", "v2[0000000:]")
+    ]
+    with pytest.raises(ValueError, match="broken"):
+        reader.info(last)
+    assert reader.num_frames(last + 1) == 3
+    with pytest.raises(ValueError, match=r"at most 10000000 videos to be split .* has 50000002"):
+        split_videos(reader, validation=0.1)
+    with pytest.raises(
+        ValueError, match=r"`num_frames` 20 must make at most 100000000 pieces .* v3, which has 1000000000000"
+    ):
+        PieceReader(Long(), 20)
+
+
+@pytest.mark.parametrize("piece_length", [1, 3, 7])
+def test_pieces_are_those_of_the_plain_rule(piece_length):
+    lengths = [1, 2, 3, 6, 7, 8, 13, 14, 15]
+    reader = PieceReader(MemoryReader(**{f"v{n}": counting_video(n) for n in lengths}), piece_length)
+    expected = []
+    for length in lengths:
+        starts = list(range(0, max(1, length - piece_length + 1), piece_length))
+        expected += [(f"v{length}[{a:07}:]", b - a) for a, b in zip(starts, [*starts[1:], length])]
+    assert [(reader.name(piece), reader.num_frames(piece)) for piece in range(len(reader))] == expected
+    with pytest.raises(IndexError, match="must lie in"):
+        reader.name(len(expected))
+
+
+def test_spread_frames_have_the_channels_of_most_videos():
+    videos = {f"v{number}": counting_video(4) for number in range(3)} | {"grey": counting_video(9, num_channels=1)}
+    reader = MemoryReader(**videos)
+    assert [frame.shape[1] for frame in spread_frames(reader)] == [3] * 12
+    assert [frame.shape[1] for frame in spread_frames(reader, num_channels=1)] == [1] * 9
+    assert [frame.shape[1] for frame in spread_frames(SubsetReader(reader, [3, 0]), 5)] == [1] * 5
 
 
 def test_a_subset_of_videos_that_do_not_exist_is_refused():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import tarfile
@@ -306,6 +307,38 @@ def test_a_folder_without_shards_says_what_it_holds(tmp_path):
         TarReader(tmp_path)
     with pytest.raises(ValueError, match=r"must exist"):
         TarReader(tmp_path / "nowhere.tar")
+
+
+@pytest.mark.parametrize("size", [10, 700])
+def test_a_shard_that_shrinks_after_it_was_opened_is_named(tmp_path, size):
+    frames = noise(4)
+    members = {"a.npy": npy(frames), "a.action.npy": npy(np.arange(4.0)), "b.gif": video(tmp_path, frames, ".gif")}
+    file = write_tar(tmp_path / "a.tar", members)
+    reader = TarReader(file, axes="THWC")
+    for number in range(2):
+        reader.info(number)
+    kept = read_all(reader, 0)
+    os.truncate(file, size)
+    for read in (lambda: read_all(reader, 0), lambda: reader.read_vector(0, "action", 0, 2)):
+        with pytest.raises(ValueError, match=rf"a\.tar has shrunk since it was opened: .* it has {size}"):
+            read()
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        read_all(reader, 1)
+    np.testing.assert_array_equal(kept, frames.transpose(0, 3, 1, 2))
+
+
+def test_masks_are_floating_point_0_and_1(tmp_path):
+    masks = noise(4)[..., 0] > 100
+    reader = TarReader(write_tar(tmp_path / "a.tar", {"a.npy": npy(masks)}), axes="THW")
+    assert reader.info(0).dtype == "float32" and read_all(reader, 0).dtype == np.float32
+    np.testing.assert_array_equal(read_all(reader, 0)[:, 0], masks)
+
+
+def test_a_shard_that_is_no_regular_file_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.png": image(noise(1)[0])})
+    (tmp_path / "b.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(ValueError, match=r"b\.tar is a link to a place that does not exist"):
+        TarReader(tmp_path)
 
 
 def test_a_shard_that_was_cut_off_loses_its_last_sample_only(tmp_path):

@@ -1,6 +1,8 @@
 """A window of an encoded video is what decoding all of it would give, whatever the file does to prevent that."""
 
+import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -618,15 +620,65 @@ def test_damage_in_the_middle_is_noticed_where_it_matters(tmp_path, codec, optio
         reader.read(0, 0, NUM_FRAMES)
 
 
-def test_a_gif_that_was_cut_off_ends_at_its_last_whole_frame(tmp_path):
-    frames = np.random.RandomState(0).randint(256, size=(12, 16, 16), dtype=np.uint8)
+def test_a_gif_that_was_cut_off_is_refused_wherever_it_was_cut(tmp_path):
+    frames = np.random.RandomState(0).randint(256, size=(4, 6, 6), dtype=np.uint8)
     file = write_gif(tmp_path / "a.gif", frames)
-    whole = VideoFileReader(file).read(0, 0, 12)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
-    reader = VideoFileReader(file)
-    num_frames = reader.num_frames(0)
-    assert 1 < num_frames < 12
-    np.testing.assert_array_equal(reader.read(0, 0, num_frames), whole[:num_frames])
+    whole, content = VideoFileReader(file).read(0, 0, 4), file.read_bytes()
+    messages = set()
+    for size in range(1, len(content)):
+        file.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"a\.gif") as error:
+            VideoFileReader(file).info(0)
+        messages |= set(re.findall("is cut off: only its first ([0-9]) frames are whole", str(error.value)))
+    assert messages == set("1234")  # a lost trailer leaves all four
+    for padding in (b"\0" * 5000, b"junk"):
+        file.write_bytes(content + padding)
+        np.testing.assert_array_equal(VideoFileReader(file).read(0, 0, 4), whole)
+
+
+def test_a_gif_with_comments_palettes_and_stray_bytes_is_whole(tmp_path):
+    images = [Image.fromarray(frame).quantize(8 + number) for number, frame in enumerate(level_frames(3))]
+    file = tmp_path / "a.gif"
+    images[0].save(file, save_all=True, append_images=images[1:], comment=b"x;" * 300, loop=0)
+    content = file.read_bytes()
+    assert VideoFileReader(file).num_frames(0) == 3
+    file.write_bytes(content[:-1] + b"\0\0;")
+    assert VideoFileReader(file).num_frames(0) == 3
+
+
+def test_what_is_no_regular_file_is_a_video_that_can_not_be_read(tmp_path):
+    write_gif(tmp_path / "a.gif", level_frames(2))
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "gone.mp4")
+    os.mkfifo(tmp_path / "c.avi")
+    os.mkfifo(tmp_path / "a.action.npy")
+    reader = VideoFileReader(tmp_path)
+    assert [reader.name(video) for video in range(len(reader))] == ["a.gif", "b.mp4", "c.avi"]
+    for video, message in enumerate(
+        [r"b\.mp4 is a link to a place that does not exist", r"c\.avi must be .* a pipe"], 1
+    ):
+        with pytest.raises(ValueError, match=message):
+            reader.info(video)
+    with pytest.raises(ValueError, match=r"a\.action\.npy must be a file but .* a pipe"):
+        reader.read_vector(0, "action", 0, 2)
+
+
+def test_vectors_beside_a_video_must_be_finite_arrays(tmp_path):
+    reader = VideoFileReader(write_gif(tmp_path / "a.gif", level_frames(4)))
+    for value in (np.nan, -np.inf, 1e39):
+        rows = np.zeros((4, 2))
+        rows[2, 1] = value
+        np.save(tmp_path / "a.action.npy", rows)
+        with pytest.raises(
+            ValueError,
+            match=rf"`action` of a\.gif must be finite as float32 but frame 2 has 0\.0; {re.escape(str(value))}",
+        ):
+            reader.read_vector(0, "action", 0, 2, 2)
+        assert reader.read_vector(0, "action", 0, 2).tolist() == [[0, 0]] * 2
+    np.savez(tmp_path / "b.npz", np.zeros(4))
+    for content in ((tmp_path / "b.npz").read_bytes(), b"\x93NUMPY\1\0\x10\0{'descr': [((((((", b""):
+        (tmp_path / "a.action.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.action\.npy can not be read"):
+            reader.read_vector(0, "action", 0, 2)
 
 
 def test_an_avi_that_was_cut_off_ends_at_its_last_whole_frame(tmp_path):

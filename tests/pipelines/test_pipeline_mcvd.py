@@ -786,6 +786,14 @@ def test_every_form_of_input_gives_the_same_video():
         assert torch.equal(call(pipe, past_frames=form), single)
 
 
+def test_images_of_16_bits_are_as_good_as_floats():
+    pipe = tiny_pipeline()
+    counts = np.random.RandomState(0).randint(65536, size=(1, 2, 1, 8, 8)).astype(np.uint16)
+    expected = call(pipe, past_frames=torch.from_numpy(counts.astype(np.float32) / 65535))
+    for given in (counts, torch.from_numpy(counts), [Image.fromarray(frame) for frame in counts[0, :, 0]]):
+        assert torch.equal(call(pipe, past_frames=given), expected)
+
+
 def test_inputs_are_not_changed():
     pipe = tiny_pipeline()
     past, noise = frames(2), torch.randn(2, 3, 1, 8, 8)
