@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import math
 import shlex
 import signal
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from mcvd_diffusers.data import ClipReader
     from mcvd_diffusers.data.inspection import Inspection, ValueSummary
 
-MAX_LINES = 10  # of files, channels, sizes: a report should still be readable
+MAX_LINES = 10  # of files, sizes: a report should still be readable
+MAX_CHANNELS = 8  # whose values it lists
 
 
 def main(args: list[str] | None = None) -> int:
@@ -177,15 +179,15 @@ def _add_inspect(commands) -> None:
         description="Look at all videos at a path: every header is read, the first and the last frame of each video are"
         " decoded, and values are measured on frames that are spread over all of them. Prints what was found and the flags"
         " of train_mcvd.py that fit, and makes a picture.",
-        epilog="Exit status: 0; 1 if PATH cannot be read at all, or --strict and a video cannot.",
+        epilog="Exit status: 0; 1 if PATH or all videos in it cannot be read, or --strict and one of them cannot.",
     )
     parser.add_argument("path", metavar="PATH", help="a file or folder, as --train_data_dir of train_mcvd.py takes it")
     parser.add_argument(
         "--num_frames",
         type=_from(1),
-        default=16,
+        default=10,
         metavar="N",
-        help="frames of a clip; for train_mcvd.py past, made and future frames together (default: 16)",
+        help="frames of a clip; for train_mcvd.py past, made and future frames together (default: 10, as there)",
     )
     parser.add_argument("--frame_stride", type=_from(1), default=1, metavar="N", help="take every n-th frame")
     parser.add_argument(
@@ -194,6 +196,13 @@ def _add_inspect(commands) -> None:
     parser.add_argument("--axes", help="arrays: what each axis is, letters of N (videos), T, C, H, W, such as THWC")
     parser.add_argument(
         "--variables", nargs="+", metavar="NAME", help="arrays and fields: those that become the channels"
+    )
+    parser.add_argument(
+        "--vectors",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what must be there beside each frame, such as actions",
     )
     parser.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
     parser.add_argument("--dataset_split", default="train", metavar="NAME", help="Hugging Face data: which split")
@@ -214,7 +223,7 @@ def _add_inspect(commands) -> None:
     picture.add_argument(
         "--contact_sheet",
         metavar="FILE.png",
-        help="picture of frames of some videos; must not exist (default: NAME-contact-sheet.png here, after PATH)",
+        help="picture of frames of some videos; nothing is overwritten (default: NAME-contact-sheet.png here, after PATH)",
     )
     picture.add_argument("--no_contact_sheet", action="store_true", help="make no picture")
     parser.set_defaults(run=_inspect)
@@ -240,6 +249,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             stride=arguments.frame_stride,
             clip_step=arguments.clip_step,
             max_value_frames=arguments.frames,
+            vectors=arguments.vectors,
             progress=_progress,
         )
         is_as_arrays = arguments.axes is not None or arguments.variables is not None
@@ -255,6 +265,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"mcvd-diffusers data inspect: {_one_line(str(error))}", file=sys.stderr)
         return 1
     num_bad = len(found.unreadable) + len(found.damaged)
+    if not found.readable:
+        print("mcvd-diffusers data inspect: no video can be read.", file=sys.stderr)
+        return 1
     if arguments.strict and num_bad:
         print(f"mcvd-diffusers data inspect: --strict: {_count(num_bad, 'video')} cannot be read.", file=sys.stderr)
         return 1
@@ -267,11 +280,6 @@ def _sheet_file(arguments: argparse.Namespace) -> Path:
     file = Path(arguments.contact_sheet or f"{name}-contact-sheet.png").expanduser()
     if file.suffix.lower() != ".png":
         raise ValueError(f"--contact_sheet must end in .png but is {file}.")
-    if file.exists() or file.is_symlink():
-        raise FileExistsError(
-            f"{file} exists. Nothing is overwritten here: name another file with --contact_sheet, move it away, or pass"
-            " --no_contact_sheet."
-        )
     if not file.absolute().parent.is_dir():
         raise FileNotFoundError(
             f"--contact_sheet {file} lies in a folder that does not exist: make it, or name another."
@@ -284,32 +292,40 @@ def _save_sheet(file: Path, reader: "ClipReader", found: "Inspection") -> str:
     from mcvd_diffusers.data.inspection import sample_clips
     from mcvd_diffusers.visualization import data_sheet
 
+    left_alone = f"{file} exists and was left alone; --contact_sheet NAME writes another"
+    if file.exists() or file.is_symlink():
+        return left_alone
+    if not found.readable:
+        return "none: there is nothing to show"
     num_videos = 0
 
     def rows():
         nonlocal num_videos
         for clip in sample_clips(reader, found):
             values, num_videos = found.values_of(clip.info), num_videos + 1
-            channels, is_several = range(clip.info.num_channels), len(clip.numbers) > 1
-            low, high = (values.low, values.high) if values else ([0.0] * len(channels), [1.0] * len(channels))
-            if clip.info.num_channels == 3 and clip.info.dtype == "uint8":
-                low, high = [min(low)] * 3, [max(high)] * 3  # colours keep their hue
+            # Colours keep their hue, so all channels have one scale; of other channels the first is shown.
+            num_shown = 3 if values and values.is_color else 1
+            low, high = ([min(values.low)], [max(values.high)]) if num_shown == 3 else ([0.0], [1.0])
+            if values and num_shown == 1:
+                low, high = values.low[:1], values.high[:1]
             numbers = ", ".join(map(str, clip.numbers))
-            yield f"{clip.name}   [frame{'s' * is_several} {numbers}]", clip.frames, low, high
+            label = f"{clip.name}   [frame{'s' * (len(clip.numbers) > 1)} {numbers}]"
+            yield label, clip.frames[:, :num_shown], low * num_shown, high * num_shown
 
-    if not found.readable:
-        return "none: there is nothing to show"
-    summaries = (
-        (v, v.low if v.num_channels == 3 else v.low[:1], v.high if v.num_channels == 3 else v.high[:1])
-        for v in found.values
-    )
-    scales = [f"{v.dtype}: black {min(low):.6g}, white {max(high):.6g}" for v, low, high in summaries]
+    scales = []
+    for v in found.values:
+        shown = slice(None) if v.is_color else slice(1)
+        which = f", channel 0 of {v.num_channels}" if v.num_channels > 1 and not v.is_color else ""
+        scales.append(f"{v.dtype}{which}: black {min(v.low[shown]):.6g}, white {max(v.high[shown]):.6g}")
     if any(values.nan_share for values in found.values):
         scales.append("magenta: missing (NaN)")
     stream = io.BytesIO()
     data_sheet(rows(), caption=";  ".join(scales)).save(stream, format="png")
-    with file.open("xb") as output:
-        output.write(stream.getvalue())
+    try:
+        with file.open("xb") as output:
+            output.write(stream.getvalue())
+    except FileExistsError:  # made in the meantime
+        return left_alone
     return f"{file}: the first clip of {_count(num_videos, 'video')}"
 
 
@@ -358,8 +374,15 @@ def _described(found: "Inspection", arguments: argparse.Namespace) -> list[tuple
         )
         for summary in found.values:
             lines += _values_lines(summary, len(found.values) > 1, arguments.variables or [])
+        lines += [("beside", f"{name}: {_count(width, 'number')} a frame") for name, width in found.vectors.items()]
         lines += _clips_lines(found)
-    for label, problems in (("damaged", found.damaged), ("unreadable", found.unreadable)):
+    too_short = {
+        name: _count(info.num_frames, "frame")
+        for name, info in zip(found.names, found.infos)
+        if info is not None and info.num_frames < found.clip_length
+    }
+    problems_by_label = {"damaged": found.damaged, "unreadable": found.unreadable, "too short": too_short}
+    for label, problems in problems_by_label.items():
         listed = list(problems.items())
         lines += [(label, f"{name}: {reason}") for name, reason in listed[:MAX_LINES]]
         if len(listed) > MAX_LINES:
@@ -371,14 +394,14 @@ def _values_lines(summary: "ValueSummary", is_one_of_several: bool, variables: l
     """The values of each channel; `variables` names them, if there is one for each."""
     lines = []
     kind = f"{summary.dtype}, {_count(summary.num_channels, 'channel')}: " if is_one_of_several else ""
-    for channel in range(min(summary.num_channels, MAX_LINES)):
+    for channel in range(min(summary.num_channels, MAX_CHANNELS)):
         name = f" ({variables[channel]})" if len(variables) == summary.num_channels else ""
         channel_name = f"channel {channel}{name}: " if summary.num_channels > 1 or name else ""
         low, high, mean, std = (x[channel] for x in (summary.low, summary.high, summary.mean, summary.std))
         text = f"{low:.6g} to {high:.6g}, mean {mean:.6g}, std {std:.4g}"
         lines.append(("values", kind + channel_name + ("none" if math.isnan(low) else text)))
-    if summary.num_channels > MAX_LINES:
-        lines.append(("values", f"{kind}and {summary.num_channels - MAX_LINES:,} channels more"))
+    if summary.num_channels > MAX_CHANNELS:
+        lines.append(("values", f"{kind}... and {summary.num_channels - MAX_CHANNELS:,} more"))
     if summary.nan_share:
         lines.append(("missing", f"{kind}{summary.nan_share:.3%} of the values are NaN"))
     if summary.num_infinite:
@@ -409,11 +432,13 @@ def _training_lines(
     reader: "ClipReader", found: "Inspection", arguments: argparse.Namespace, is_published: bool
 ) -> list[str]:
     """The hint: notes, and a command to be copied, which is not broken into lines."""
-    from mcvd_diffusers.data.inspection import training_flags
+    from mcvd_diffusers.data.inspection import flags_of_clip_length, training_flags
 
     flags, notes = training_flags(reader, found)
     if is_published:
         flags, notes = [], ["train_mcvd.py splits these data as published, and chooses clips as the original does."]
+    if flags is not None:
+        flags = [*flags, *flags_of_clip_length(found.num_frames, notes), "--output_dir", _run_folder(arguments.path)]
     where = ["--train_data_dir", arguments.path]
     where += ["--axes", arguments.axes] if arguments.axes else []
     where += ["--variables", *arguments.variables] if arguments.variables else []
@@ -423,6 +448,17 @@ def _training_lines(
     if flags is None:
         return lines
     return [*lines, f"{'train with':12}train_mcvd.py {shlex.join([*where, *flags])}"]
+
+
+def _run_folder(path: str) -> str:
+    """A folder for `--output_dir`, named after the data, that is not there yet and does not lie inside of them."""
+    data = Path(path).expanduser().resolve()
+    name = (data.name if data.is_dir() else data.stem) or "data"
+    runs = Path("runs")
+    if data.is_dir() and data in [parent.resolve() for parent in runs.absolute().parents]:
+        runs = data.parent / "runs"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return str(next(runs / name for name in names if not (runs / name).exists()))
 
 
 def _add_digits(commands) -> None:
@@ -478,7 +514,7 @@ def _add_digits(commands) -> None:
 
 def _write_digits(arguments: argparse.Namespace) -> int:
     from mcvd_diffusers.data import MovingDigits, load_digits
-    from mcvd_diffusers.data.digit_files import write_moving_digits
+    from mcvd_diffusers.data.digit_files import flags_for_clips, write_moving_digits
 
     try:
         if len(arguments.resolution) > 2:
@@ -496,6 +532,7 @@ def _write_digits(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
         )
         flags = write_moving_digits(clips, arguments.output, format=arguments.format, progress=_progress)
+        more, notes = flags_for_clips(clips, flags)
     except (ValueError, OSError, ImportError) as error:
         print(f"mcvd-diffusers data digits: {_one_line(str(error))}", file=sys.stderr)
         return 1
@@ -505,7 +542,11 @@ def _write_digits(arguments: argparse.Namespace) -> int:
     )
     written += f" {size[0]} x {size[1]}, {arguments.format}{lossy}"
     print(_one_line(f"{'written':12}{written}"))
-    print(_one_line(f"{'train with':12}train_mcvd.py {shlex.join(flags)}"))
+    if notes:
+        print(_printable(_in_columns([("note", note) for note in notes], 12)))
+    if more is not None:
+        flags = [*flags, *more, "--output_dir", _run_folder(arguments.output)]
+        print(_one_line(f"{'train with':12}train_mcvd.py {shlex.join(flags)}"))
     return 0
 
 

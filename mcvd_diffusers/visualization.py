@@ -145,10 +145,10 @@ def data_sheet(
 def _scaled_picture(frame: np.ndarray, low: Sequence[float], high: Sequence[float], height: int) -> Image.Image:
     """A frame (C, H, W) in the units of its source, in colours and at a size to look at."""
     num_shown = 3 if len(frame) == 3 else 1
-    values = frame[:num_shown].astype(np.float32)
-    low, high = (np.asarray(x[:num_shown], np.float32)[:, None, None] for x in (low, high))
+    values = frame[:num_shown].astype(np.float64)  # which holds 1e300
+    low, high = (np.asarray(x[:num_shown], np.float64)[:, None, None] for x in (low, high))
     is_missing = np.isnan(values).any(axis=0)  # (H, W)
-    with np.errstate(divide="ignore", invalid="ignore"):  # all values may be the same, or none be known
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # all values may be the same, or none be known
         shares = np.nan_to_num((values - low) / (high - low), nan=0.5, posinf=1.0, neginf=0.0)
     pixels = (shares.clip(0, 1) * 255).round().astype(np.uint8)
     pixels = np.moveaxis(np.broadcast_to(pixels, (3, *pixels.shape[1:])), 0, -1).copy()  # (H, W, 3)

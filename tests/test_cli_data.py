@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mcvd_diffusers import visualization
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.data import MovingDigits, digit_files, load_digits, open_reader
 from mcvd_diffusers.data.digit_files import DIGIT_FORMATS, PACKAGES, write_moving_digits
-from train_mcvd import parse_args
+from train_mcvd import make_datasets, parse_args
 from video_fixtures import level_frames, write_frames, write_gif
 
 
@@ -53,8 +54,12 @@ def test_inspect_reports_a_field_and_how_to_train_on_it(capsys, tmp_path):
     ] == "--train_data_dir t2m.npy --axes THW --normalization min_max --nan_fill".split() + [
         f"{np.nanmean(field):.4g}"
     ]
-    settings = parse_args([*train_with(printed), "--output_dir", "run"])  # exits if a flag is unknown
-    assert settings.data.split_frames == 10 and settings.data.normalization == "min_max"
+    settings = parse_args(train_with(printed))  # exits if a flag is unknown
+    assert (
+        settings.data.split_frames == 20
+        and settings.data.nan_mask_channel
+        and settings.data.normalization == "min_max"
+    )
     printed = " ".join(printed.split())
     for part in (
         "ArrayReader, arrays",
@@ -71,6 +76,78 @@ def test_inspect_reports_a_field_and_how_to_train_on_it(capsys, tmp_path):
         assert part in printed, part
     with Image.open("t2m.npy-contact-sheet.png") as sheet:
         assert (np.asarray(sheet) == (255, 0, 255)).all(axis=-1).any()
+
+
+def rain(*shape):
+    values = np.random.RandomState(0).normal(0, 2, shape).clip(0).astype(np.float32)
+    values[..., :2, :2] = np.nan
+    return values
+
+
+def images(*shape):
+    return np.random.RandomState(0).randint(256, size=shape).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:Skipped")
+@pytest.mark.parametrize(
+    "axes,data,num_frames",
+    [
+        ("THW", rain(300, 8, 8), 10),
+        ("THW", rain(45, 8, 8), 10),
+        ("THW", rain(25, 8, 8), 10),
+        ("NTHW", images(2, 12, 8, 8), 10),
+        ("NTHW", images(3, 30, 8, 8), 10),
+        ("NTHW", images(12, 14, 8, 8), 7),
+        ("NTHW", images(40, 12, 8, 8) // 4, 10),
+        ("NTHWC", images(5, 20, 8, 8, 3), 5),
+        ("TCHW", rain(200, 2, 8, 8) * np.array([1, 50], np.float32)[:, None, None] - 3, 10),
+    ],
+)
+def test_the_suggested_line_makes_at_least_a_batch(capsys, tmp_path, axes, data, num_frames):
+    np.save(tmp_path / "data.npy", data)
+    options = ["--axes", axes, "--num_frames", str(num_frames), "--no_contact_sheet"]
+    assert main(["data", "inspect", "data.npy", *options]) == 0
+    settings = parse_args(train_with(capsys.readouterr().out))
+    assert settings.num_window_frames == num_frames and settings.training.output_dir == "runs/data"
+    train, validation = make_datasets(settings, num_frames)
+    assert len(train) >= settings.training.train_batch_size and len(validation) >= 1
+    assert train[0]["video"].shape[0] == num_frames
+
+
+def test_mixed_lengths_are_named_and_still_make_a_line(capsys, tmp_path):
+    for number in range(8):
+        write_frames(tmp_path / "v" / f"v{number}", level_frames(5 if number < 6 else 15))
+    assert main(["data", "inspect", "v"]) == 0
+    printed = capsys.readouterr().out
+    assert "too short   v0: 5 frames" in printed
+    settings = parse_args(train_with(printed))
+    with pytest.warns(UserWarning, match="Skipped"):
+        train, _ = make_datasets(settings, 10)
+    assert len(train) >= settings.training.train_batch_size
+
+
+def test_the_sheet_says_which_channel_it_shows(capsys, tmp_path, monkeypatch):
+    captions = []
+    real = visualization.data_sheet
+
+    def keep(rows, *, caption):
+        captions.append(caption)
+        return real(rows, caption=caption)
+
+    monkeypatch.setattr(visualization, "data_sheet", keep)
+    kelvin = np.random.RandomState(0).normal(280, 10, (4, 20, 3, 8, 8)).astype(np.float32)
+    for name, data in (("a", images(4, 20, 12, 8, 8)), ("b", kelvin), ("c", images(4, 20, 3, 8, 8))):
+        np.save(tmp_path / f"{name}.npy", data)
+        status, out, _ = run(capsys, "inspect", f"{name}.npy", "--axes", "NTCHW")
+        assert status == 0 and ("... and 4 more" in out) == (name == "a")
+    assert "channel 0 of 12" in captions[0] and "channel 0 of 3" in captions[1] and "channel" not in captions[2]
+
+
+def test_nothing_readable_is_status_1(capsys, tmp_path):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.gif").write_bytes(b"no video")
+    status, out, err = run(capsys, "inspect", "v")
+    assert status == 1 and "unreadable a.gif:" in out and "no video can be read" in err and "train with" not in out
 
 
 def test_inspect_names_broken_videos_and_strict_fails(capsys, tmp_path):
@@ -110,7 +187,7 @@ def test_inspect_finds_damage_inside(capsys, tmp_path):
 
 
 def test_inspect_says_how_clips_are_counted_with_stride_and_step(capsys, tmp_path):
-    np.save(tmp_path / "x.npy", np.zeros((6, 20, 4, 4), np.uint8))
+    np.save(tmp_path / "x.npy", np.arange(6 * 20 * 16).reshape(6, 20, 4, 4).astype(np.uint8))
     options = ["--axes", "NTHW", "--num_frames", 4, "--frame_stride", 3, "--clip_step", 5, "--contact_sheet", "s.png"]
     status, out, _ = run(capsys, "inspect", "x.npy", *options)
     assert status == 0 and os.path.exists("s.png")
@@ -127,11 +204,12 @@ def test_inspect_takes_variables_and_names_them(capsys, tmp_path):
     assert "--variables msl t2m" in out
 
 
-def test_inspect_overwrites_nothing_and_says_so_before_the_work(capsys, tmp_path):
+def test_inspect_overwrites_nothing(capsys, tmp_path):
     write_kelvin(tmp_path / "t2m.npy")
     (tmp_path / "t2m.npy-contact-sheet.png").write_bytes(b"mine")
     status, out, err = run(capsys, "inspect", "t2m.npy", "--axes", "THW")
-    assert (status, out) == (1, "") and "exists. Nothing is overwritten" in err and "--no_contact_sheet" in err
+    assert (status, err) == (0, "") and "exists and was left alone; --contact_sheet NAME writes another" in out
+    assert "train with" in out
     assert (tmp_path / "t2m.npy-contact-sheet.png").read_bytes() == b"mine"
     for wrong, message in (("sheet.gif", "must end in .png"), ("nowhere/sheet.png", "does not exist")):
         status, out, err = run(capsys, "inspect", "t2m.npy", "--axes", "THW", "--contact_sheet", wrong)
@@ -213,7 +291,11 @@ def test_digits_command_writes_what_train_mcvd_would_draw(capsys, tmp_path):
     status = main(["data", *map(str, args)])
     printed = capsys.readouterr().out
     assert status == 0 and "4 videos of 6 frames, 32 x 48, npy" in printed
-    assert train_with(printed) == ["--train_data_dir", str(tmp_path / "out"), "--axes", "NTCHW"]
+    assert train_with(printed)[:4] == ["--train_data_dir", str(tmp_path / "out"), "--axes", "NTCHW"]
+    assert train_with(printed)[-2:] == ["--output_dir", "runs/out"]
+    settings = parse_args(train_with(printed))
+    train, _ = make_datasets(settings, settings.num_window_frames)
+    assert len(train) >= settings.training.train_batch_size
     clips = MovingDigits(
         load_digits("sklearn", split="train", size=16),
         num_frames=6,

@@ -757,7 +757,14 @@ def test_settings_that_would_be_ignored_or_contradict_are_refused(arguments, mes
 
 def test_numbers_with_a_minus_and_an_exponent_are_no_flags(tmp_path):
     (tmp_path / "settings.yaml").write_text("value_low: [-1.0e-3, -2]\nvalue_high: 1e-20\nnormalization: range\n")
-    common = ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path.parent / "elsewhere"), "--nan_fill", "-1e-4"]
+    common = [
+        "--train_data_dir",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path.parent / "elsewhere"),
+        "--nan_fill",
+        "-1e-4",
+    ]
     settings = train_mcvd.parse_args([str(tmp_path / "settings.yaml"), *common])
     assert settings.data.value_low == [-1e-3, -2] and settings.data.nan_fill == [-1e-4]
 

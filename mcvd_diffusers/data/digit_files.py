@@ -28,7 +28,10 @@ from PIL import GifImagePlugin, Image
 
 from mcvd_diffusers.new_folder import check_new_folder, new_folder
 
+from .inspection import DEFAULT_NUM_FRAMES, Inspection, TrainingFlags, flags_of_clip_length, suggest_clips
 from .moving_digits import MovingDigits
+from .reader import VideoInfo
+from .sources import open_reader
 
 
 DIGIT_FORMATS = ("npy", "npz", "png", "gif", "mp4", "hdf5", "zarr")
@@ -129,6 +132,29 @@ def write_moving_digits(
                 for name, video in zip(names, videos):
                     _write_mp4(folder / f"{name}.mp4", video)
     return ["--train_data_dir", str(output), *FLAGS[format]]
+
+
+def flags_for_clips(clips: MovingDigits, flags: list[str]) -> TrainingFlags:
+    """
+    The flags of `train_mcvd.py` that fit the number and the length of what was written.
+
+    Args:
+        clips ([`MovingDigits`]): What was written.
+        flags (`list[str]`): What [`write_moving_digits`] gave.
+
+    Returns:
+        [`TrainingFlags`]: More flags, and notes.
+    """
+    axes = flags[flags.index("--axes") + 1] if "--axes" in flags else None
+    reader = open_reader(flags[1], axes=axes)
+    num_frames = min(DEFAULT_NUM_FRAMES, clips.num_frames)
+    info = VideoInfo(clips.num_frames, 1, *clips.canvas_size, "uint8")
+    names = [reader.name(video) for video in range(len(reader))]
+    found = Inspection(type(reader).__name__, "", num_frames, 1, None, names, [info] * len(names))
+    more, notes = [], []
+    if not suggest_clips(reader, found, [True] * len(names), more, notes):
+        return TrainingFlags(None, notes)
+    return TrainingFlags([*more, *flags_of_clip_length(num_frames, notes)], notes)
 
 
 def _as_bytes(clips: MovingDigits, number: int) -> np.ndarray:

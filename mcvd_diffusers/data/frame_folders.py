@@ -35,8 +35,8 @@ class FrameFolderReader(ClipReader):
 
     Frames are taken in natural order of their file names: `frame_10.png` follows `frame_9.png`. Files that are no
     image and hidden files are left out. Grey images give one channel and all others three (alpha is dropped). 8 bits
-    give uint8; 16-bit grey gives floating point in `[0, 1]`, so nothing of its depth is lost; grey of 32 bits gives
-    float32 or int32 as stored, whose range the data set must be told.
+    give uint8; 16-bit grey gives uint16; grey of 32 bits gives float32 or int32 as stored, whose range the data set must be
+    told.
 
     A vector such as `action` is read from the file `run_03.action.npy` beside the folder `run_03`: an array with a row
     for each frame.

@@ -6,8 +6,9 @@ that are spread over all of them. What it finds is turned into the flags of `tra
 Shapes: T frames, C channels, H height, W width.
 """
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -26,8 +27,10 @@ MAX_BYTES_AT_ONCE = 64 * 2**20
 # ... and measured as far as they fit in here: sums are float64, and take several copies.
 MAX_VALUES_AT_ONCE = 2**21
 
-# Fewer clips than this make an epoch that is over before it is worth it.
-FEW_CLIPS = 16
+# Of train_mcvd.py's defaults: frames of a clip, 4 past + 4 made + 2 future, and clips of a batch. An epoch must have as
+# many clips as a batch.
+DEFAULT_NUM_FRAMES = 10
+BATCH_SIZE = 16
 # A single long video is cut into about as many pieces.
 NUM_PIECES = 20
 # train_mcvd.py holds out the first of these by default.
@@ -78,6 +81,28 @@ class ValueSummary:
         is_float = np.dtype(self.dtype).kind == "f"
         return self.dtype == "uint8" or (is_float and all(0 <= value <= 1 for value in finite))
 
+    @property
+    def is_color(self) -> bool:
+        """Whether the channels can be shown as red, green and blue."""
+        return self.num_channels == 3 and self.is_image
+
+    @property
+    def empty(self) -> list[int]:
+        """Channels without a finite value."""
+        return [channel for channel, low in enumerate(self.low) if np.isnan(low)]
+
+    @property
+    def constant(self) -> list[int]:
+        """Channels of which all values are the same."""
+        return [channel for channel, (low, high) in enumerate(zip(self.low, self.high)) if low == high]
+
+    @property
+    def is_dim(self) -> bool:
+        """Whether these are images that fill less than half of the range that images have."""
+        finite = [value for value in (*self.low, *self.high) if np.isfinite(value)]
+        white = 255 if self.dtype == "uint8" else 1
+        return self.is_image and bool(finite) and 0 < max(finite) - min(finite) < white / 2
+
 
 @dataclass
 class Inspection:
@@ -94,6 +119,7 @@ class Inspection:
         unreadable (`dict[str, str]`): Name -> reason of videos whose header or first frame can not be read.
         damaged (`dict[str, str]`): Name -> reason of others, of whose frames some that were looked at can not be read.
         values (`list[ValueSummary]`): One for each number of channels and type that occurs, most frames first.
+        vectors (`dict[str, int]`): Name -> numbers a frame of what was asked for beside the frames.
     """
 
     reader: str
@@ -106,6 +132,7 @@ class Inspection:
     unreadable: dict[str, str] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     values: list[ValueSummary] = field(default_factory=list)
+    vectors: dict[str, int] = field(default_factory=dict)
 
     @property
     def readable(self) -> list[VideoInfo]:
@@ -194,12 +221,14 @@ def inspect_videos(
     stride: int = 1,
     clip_step: int | None = None,
     max_value_frames: int = 1000,
+    vectors: Sequence[str] = (),
     progress: Callable[[Iterable, str], Iterable] | None = None,
 ) -> Inspection:
     """
     Looks at every video of a source.
 
-    A video whose header or first frame can not be read is *unreadable*: [`ClipDataset`] leaves it out. One of which
+    A video whose header or first frame, or what is asked for beside the frames, can not be read is *unreadable*:
+    [`ClipDataset`] leaves it out. One of which
     another frame that was looked at can not be read, or has another shape or type than the first, is *damaged*:
     [`ClipDataset`] would find out when it draws a clip from there. Frames that are not looked at can be damaged, too.
 
@@ -214,6 +243,8 @@ def inspect_videos(
             An epoch has one clip for each so many starts of a video; only carried along.
         max_value_frames (`int`, *optional*, defaults to 1000):
             Frames on which values are measured, spread evenly over all videos; 0: all.
+        vectors (`Sequence[str]`, *optional*):
+            What must be there beside the frames; the rows of the first and the last frame are read.
         progress (`Callable[[Iterable, str], Iterable]`, *optional*):
             Wraps what is gone through, under a label, to show how far it is.
 
@@ -239,8 +270,9 @@ def inspect_videos(
             info = reader.info(video)
             first = _read_frames(reader, video, info, range(1))
             info = replace(info, dtype=first.dtype.name)
+            _check_vectors(reader, video, info, vectors, found.vectors)
         except (OSError, ValueError) as error:
-            found.unreadable[name] = str(error)
+            found.unreadable[name] = short_reason(name, str(error))
             info = None
         found.names.append(name)
         found.infos.append(info)
@@ -308,30 +340,67 @@ def training_flags(reader: ClipReader, found: Inspection) -> TrainingFlags:
         [`TrainingFlags`]: Flags, and what they can not say.
     """
     flags, notes = [], []
-    num_bad = len(found.infos) - sum(count > 0 for count in found.num_starts)
-    if num_bad > MAX_BAD_SHARE * len(found.infos):
-        notes.append(
-            f"{num_bad} of {len(found.infos)} videos can not be used, unreadable or too short, and train_mcvd.py stops at"
-            f" more than {MAX_BAD_SHARE:.0%}: --max_bad_share allows more, --pad_short_videos uses short ones."
-        )
     lengths = [info.num_frames for info in found.readable]
     if not lengths:
-        return TrainingFlags(None, ["No video can be read."])
+        return TrainingFlags(None, ["No video can be read.", *_hints_for_unreadable(found)])
+    _note_odd_shapes(found, notes)
+    notes += _hints_for_unreadable(found)
     if max(lengths) < found.clip_length:
         longest = -(-max(lengths) // found.stride)
-        return TrainingFlags(
-            None,
-            [
-                f"No video is long enough for clips of {found.num_frames} frames: the longest gives {longest}. Train on "
-                "shorter clips (fewer past, made and future frames), or repeat last frames with --pad_short_videos."
-            ],
+        notes.append(
+            f"No video is long enough for clips of {found.num_frames} frames: the longest gives {longest}. Train on "
+            "shorter clips (fewer past, made and future frames), or repeat last frames with --pad_short_videos."
         )
+        return TrainingFlags(None, notes)
     if found.stride > 1:
         flags += ["--frame_stride", str(found.stride)]
-    _suggest_geometry(found, flags, notes)
-    _suggest_values(found, flags, notes)
-    _suggest_clips(reader, found, flags, notes)
-    return TrainingFlags(flags, notes)
+    if found.vectors:
+        flags += ["--vectors", *found.vectors]
+    is_usable = _suggest_geometry(found, flags, notes)
+    can_be_trained_on = _suggest_values(found, flags, notes) and suggest_clips(reader, found, is_usable, flags, notes)
+    return TrainingFlags(flags if can_be_trained_on else None, notes)
+
+
+def flags_of_clip_length(num_frames: int, notes: list[str]) -> list[str]:
+    """
+    The flags of `train_mcvd.py` for clips of a length.
+
+    Args:
+        num_frames (`int`): Frames of a clip.
+        notes (`list[str]`): Where a note is added, if there are any flags.
+
+    Returns:
+        `list[str]`: None for the default.
+    """
+    if num_frames == DEFAULT_NUM_FRAMES:
+        return []
+    third = num_frames // 3
+    parts = {"past": third, "": num_frames - 2 * third, "future": third}
+    notes.append(
+        f"Clips of {num_frames} frames are divided in thirds here, {third} past + {parts['']} made + {third} future: any"
+        f" other numbers that add up to {num_frames} will do."
+    )
+    return [x for part, n in parts.items() for x in (f"--num_{part}{'_' * bool(part)}frames", str(n))]
+
+
+def short_reason(name: str, reason: str) -> str:
+    """
+    Why a video can not be read, without what stands beside it anyway.
+
+    Args:
+        name (`str`): Of the video.
+        reason (`str`): The message of an error.
+
+    Returns:
+        `str`: Without the path at its beginning, and with FFmpeg's error in words.
+    """
+    stem = re.escape(name.split("[")[0])
+    path = re.compile(rf"(?:/.*?/)?{stem}(?:\.\w{{1,5}})?(?=[\s:/])[:/\s]*(?:can not be read: )?", re.DOTALL)
+    while (match := path.match(reason)) and match.end() < len(reason):
+        reason = reason[match.end() :]
+    reason = re.sub(r"(cannot identify image file) '.*'", r"\1", reason, flags=re.DOTALL)
+    invalid = r"\[Errno \d+\] (Invalid data found when processing input)(?:: '.*')?"
+    return re.sub(invalid, r"damaged or cut off (\1)", reason, flags=re.DOTALL)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -347,8 +416,9 @@ class _Values:
 
     def update(self, frames: np.ndarray) -> None:
         num_at_once = max(1, MAX_VALUES_AT_ONCE // frames[0].size)
-        for first in range(0, len(frames), num_at_once):
-            self.statistics.update(frames[first : first + num_at_once])
+        with np.errstate(all="ignore"):  # squares of huge values overflow
+            for first in range(0, len(frames), num_at_once):
+                self.statistics.update(frames[first : first + num_at_once])
         self.num_values += frames.size
         if frames.dtype.kind == "f":
             self.num_nan += int(np.isnan(frames).sum())
@@ -357,10 +427,11 @@ class _Values:
     def summary(self, num_channels: int, dtype: str) -> ValueSummary:
         measured = self.statistics
         is_empty = [not np.isfinite(low) for low in measured.low]
-        low, high, mean, std = (
-            [np.nan if empty else value for value, empty in zip(values, is_empty)]
-            for values in (measured.low, measured.high, measured.mean, measured.std)
-        )
+        with np.errstate(all="ignore"):
+            low, high, mean, std = (
+                [np.nan if empty else value for value, empty in zip(values, is_empty)]
+                for values in (measured.low, measured.high, measured.mean, measured.std)
+            )
         nan_share = self.num_nan / max(1, self.num_values)
         return ValueSummary(
             num_channels, dtype, measured.num_frames, low, high, mean, std, nan_share, self.num_infinite
@@ -405,15 +476,49 @@ def _read_one_by_one_if_broken(
                 try:
                     yield _read_frames(reader, video, info, range(frame, frame + 1))
                 except (OSError, ValueError) as error:
-                    broken.append(f"frame {frame}: {error}")
+                    broken.append(f"frame {frame}: {short_reason(reader.name(video), str(error))}")
+
+
+def _check_vectors(
+    reader: ClipReader, video: int, info: VideoInfo, vectors: Sequence[str], widths: dict[str, int]
+) -> None:
+    """Refuses a video without what was asked for beside its frames, or of another width than those before it."""
+    found = {}
+    for vector in vectors:
+        for frame in {0, info.num_frames - 1}:
+            found[vector] = reader.read_vector(video, vector, frame, 1).shape[1]
+        if found[vector] != widths.get(vector, found[vector]):
+            raise ValueError(
+                f"`{vector}` has {found[vector]} numbers a frame where videos before have {widths[vector]}"
+            )
+    widths.update(found)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Flags
 
 
-def _suggest_geometry(found: Inspection, flags: list[str], notes: list[str]) -> None:
-    usable = [info for info in found.readable if info.num_frames >= found.clip_length]
+def _hints_for_unreadable(found: Inspection) -> list[str]:
+    unknown = "cannot identify image file"
+    is_tiff = any(
+        unknown in reason and ".tif" in f"{name} {reason}".lower() for name, reason in found.unreadable.items()
+    )
+    return ["Pillow reads no 16-bit images of several channels: convert to npy."] if is_tiff else []
+
+
+def _note_odd_shapes(found: Inspection, notes: list[str]) -> None:
+    smallest = min(min(info.height, info.width) for info in found.readable)
+    most = max(info.num_channels for info in found.readable)
+    if smallest < 4:
+        notes.append(f"Frames are {smallest} pixel{'s' * (smallest > 1)} high or wide: is --axes right?")
+    if most > 64:
+        notes.append(f"Frames have {most:,} channels: is --axes right?")
+
+
+def _suggest_geometry(found: Inspection, flags: list[str], notes: list[str]) -> list[bool]:
+    """Flags of channels and sizes; for each video, whether it can be used with them."""
+    is_usable = [info is not None and info.num_frames >= found.clip_length for info in found.infos]
+    usable = [info for info, ok in zip(found.infos, is_usable) if ok]
     channels = Counter(info.num_channels for info in usable)
     if set(channels) == {3} and all(s.num_channels != 3 or _is_grey(s) for s in found.values):
         flags += ["--in_channels", "1"]
@@ -425,10 +530,12 @@ def _suggest_geometry(found: Inspection, flags: list[str], notes: list[str]) -> 
         skipped = sorted(count for count in channels if count not in (1, most) and (count, most) != (3, 1))
         if skipped:
             notes.append(f"Videos of {skipped} channels do not fit those of {most}, which are most, and are skipped.")
+            is_usable = [ok and info.num_channels not in skipped for info, ok in zip(found.infos, is_usable)]
     sizes = Counter((info.height, info.width) for info in usable)
     if len(sizes) > 1:
         height, width = max(sizes, key=lambda size: (sizes[size], -size[0] * size[1]))
         flags += ["--resolution", str(height), str(width), "--resize", "cover"]
+    return is_usable
 
 
 def _is_grey(summary: ValueSummary) -> bool:
@@ -436,99 +543,167 @@ def _is_grey(summary: ValueSummary) -> bool:
     return summary.dtype == "uint8" and all(len(set(row)) == 1 for row in rows)
 
 
-def _suggest_values(found: Inspection, flags: list[str], notes: list[str]) -> None:
-    if not all(summary.is_image for summary in found.values):
-        flags += ["--normalization", "min_max"]
-        if len({summary.num_channels for summary in found.values}) > 1:
-            notes.append(
-                "--normalization min_max measures each channel, so all videos must have the same: state a range for all of"
-                " them instead (--normalization range --value_low A --value_high B)."
-            )
-        elif len(found.values) > 1:
-            notes.append(f"Types differ ({', '.join(s.dtype for s in found.values)}): are the units the same?")
-        for summary in found.values:
-            constant = [c for c, (low, high) in enumerate(zip(summary.low, summary.high)) if low == high]
-            if constant:
-                notes.append(
-                    f"Channels {constant} are constant in the frames that were looked at, which can not be measured: state"
-                    " a range (--normalization range --value_low A --value_high B), or leave them out."
-                )
-    for summary in found.values:
-        empty = [channel for channel, low in enumerate(summary.low) if np.isnan(low)]
-        if empty:
-            notes.append(f"Channels {empty} have no value in the frames that were looked at: leave them out.")
-    with_nan = [summary for summary in found.values if summary.nan_share]
-    if with_nan:
-        means = [mean for mean in with_nan[0].mean if np.isfinite(mean)]
-        if means:
-            fill = f"{means[0]:.4g}"
-            # In one word, a number such as -1e-05 is not taken for a flag.
-            flags += [f"--nan_fill={fill}"] if means[0] < 0 else ["--nan_fill", fill]
+def _suggest_values(found: Inspection, flags: list[str], notes: list[str]) -> bool:
+    """Flags of units and missing values; whether there are any."""
+    finite = [x for s in found.values for x in (*s.low, *s.high) if np.isfinite(x)]
+    if not finite:
+        notes.append("There is no finite value in the frames that were looked at.")
+        return False
+    low, high = min(finite), max(finite)
+    if low == high:
+        notes.append(f"All values that were looked at are {low:g}: there is nothing to learn.")
+        return False
+    if max(-low, high) > float(np.finfo(np.float32).max):  # as numpy floats, 1e300 would be cast
         notes.append(
-            "--nan_fill is the mean here"
-            + (", of the first channel" if len(means) > 1 else "")
-            + "; another value may say more (0 for rain). --nan_mask_channel lets the network see where values are missing."
+            f"Values go from {low:g} to {high:g}, but a network computes in single precision, which ends at"
+            f" {np.finfo(np.float32).max:.2g}: are some of them a mark for missing ones (make them NaN), or the file damaged?"
         )
+        return False
+    can_be_measured = True
+    is_mixed = len({summary.num_channels for summary in found.values}) > 1
+    for summary in found.values:
+        if summary.empty:
+            notes.append(f"Channels {summary.empty} have no value in the frames that were looked at: leave them out.")
+            can_be_measured = False
+    is_image = all(summary.is_image for summary in found.values)
+    if not is_image:
+        if is_mixed or "--in_channels" in flags:
+            # Channels are measured one by one, and here they are not always the same.
+            flags += ["--normalization", "range", f"--value_low={low:.6g}", f"--value_high={high:.6g}"]
+            notes.append("The range is that of the frames that were looked at; values beyond it are clipped.")
+        else:
+            flags += ["--normalization", "min_max"]
+            for summary in found.values:
+                if summary.constant:
+                    notes.append(
+                        f"Channels {summary.constant} are constant in the frames that were looked at, which can not be"
+                        " measured: state a range (--normalization range --value_low A --value_high B), or leave them out."
+                    )
+                    can_be_measured = False
+        if not is_mixed and len(found.values) > 1:
+            notes.append(f"Types differ ({', '.join(s.dtype for s in found.values)}): are the units the same?")
+    elif all(summary.is_dim for summary in found.values):
+        white = 255 if found.values[0].dtype == "uint8" else 1
+        text = f"Values go from {low:g} to {high:g}, less than half of the 0 to {white} that images have"
+        is_measurable = len(found.values) == 1 and not found.values[0].constant and "--in_channels" not in flags
+        if is_measurable and can_be_measured:
+            flags += ["--normalization", "min_max"]
+            text += ": --normalization min_max makes use of the whole range"
+        notes.append(f"{text}.")
+    _suggest_fill(found, is_mixed or "--in_channels" in flags, flags, notes)
     if any(summary.num_infinite for summary in found.values):
         notes.append("Infinite values are refused: repair them, or make them NaN if they are missing.")
+    return can_be_measured
 
 
-def _suggest_clips(reader: ClipReader, found: Inspection, flags: list[str], notes: list[str]) -> None:
-    is_usable = [info is not None and info.num_frames >= found.clip_length for info in found.infos]
+def _suggest_fill(found: Inspection, is_one_for_all: bool, flags: list[str], notes: list[str]) -> None:
+    """What missing values become: 0 where that is the lowest (no rain), else the mean."""
+    summary = next((summary for summary in found.values if summary.nan_share), None)
+    if summary is None:
+        return
+    fills = ["0" if low == 0 or np.isnan(low) else f"{mean:.4g}" for low, mean in zip(summary.low, summary.mean)]
+    are_alike = len(set(zip(summary.low, summary.high))) == 1
+    if is_one_for_all or are_alike or len(set(fills)) == 1:
+        fills = fills[:1]
+    flags += ["--nan_fill", *fills, "--nan_mask_channel"]
+    kinds = [words for words, is_there in (("0", "0" in fills), ("the mean", set(fills) != {"0"})) if is_there]
+    notes.append(
+        f"--nan_fill is {' or '.join(kinds)} here{', channel by channel' if len(fills) > 1 else ''}; another value may say"
+        " more. --nan_mask_channel lets the network see where values are missing."
+    )
+
+
+def suggest_clips(
+    reader: ClipReader, found: Inspection, is_usable: list[bool], flags: list[str], notes: list[str]
+) -> bool:
+    """
+    Adds the flags that hold out some videos and make at least a batch of clips of the others.
+
+    Args:
+        reader ([`ClipReader`]): The videos.
+        found ([`Inspection`]): What was found in them.
+        is_usable (`list[bool]`): For each video, whether clips can be taken from it.
+        flags (`list[str]`): Where flags are added.
+        notes (`list[str]`): Where notes are added.
+
+    Returns:
+        `bool`: Whether it can be trained on that.
+    """
     usable = [info.num_frames for info, ok in zip(found.infos, is_usable) if ok]
-    is_cut = False
-    if len(usable) == 1:
+    is_cut, num_bad = len(usable) == 1, len(is_usable) - len(usable)
+    if is_cut:
         if usable[0] < 2 * found.clip_length:
             notes.append(
                 "Only one video can be used, and it is too short to hold out a part of it: choose shorter clips, or add"
                 " videos."
             )
-            return
+            return False
         # A piece of a clip's length has one start only: twice as long, if some pieces can still be held out.
-        shortest = found.clip_length * (2 if usable[0] >= 8 * found.clip_length else 1)
+        shortest = found.clip_length * (2 if usable[0] >= 4 * found.clip_length else 1)
         length = max(shortest, usable[0] // NUM_PIECES)
         flags += ["--split_frames", str(length)]
+        name = found.names[is_usable.index(True)]
         reader = PieceReader(reader, length)
-        is_usable, is_cut = _usable_pieces(reader, found.clip_length), True
-        usable = [reader.num_frames(piece) for piece, ok in enumerate(is_usable) if ok]
-    num_starts = [length - found.clip_length + 1 for length in usable]
-    if found.clip_step is not None:
-        flags += ["--clip_step", str(found.clip_step)]
-    elif is_cut or len(usable) < FEW_CLIPS:
+        is_usable = _usable_pieces(reader, found.clip_length, name)
+    held_out, sides = _held_out(reader, is_usable)
+    if sides is None:
+        notes.append(f"{len(usable)} videos are too few to hold some out: add videos, or pass --validation_names.")
+        return False
+    num_starts = [reader.num_frames(video) - found.clip_length + 1 for video in sides[0] if is_usable[video]]
+
+    def num_clips(step: int | None) -> int:
+        return len(num_starts) if step is None else sum(-(-count // step) for count in num_starts)
+
+    step = found.clip_step
+    if step is None and (is_cut or num_clips(None) < BATCH_SIZE):
         # Clips side by side, or overlapping if these are too few.
         step = found.clip_length
-        while (num_clips := sum(-(-count // step) for count in num_starts)) < FEW_CLIPS and step > 1:
+        while num_clips(step) < BATCH_SIZE and step > 1:
             step //= 2
-        if num_clips > len(usable):
-            flags += ["--clip_step", str(step)]
-    fraction = _validation_fraction(reader, is_usable)
-    if fraction is None:
+        step = step if num_clips(step) > num_clips(None) else None
+    if step is not None:
+        flags += ["--clip_step", str(step)]
+    flags += held_out
+    if num_clips(step) < BATCH_SIZE:
+        flags += ["--train_batch_size", str(num_clips(step))]
+    bad_share = max(sum(not is_usable[video] for video in side) / len(side) for side in sides)
+    if bad_share > MAX_BAD_SHARE:
+        flags += ["--max_bad_share", f"{min(1, np.ceil(bad_share * 100) / 100):g}"]
         notes.append(
-            f"{len(usable)} videos are too few to hold some out by a hash of their names: name those to hold out"
-            " (--validation_names)."
+            f"{num_bad} of {len(found.infos)} videos can not be used, unreadable or too short, and train_mcvd.py stops at more than {MAX_BAD_SHARE:.0%} of those to train on"
+            " or to hold out: --max_bad_share allows more, --pad_short_videos uses short ones."
         )
-    elif fraction != VALIDATION_FRACTIONS[0]:
-        flags += ["--validation_fraction", f"{fraction:g}"]
+    return True
 
 
-def _usable_pieces(reader: PieceReader, clip_length: int) -> list[bool]:
-    """For each piece, whether a clip fits in it."""
+def _usable_pieces(reader: PieceReader, clip_length: int, name: str) -> list[bool]:
+    """For each piece, whether it is of this video, and a clip fits in it."""
     is_usable = []
     for piece in range(len(reader)):
         try:
-            is_usable.append(reader.num_frames(piece) >= clip_length)
+            is_long = reader.num_frames(piece) >= clip_length
         except (OSError, ValueError):
-            is_usable.append(False)
+            is_long = False
+        is_usable.append(is_long and reader.name(piece).rpartition("[")[0] == name)
     return is_usable
 
 
-def _validation_fraction(reader: ClipReader, is_usable: list[bool]) -> float | None:
-    """The first fraction that leaves a usable video on both sides, as names fall; `None` if none does."""
-    for fraction in VALIDATION_FRACTIONS:
+def _held_out(reader: ClipReader, is_usable: list[bool]) -> tuple[list[str], tuple[list[int], list[int]] | None]:
+    """
+    Flags that leave a usable video on both sides, and the videos of both: the first fraction that does, as names fall, or
+    else the last usable video by its name.
+    """
+    names = [reader.name(video) for video, ok in enumerate(is_usable) if ok][-1:]
+    for validation in (*VALIDATION_FRACTIONS, names):
         try:
-            split = split_videos(reader, validation=fraction)
+            split = split_videos(reader, validation=validation)
         except ValueError:  # one side is empty
             continue
-        if all(any(is_usable[video] for video in side.videos) for side in (split.train, split.validation)):
-            return fraction
-    return None
+        sides = split.train.videos, split.validation.videos
+        if all(any(is_usable[video] for video in side) for side in sides):
+            if validation == VALIDATION_FRACTIONS[0]:
+                return [], sides
+            if validation is names:
+                return ["--validation_names", *names], sides
+            return ["--validation_fraction", f"{validation:g}"], sides
+    return [], None

@@ -211,7 +211,9 @@ def test_unusable_videos_are_skipped_with_one_warning_that_names_them(tmp_path):
 
 def test_a_long_list_of_unusable_videos_is_cut_in_the_warning_only():
     videos = {f"short{number}": counting_video(1) for number in range(30)}
-    with pytest.warns(UserWarning, match=r"Skipped 30 of 31 .*short9 and 20 more \(too short: 1 frames where a clip covers 2\)\.$"):
+    with pytest.warns(
+        UserWarning, match=r"Skipped 30 of 31 .*short9 and 20 more \(too short: 1 frames where a clip covers 2\)\.$"
+    ):
         dataset = ClipDataset(MemoryReader(good=counting_video(2), **videos), num_frames=2, max_bad_share=1)
     assert list(dataset.skipped) == list(videos)
 
@@ -500,7 +502,9 @@ def test_images_of_16_bits_are_images_unless_a_range_is_stated():
     image = ClipDataset(MemoryReader(v=counts), num_frames=3)[0]["video"]
     torch.testing.assert_close(image, torch.from_numpy(counts / 65535.0 * 2 - 1).float(), atol=1e-6, rtol=0)
     field = ClipDataset(MemoryReader(v=counts), num_frames=3, normalizer=FrameNormalizer.from_range(500, 3500))
-    torch.testing.assert_close(field[0]["video"], torch.from_numpy((counts - 2000.0) / 1500).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        field[0]["video"], torch.from_numpy((counts - 2000.0) / 1500).float(), atol=1e-6, rtol=0
+    )
 
 
 def test_another_unit_than_was_stated_is_noticed():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcvd_diffusers.data import ClipDataset, FrameNormalizer, PieceReader, open_reader, split_videos
-from mcvd_diffusers.data.inspection import inspect_videos, sample_clips, training_flags
+from mcvd_diffusers.data.inspection import inspect_videos, sample_clips, short_reason, training_flags
 from mcvd_diffusers.data.reader import spread_over
 from mcvd_diffusers.visualization import MISSING_COLOR, data_sheet
 from memory_reader import BreakingReader, MemoryReader, counting_video, noise_video
@@ -111,12 +111,14 @@ def test_images_need_no_flags():
 def test_flags_say_units_missing_values_and_sizes():
     videos = {f"v{number:02}": kelvin(10, seed=number, missing=True) for number in range(40)}
     mean = np.nanmean(np.stack(list(videos.values())))
-    assert flags_of(MemoryReader(**videos)) == f"--normalization min_max --nan_fill {mean:.4g}"
+    assert flags_of(MemoryReader(**videos)) == f"--normalization min_max --nan_fill {mean:.4g} --nan_mask_channel"
     cold = {name: video - 300 for name, video in videos.items()}
-    assert "--nan_fill=-2" in flags_of(MemoryReader(**cold))  # not taken for a flag
-    shares = {name: ((video - 200) / 200).clip(0, 1) for name, video in videos.items()}
+    assert "--nan_fill -2" in flags_of(MemoryReader(**cold))
+    shares = {name: ((video - 240) / 80).clip(0.01, 1) for name, video in videos.items()}
     shares_mean = np.nanmean(np.stack(list(shares.values())))
-    assert flags_of(MemoryReader(**shares)) == f"--nan_fill {shares_mean:.4g}"
+    assert flags_of(MemoryReader(**shares)) == f"--nan_fill {shares_mean:.4g} --nan_mask_channel"
+    rain = {name: (video - 280).clip(0) for name, video in videos.items()}
+    assert flags_of(MemoryReader(**rain)) == "--normalization min_max --nan_fill 0 --nan_mask_channel"
     images = {f"v{number:02}": noise_video(10, size=(8, 10) if number % 3 else (6, 6)) for number in range(40)}
     assert flags_of(MemoryReader(**images)) == "--resolution 8 10 --resize cover"
     images |= {f"w{number:02}": noise_video(10, 1) for number in range(40)}
@@ -129,7 +131,7 @@ def test_suggested_flags_make_a_data_set_of_one_long_field():
     reader = MemoryReader(field=kelvin(400, missing=True))
     with pytest.raises(ValueError):  # as it is, it cannot be trained on
         ClipDataset(reader, num_frames=8)
-    words = flags_of(reader).replace("=", " ").split()
+    words = flags_of(reader).replace(" --nan_mask_channel", "").split()
     given = {words[i].lstrip("-"): words[i + 1] for i in range(0, len(words), 2)}
     pieces = PieceReader(reader, int(given["split_frames"]))
     train, validation, _ = split_videos(pieces, validation=float(given.get("validation_fraction", 0.1)))
@@ -155,9 +157,65 @@ def test_what_cannot_be_trained_on_gets_no_flags():
     flags, notes = training_flags(reader, inspect_videos(reader, num_frames=8))
     assert flags is None and "the longest gives 7" in notes[0]
     reader = MemoryReader(a=noise_video(20), b=noise_video(7), c=noise_video(7))
-    assert "2 of 3 videos can not be used" in training_flags(reader, inspect_videos(reader, num_frames=8)).notes[0]
+    flags, notes = training_flags(reader, inspect_videos(reader, num_frames=8))
+    assert "2 of 3 videos can not be used" in notes[0] and "--max_bad_share" in flags
     reader = BreakingReader({"a": 0}, a=noise_video(20))
     assert training_flags(reader, inspect_videos(reader, num_frames=8)).flags is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "value,note", [(7.0, "nothing to learn"), (np.nan, "no finite value"), (1e300, "single precision")]
+)
+def test_values_that_nothing_can_be_learnt_from_get_no_flags(value, note):
+    video = np.full((40, 1, 6, 8), value)
+    if value == 1e300:
+        video[::2] = -1e300
+    reader = MemoryReader(a=video, b=video)
+    found = inspect_videos(reader, num_frames=8)
+    flags, notes = training_flags(reader, found)
+    assert flags is None and note in notes[0]
+    data_sheet([("a", video[:2], found.values[0].low, found.values[0].high)])
+
+
+def test_dim_images_and_odd_shapes_are_noted():
+    videos = {f"v{number:02}": noise_video(20, 1, seed=number) // 4 for number in range(40)}
+    reader = MemoryReader(**videos)
+    flags, notes = training_flags(reader, inspect_videos(reader, num_frames=8))
+    assert flags == ["--normalization", "min_max"] and "less than half of the 0 to 255" in notes[0]
+    reader = MemoryReader(a=noise_video(40, 65, size=(2, 8)))
+    notes = " ".join(training_flags(reader, inspect_videos(reader, num_frames=8)).notes)
+    assert "2 pixels high or wide: is --axes right?" in notes and "65 channels: is --axes right?" in notes
+
+
+def test_vectors_are_looked_for_in_every_video():
+    videos = {name: noise_video(20, seed=number) for number, name in enumerate("abcd")}
+    vectors = {"a": np.zeros((20, 5)), "b": np.zeros((20, 5)), "c": np.zeros((20, 4))}
+
+    class Reader(MemoryReader):
+        def _read_vector(self, video, name, frames):
+            if self.name(video) not in self.vectors:
+                raise ValueError(f"no {name}")
+            return super()._read_vector(video, name, frames)
+
+    found = inspect_videos(Reader(vectors, **videos), num_frames=8, vectors=["action"])
+    assert found.vectors == {"action": 5} and list(found.unreadable) == ["c", "d"]
+    assert "4 numbers a frame where videos before have 5" in found.unreadable["c"]
+    assert training_flags(Reader(vectors, **videos), found).flags[:2] == ["--vectors", "action"]
+
+
+def test_reasons_do_not_repeat_the_path():
+    for name, reason, expected in (
+        ("a.gif", "/d/a.gif can not be read: /d/a.gif can not be read: cut", "cut"),
+        (
+            "b.mp4",
+            "/d/b.mp4 can not be read: [Errno 1094995529] Invalid data found when processing input: '/d/b.mp4'",
+            "damaged or cut off (Invalid data found when processing input)",
+        ),
+        ("c", "/my d/c/frame_9.png can not be read: broken", "frame_9.png can not be read: broken"),
+        ("e.gif", "e.gif", "e.gif"),
+    ):
+        assert short_reason(name, reason) == expected
 
 
 def test_sampled_clips_are_spread_and_are_the_stored_frames():

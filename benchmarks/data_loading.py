@@ -1,0 +1,459 @@
+"""How fast clips come out of each format, and what `ClipDataset` adds to its reader.
+
+    python benchmarks/data_loading.py [--videos 64] [--frames 100] [--size 64] [--seconds 4] [--formats npy mp4 ...]
+
+The same RGB videos are written in each format, into a temporary folder, and windows of 16 frames are read at random.
+
+    disk              what the format takes, in 10^6 bytes
+    reader            `reader.read` of a window, in clips/s. Where that is a view of a file or of a cache, a copy of it
+                      is counted, too: nothing has been read before, and training needs bytes of its own
+    encoded=False     what `ClipDataset(..., encoded=False)` takes for the same windows beyond that: microseconds a
+                      clip, and share of the reader's time. `train_mcvd.py` loads so
+    encoded=True      the same where values become float32 in [-1, 1] at once
+    0 and 2 workers   a `DataLoader` of `encoded=False` in batches of 16, shuffled, in clips/s
+
+The three ways of reading take turns of a few clips, in an order that changes from turn to turn, so that what else the
+machine does hits them alike; overheads are medians of the differences within a turn, speeds of the time of a turn. All
+files are in the page cache: this measures decoding, not disks.
+
+Measured with `--seconds 3` on 2 CPU cores that did other work, too, torch 2.13 with one thread a process:
+
+    format                              MB   reader      encoded=False       encoded=True  0 workers 2 workers
+    npy, one array NTCHW              78.6   44,845    +23 us   +105 %   +155 us   +693 %     12,109     3,791
+    npy, one file a video             78.7   41,922    +24 us   +102 %   +167 us   +702 %     10,844     2,335
+    npz, one file a video             77.3   33,614    +27 us    +90 %   +174 us   +586 %     13,472     4,133
+    HDF5, one array NTCHW             81.9    1,643    +58 us    +10 %   +227 us    +37 %      1,378     1,621
+    HDF5 of the original MCVD         81.1      204   +128 us     +3 %   +354 us     +7 %        175       291
+    mp4, PyAV                          1.1      228    -12 us     -0 %   +302 us     +7 %        207       285
+    mp4, key frame every 8, PyAV       1.8      296    +78 us     +2 %   +337 us    +10 %        301       264
+    mp4, torchcodec                    1.1      273    +73 us     +2 %   +271 us     +7 %        279       464
+    gif                               30.1      139    +65 us     +1 %   +292 us     +4 %        146       113
+    folders of png                    56.4      184   +158 us     +3 %   +314 us     +6 %        175       164
+    Zarr                              78.7      687    +71 us     +5 %   +265 us    +18 %        607       492
+    NetCDF                            81.9      303    +76 us     +2 %   +363 us    +11 %        275       235
+    tar of mp4                         1.1      242   +109 us     +3 %   +303 us     +7 %        226       179
+    tar of npy                        78.7    3,426    +65 us    +22 %   +217 us    +74 %      2,303     1,545
+    datasets, Video                    1.1      205    +92 us     +2 %   +333 us     +7 %        213       174
+    datasets, list of Image (png)     56.5      215    +85 us     +2 %   +354 us     +8 %        214       393
+    datasets, Array4D                 83.7    3,074    +59 us    +18 %   +216 us    +66 %      2,229     1,967
+    LeRobotDataset 3.0 (mp4)           4.2      292   +172 us     +5 %   +428 us    +12 %        262       462
+
+Speeds of two runs differed by a tenth to two thirds, most with 2 workers, since the cores were not alone; overheads of
+some hundred microseconds are within the noise of readers that take milliseconds. What the data set adds is some 25 to
+170 microseconds: at most a tenth of what a reader takes that decodes or opens something, a fifth where that is little
+(tar of npy, Array4D), and as much again where the file is in memory already and a clip is a copy of 200 kB. There,
+workers only cost: a batch goes through their pipe slower than it is made. Conversion to float32 takes another 130 to
+310 microseconds, which is why training does it on its device.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import chain, repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mcvd_diffusers.data import ClipDataset, ClipReader, VideoFileReader, open_reader
+
+
+NUM_FRAMES, BATCH_SIZE, TURN_SECONDS = 16, 16, 0.1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The videos, and a writer for each format
+
+
+def make_videos(num_videos: int, num_frames: int, size: int) -> np.ndarray:
+    """Blobs of colour that drift under noise, (N, T, C, H, W): what codecs are made for, with a rest to code."""
+    random = np.random.RandomState(0)
+    coarse = torch.from_numpy(random.rand(num_videos, 3, 20, 20).astype(np.float32))
+    canvas = torch.nn.functional.interpolate(coarse, size=(2 * size, 2 * size), mode="bicubic").numpy()
+    videos = np.empty((num_videos, num_frames, 3, size, size), np.uint8)
+    for video, (dy, dx) in enumerate(random.randint(-2, 3, (num_videos, 2))):
+        for frame in range(num_frames):
+            moved = np.roll(canvas[video], (dy * frame, dx * frame), axis=(1, 2))[:, :size, :size]
+            noise = random.randint(-8, 9, moved.shape)
+            videos[video, frame] = np.clip(255 * moved + noise, 0, 255)
+    return videos
+
+
+def _images(video: np.ndarray) -> Iterator[Image.Image]:
+    return (Image.fromarray(frame) for frame in video.transpose(0, 2, 3, 1))
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def _write_npy(folder: Path, videos: np.ndarray) -> None:
+    np.save(folder / "videos.npy", videos)
+
+
+def _write_npy_each(folder: Path, videos: np.ndarray) -> None:
+    for number, video in enumerate(videos):
+        np.save(folder / f"{number:03}.npy", video)
+
+
+def _write_npz(folder: Path, videos: np.ndarray) -> None:
+    for number, video in enumerate(videos):
+        np.savez_compressed(folder / f"{number:03}.npz", video=video)
+
+
+def _write_hdf5(folder: Path, videos: np.ndarray) -> None:
+    import h5py
+
+    with h5py.File(folder / "videos.h5", "w") as file:
+        file.create_dataset("video", data=videos, chunks=(1, 8, *videos.shape[2:]))
+
+
+def _write_original(folder: Path, videos: np.ndarray) -> None:
+    """As the original's converters do: a data set for each frame."""
+    import h5py
+
+    with h5py.File(folder / "shard_0001.hdf5", "w") as file:
+        for number, video in enumerate(videos):
+            file[f"len/{number}"] = len(video)
+            for frame, values in enumerate(video.transpose(0, 2, 3, 1)):
+                file[f"{number}/{frame}"] = values
+
+
+def _write_mp4(path: Path, video: np.ndarray, keyint: int = 250) -> None:
+    """H.264 as FFmpeg writes it; x264 itself sets a key frame every 250 frames at least."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"x264-params": f"keyint={keyint}"})
+        stream.height, stream.width = video.shape[2:]
+        stream.pix_fmt = "yuv420p"
+        for frame in video.transpose(0, 2, 3, 1):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_mp4_each(folder: Path, videos: np.ndarray, keyint: int = 250) -> None:
+    for number, video in enumerate(videos):
+        _write_mp4(folder / f"{number:03}.mp4", video, keyint)
+
+
+def _write_mp4_short(folder: Path, videos: np.ndarray) -> None:
+    _write_mp4_each(folder, videos, keyint=8)
+
+
+def _write_gif(folder: Path, videos: np.ndarray) -> None:
+    for number, video in enumerate(videos):
+        first, *others = _images(video)
+        first.save(folder / f"{number:03}.gif", save_all=True, append_images=others, duration=100)
+
+
+def _write_png(folder: Path, videos: np.ndarray) -> None:
+    for number, video in enumerate(videos):
+        (folder / f"{number:03}").mkdir()
+        for frame, image in enumerate(_images(video)):
+            image.save(folder / f"{number:03}" / f"{frame:04}.png")
+
+
+def _as_field(videos: np.ndarray):
+    import xarray
+
+    return xarray.Dataset({"video": (("sample", "time", "channel", "y", "x"), videos)})
+
+
+def _write_zarr(folder: Path, videos: np.ndarray) -> None:
+    chunks = {"video": {"chunks": (1, 8, *videos.shape[2:])}}
+    _as_field(videos).to_zarr(folder / "videos.zarr", encoding=chunks, consolidated=False)
+
+
+def _write_netcdf(folder: Path, videos: np.ndarray) -> None:
+    chunks = {"video": {"chunksizes": (1, 8, *videos.shape[2:])}}
+    _as_field(videos).to_netcdf(folder / "videos.nc", engine="h5netcdf", encoding=chunks)
+
+
+def _write_tar(folder: Path, videos: np.ndarray, member: Callable[[np.ndarray], tuple[str, bytes]]) -> None:
+    with tarfile.open(folder / "train-0000.tar", "w") as tar:
+        for number, video in enumerate(videos):
+            kind, content = member(video)
+            info = tarfile.TarInfo(f"{number:03}.{kind}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def _mp4_bytes(video: np.ndarray) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        _write_mp4(Path(folder) / "video.mp4", video)
+        return (Path(folder) / "video.mp4").read_bytes()
+
+
+def _npy_bytes(video: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, video)
+    return file.getvalue()
+
+
+def _write_tar_mp4(folder: Path, videos: np.ndarray) -> None:
+    _write_tar(folder, videos, lambda video: ("mp4", _mp4_bytes(video)))
+
+
+def _write_tar_npy(folder: Path, videos: np.ndarray) -> None:
+    _write_tar(folder, videos, lambda video: ("npy", _npy_bytes(video)))
+
+
+def _write_dataset(folder: Path, column: list, feature) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    features = datasets.Features({"video": feature})
+    datasets.Dataset.from_dict({"video": column}, features=features).save_to_disk(str(folder / "dataset"))
+
+
+def _write_dataset_video(folder: Path, videos: np.ndarray) -> None:
+    import datasets
+
+    cells = [{"bytes": _mp4_bytes(video), "path": None} for video in videos]
+    _write_dataset(folder, cells, datasets.Video())
+
+
+def _write_dataset_images(folder: Path, videos: np.ndarray) -> None:
+    import datasets
+
+    cells = [[{"bytes": _encoded(image, "PNG"), "path": None} for image in _images(video)] for video in videos]
+    _write_dataset(folder, cells, datasets.List(datasets.Image()))
+
+
+def _write_dataset_array(folder: Path, videos: np.ndarray) -> None:
+    import datasets
+
+    _write_dataset(folder, list(videos), datasets.Array4D(shape=videos.shape[1:], dtype="uint8"))
+
+
+def _write_lerobot(folder: Path, videos: np.ndarray) -> None:
+    """Version 3.0: mp4s of 8 episodes, with a key frame every 2 frames as LeRobot writes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    camera, fps, share = "observation.images.top", 10, 8
+    num_videos, num_frames = videos.shape[:2]
+    path = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+    info = {
+        "codebase_version": "v3.0",
+        "fps": fps,
+        "chunks_size": 1000,
+        "data_path": f"data/{path}.parquet",
+        "video_path": f"videos/{{video_key}}/{path}.mp4",
+        "features": {camera: {"dtype": "video", "shape": [*videos.shape[3:], 3]}},
+    }
+    episodes = np.arange(num_videos)
+    meta = {"episode_index": episodes, "length": 0 * episodes + num_frames}
+    meta |= {"data/chunk_index": 0 * episodes, "data/file_index": 0 * episodes}
+    meta |= {f"videos/{camera}/chunk_index": 0 * episodes, f"videos/{camera}/file_index": episodes // share}
+    meta |= {f"videos/{camera}/from_timestamp": episodes % share * num_frames / fps}
+    rows = {
+        "episode_index": np.repeat(episodes, num_frames),
+        "frame_index": np.tile(np.arange(num_frames), num_videos),
+    }
+    (folder / "meta").mkdir()
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    for file, columns in (("meta/episodes/chunk-000/file-000", meta), ("data/chunk-000/file-000", rows)):
+        (folder / file).parent.mkdir(parents=True)
+        pq.write_table(pa.table(columns), folder / f"{file}.parquet")
+    (folder / f"videos/{camera}/chunk-000").mkdir(parents=True)
+    for number, first in enumerate(range(0, num_videos, share)):
+        together = np.concatenate(videos[first : first + share])
+        _write_mp4(folder / f"videos/{camera}/chunk-000/file-{number:03d}.mp4", together, keyint=2)
+
+
+# Name: what it is, packages, how it is written, how it is opened.
+FORMATS: dict[str, tuple[str, tuple[str, ...], Callable, Callable[[Path], ClipReader]]] = {
+    "npy": ("npy, one array NTCHW", (), _write_npy, lambda path: open_reader(path, axes="NTCHW")),
+    "npy-each": ("npy, one file a video", (), _write_npy_each, lambda path: open_reader(path, axes="TCHW")),
+    "npz": ("npz, one file a video", (), _write_npz, lambda path: open_reader(path, axes="TCHW")),
+    "hdf5": ("HDF5, one array NTCHW", ("h5py",), _write_hdf5, lambda path: open_reader(path, axes="NTCHW")),
+    "original": ("HDF5 of the original MCVD", ("h5py",), _write_original, open_reader),
+    "mp4": ("mp4, PyAV", ("av",), _write_mp4_each, open_reader),
+    "mp4-short": ("mp4, key frame every 8, PyAV", ("av",), _write_mp4_short, open_reader),
+    "mp4-torchcodec": (
+        "mp4, torchcodec",
+        ("av", "torchcodec"),
+        _write_mp4_each,
+        lambda path: VideoFileReader(path, decoder="torchcodec"),
+    ),
+    "gif": ("gif", (), _write_gif, open_reader),
+    "png": ("folders of png", (), _write_png, open_reader),
+    "zarr": ("Zarr", ("xarray", "zarr"), _write_zarr, open_reader),
+    "netcdf": ("NetCDF", ("xarray", "h5netcdf"), _write_netcdf, open_reader),
+    "tar-mp4": ("tar of mp4", ("av",), _write_tar_mp4, open_reader),
+    "tar-npy": ("tar of npy", (), _write_tar_npy, lambda path: open_reader(path, axes="TCHW")),
+    "hf-video": (
+        "datasets, Video",
+        ("datasets", "av"),
+        _write_dataset_video,
+        lambda path: open_reader(path / "dataset"),
+    ),
+    "hf-images": (
+        "datasets, list of Image (png)",
+        ("datasets",),
+        _write_dataset_images,
+        lambda path: open_reader(path / "dataset"),
+    ),
+    "hf-array": (
+        "datasets, Array4D",
+        ("datasets",),
+        _write_dataset_array,
+        lambda path: open_reader(path / "dataset", axes="TCHW"),
+    ),
+    "lerobot": ("LeRobotDataset 3.0 (mp4)", ("pyarrow", "av"), _write_lerobot, open_reader),
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Measurements
+
+
+class Recorder(ClipReader):
+    """Another reader, and a list of the windows that were asked of it."""
+
+    def __init__(self, reader: ClipReader):
+        self.reader, self.windows = reader, []
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def name(self, video: int) -> str:
+        """See [`ClipReader`]."""
+        return self.reader.name(video)
+
+    def info(self, video: int):
+        """See [`ClipReader`]."""
+        return self.reader.info(video)
+
+    def _read(self, video: int, frames: range) -> np.ndarray:
+        self.windows.append((video, frames.start, len(frames), frames.step))
+        return self.reader.read(*self.windows[-1])
+
+
+def read_owned(reader: ClipReader, window: tuple[int, int, int, int]) -> np.ndarray:
+    """A window in memory of its own."""
+    frames = reader.read(*window)
+    return frames if frames.flags.writeable and frames.flags.c_contiguous else frames.copy()
+
+
+def measure_overheads(reader: ClipReader, seconds: float) -> tuple[float, float, float]:
+    """Seconds a clip of the reader, and what the data set adds to it with `encoded` `False` and `True`."""
+    options = {"num_frames": NUM_FRAMES, "clip_step": 4, "seed": 0}
+    recorder = Recorder(reader)
+    recorded = ClipDataset(recorder, **options)
+    recorder.windows.clear()  # the constructor looks at each video
+    order = np.random.RandomState(0).permutation(len(recorded))[:512].tolist()
+    for index in order:
+        recorded[index]
+    windows = dict(zip(order, recorder.windows, strict=True))
+    plain, floats = (ClipDataset(reader, encoded=encoded, **options) for encoded in (False, True))
+    ways = [lambda index: read_owned(reader, windows[index]), plain.__getitem__, floats.__getitem__]
+
+    started = time.perf_counter()
+    for index in order[:8]:
+        for way in ways:
+            way(index)
+    clip = (time.perf_counter() - started) / 24
+    size = max(1, min(64, round(TURN_SECONDS / clip / 3)))
+    times = [[], [], []]
+    started, turn = time.perf_counter(), 0
+    while time.perf_counter() - started < 3 * seconds or turn < 6:
+        first = turn * size % len(order)
+        indices = order[first : first + size]
+        for way in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (0, 2, 1), (1, 0, 2))[turn % 6]:
+            read, before = ways[way], time.perf_counter()
+            for index in indices:
+                read(index)
+            times[way].append((time.perf_counter() - before) / len(indices))
+        turn += 1
+    alone = statistics.median(times[0])
+    return alone, *(statistics.median(b - a for a, b in zip(times[0], way)) for way in times[1:])
+
+
+def measure_loader(reader: ClipReader, num_workers: int, seconds: float) -> float:
+    """Clips a second from a `DataLoader`, its start and first epoch's first batches left out."""
+    dataset = ClipDataset(reader, num_frames=NUM_FRAMES, clip_step=4, encoded=False)
+    loader = DataLoader(
+        dataset,
+        batch_size=min(BATCH_SIZE, len(dataset)),
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+    batches = chain.from_iterable(repeat(loader))
+    for _ in range(1 + 2 * num_workers):
+        next(batches)
+    num_clips, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        num_clips += len(next(batches)["video"])
+    return num_clips / (time.perf_counter() - started)
+
+
+def _disk_usage(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def measure(folder: Path, name: str, videos: np.ndarray, seconds: float) -> str:
+    """A line of the table."""
+    _, packages, write, read = FORMATS[name]
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    write(folder, videos)
+    reader = read(folder)
+    alone, plain, floats = measure_overheads(reader, seconds)
+    loaders = [measure_loader(reader, num_workers, seconds) for num_workers in (0, 2)]
+    cells = [
+        f"{_disk_usage(folder) / 1e6:6.1f} MB",
+        f"{1 / alone:8,.0f}",
+        f"{1e6 * plain:+7.0f} us {plain / alone:+6.1%}",
+        f"{1e6 * floats:+7.0f} us {floats / alone:+6.1%}",
+        *(f"{speed:9,.0f}" for speed in loaders),
+    ]
+    return "  ".join(cells)
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--videos", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=100, help="of each video")
+    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
+    parser.add_argument("--seconds", type=float, default=4, help="for one measurement")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="FORMAT")
+    args = parser.parse_args()
+    if args.frames < NUM_FRAMES or min(args.videos, args.size) < 2:
+        parser.error(f"--frames must be at least {NUM_FRAMES}, --videos and --size at least 2")
+    warnings.simplefilter("ignore")  # zarr's, about formats that are young
+    torch.set_num_threads(1)  # as a worker of a DataLoader
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+    print(f"{args.videos} videos of {args.frames} frames, {args.size}x{args.size} RGB; clips of {NUM_FRAMES}\n")
+    titles = ("format", "disk", "reader", "encoded=False adds", "encoded=True adds", "0 workers", "2 workers")
+    print(
+        f"{titles[0]:<30}  {titles[1]:>9}  {titles[2]:>8}  {titles[3]:>18}  {titles[4]:>18}  {titles[5]}  {titles[6]}"
+    )
+    videos = make_videos(args.videos, args.frames, args.size)
+    for name in args.formats:
+        with tempfile.TemporaryDirectory() as folder:
+            line = measure(Path(folder), name, videos, args.seconds)
+        print(f"{FORMATS[name][0]:<30}  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
