@@ -16,34 +16,34 @@ The three ways of reading take turns of a few clips, in an order that changes fr
 machine does hits them alike; overheads are medians of the differences within a turn, speeds of the time of a turn. All
 files are in the page cache: this measures decoding, not disks.
 
-Measured with `--seconds 3` on 2 CPU cores that did other work, too, torch 2.13 with one thread a process:
+Measured with `--seconds 2` on 2 CPU cores, of which another job took one, torch 2.13 with one thread a process:
 
     format                              MB   reader      encoded=False       encoded=True  0 workers 2 workers
-    npy, one array NTCHW              78.6   44,845    +23 us   +105 %   +155 us   +693 %     12,109     3,791
-    npy, one file a video             78.7   41,922    +24 us   +102 %   +167 us   +702 %     10,844     2,335
-    npz, one file a video             77.3   33,614    +27 us    +90 %   +174 us   +586 %     13,472     4,133
-    HDF5, one array NTCHW             81.9    1,643    +58 us    +10 %   +227 us    +37 %      1,378     1,621
-    HDF5 of the original MCVD         81.1      204   +128 us     +3 %   +354 us     +7 %        175       291
-    mp4, PyAV                          1.1      228    -12 us     -0 %   +302 us     +7 %        207       285
-    mp4, key frame every 8, PyAV       1.8      296    +78 us     +2 %   +337 us    +10 %        301       264
-    mp4, torchcodec                    1.1      273    +73 us     +2 %   +271 us     +7 %        279       464
-    gif                               30.1      139    +65 us     +1 %   +292 us     +4 %        146       113
-    folders of png                    56.4      184   +158 us     +3 %   +314 us     +6 %        175       164
-    Zarr                              78.7      687    +71 us     +5 %   +265 us    +18 %        607       492
-    NetCDF                            81.9      303    +76 us     +2 %   +363 us    +11 %        275       235
-    tar of mp4                         1.1      242   +109 us     +3 %   +303 us     +7 %        226       179
-    tar of npy                        78.7    3,426    +65 us    +22 %   +217 us    +74 %      2,303     1,545
-    datasets, Video                    1.1      205    +92 us     +2 %   +333 us     +7 %        213       174
-    datasets, list of Image (png)     56.5      215    +85 us     +2 %   +354 us     +8 %        214       393
-    datasets, Array4D                 83.7    3,074    +59 us    +18 %   +216 us    +66 %      2,229     1,967
-    LeRobotDataset 3.0 (mp4)           4.2      292   +172 us     +5 %   +428 us    +12 %        262       462
+    npy, one array NTCHW              78.6   27,825    +24 us    +65 %   +157 us   +437 %      9,592     2,114
+    npy, one file a video             78.7   24,376    +27 us    +65 %   +165 us   +403 %      9,800     2,515
+    npz, one file a video             77.3   32,056    +19 us    +60 %   +135 us   +433 %      9,033     2,368
+    HDF5, one array NTCHW             81.9    1,382    +55 us     +8 %   +223 us    +31 %      1,095       958
+    HDF5 of the original MCVD         81.1      186    +57 us     +1 %   +362 us     +7 %        177       216
+    mp4, PyAV                          1.1      196    +97 us     +2 %   +359 us     +7 %        156       248
+    mp4, key frame every 8, PyAV       1.8      273   +128 us     +4 %   +374 us    +10 %        288       271
+    mp4, torchcodec                    1.1      214   +101 us     +2 %   +402 us     +9 %        201       193
+    gif                               30.1      129    +70 us     +1 %   +413 us     +5 %        115       130
+    folders of png                    56.4      176   +146 us     +3 %   +399 us     +7 %         87        86
+    Zarr                              78.7      337    +36 us     +1 %   +511 us    +17 %        262       391
+    NetCDF                            81.9      178    +93 us     +2 %   +424 us     +8 %        215       306
+    tar of mp4                         1.1      186   +209 us     +4 %   +393 us     +7 %        188       194
+    tar of npy                        78.7    5,134    +38 us    +20 %   +175 us    +90 %      3,006     1,556
+    datasets, Video                    1.1      153   +159 us     +2 %   +425 us     +7 %        132       207
+    datasets, list of Image (png)     56.5      178    +94 us     +2 %   +446 us     +8 %        183       198
+    datasets, Array4D                 83.7    2,560    +40 us    +10 %   +186 us    +48 %      1,942     1,261
+    LeRobotDataset 3.0 (mp4)           4.2      265   +177 us     +5 %   +348 us     +9 %        206       249
 
-Speeds of two runs differed by a tenth to two thirds, most with 2 workers, since the cores were not alone; overheads of
-some hundred microseconds are within the noise of readers that take milliseconds. What the data set adds is some 25 to
-170 microseconds: at most a tenth of what a reader takes that decodes or opens something, a fifth where that is little
-(tar of npy, Array4D), and as much again where the file is in memory already and a clip is a copy of 200 kB. There,
-workers only cost: a batch goes through their pipe slower than it is made. Conversion to float32 takes another 130 to
-310 microseconds, which is why training does it on its device.
+Speeds of two runs differ by a tenth to two thirds, most with 2 workers, since the cores are not alone; overheads of some
+hundred microseconds are within the noise of readers that take milliseconds. What the data set adds is some 20 to 40
+microseconds where it can be told: under 15 % of every reader that decodes or opens something. It is more, 60 %, where the
+file lies in memory already and a clip is a copy of 200 kB (npy, npz), and 20 % for arrays in a tar. There, workers only
+cost: a batch goes through their pipe slower than it is made. Conversion to float32 takes another 130 to 300 microseconds,
+which is why training does it on its device.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Clips are drawn from videos without bias and without surprises, in the size, channels and values that were asked for."""
 
+import itertools
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from mcvd_diffusers.data import (
     ClipDataset,
+    EpochBatches,
     FrameNormalizer,
     PieceReader,
     VideoInfo,
@@ -563,3 +565,18 @@ def test_a_slice_is_no_index(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "video" / "0.png")
     with pytest.raises(TypeError):
         ClipDataset(open_reader(tmp_path), num_frames=1)[0:1]
+
+
+@pytest.mark.parametrize("world_size, batch_size", [(1, 3), (2, 2), (3, 4)])
+def test_batches_of_all_ranks_go_through_each_epoch_once_and_can_begin_anywhere(world_size, batch_size):
+    ranks = [EpochBatches(7, batch_size, rank=rank, world_size=world_size, seed=1) for rank in range(world_size)]
+    batches = [list(itertools.islice(rank, 7)) for rank in ranks]  # 7 batches are whole epochs
+    samples = [sample for step in zip(*batches) for batch in step for sample in batch]
+    for epoch in range(world_size * batch_size):
+        items = samples[7 * epoch : 7 * epoch + 7]
+        assert sorted(items) == [(epoch, index) for index in range(7)]
+    assert samples[:7] != sorted(samples[:7]) or samples[7:14] != sorted(samples[7:14])  # in an order of its own
+    later = EpochBatches(7, batch_size, rank=world_size - 1, world_size=world_size, seed=1, first_batch=3)
+    assert list(itertools.islice(later, 4)) == batches[-1][3:]
+    with pytest.raises(ValueError, match="`rank` must be less than `world_size`"):
+        EpochBatches(7, 2, rank=2, world_size=2)
