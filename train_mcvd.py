@@ -303,7 +303,7 @@ def open_videos(data: DataArguments) -> ClipReader:
         axes=data.axes,
         variables=data.variables,
         column=data.video_column,
-        split=data.dataset_split,
+        split=None if data.dataset_split == "train" else data.dataset_split,
     )
 
 

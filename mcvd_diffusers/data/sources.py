@@ -37,7 +37,7 @@ KINDS = {
     "HDF5 files": ((".hdf5", ".h5", ".hdf"), ("axes", "variables")),
     "Zarr or NetCDF fields": (NETCDF_SUFFIXES, ("axes", "variables")),
     "tar shards": (TAR_SUFFIXES, ("axes",)),
-    "a Hugging Face data set": (PARQUET_SUFFIXES, ("axes", "column")),
+    "a Hugging Face data set": (PARQUET_SUFFIXES, ("axes", "column", "split")),
     "a LeRobotDataset": ((), ("column",)),
 }
 
@@ -48,7 +48,7 @@ def open_reader(
     axes: str | None = None,
     variables: list[str] | None = None,
     column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
 ) -> ClipReader:
     """
     Opens the videos at a path with the reader that fits what lies there: see the table above.
@@ -63,8 +63,8 @@ def open_reader(
             For files of several arrays, those that become the channels, one after the other.
         column (`str`, *optional*):
             For Hugging Face data sets and LeRobotDatasets, the column that holds the videos.
-        split (`str`, *optional*, defaults to `"train"`):
-            For Hugging Face data sets, which split is read.
+        split (`str`, *optional*):
+            For Hugging Face data sets, which split is read; `"train"` by default.
 
     Returns:
         [`ClipReader`]: The reader.
@@ -76,7 +76,7 @@ def open_reader(
     """
     path = existing_path("path", path)
     kind = _kind_of(path)
-    options = {"axes": axes, "variables": variables, "column": column}
+    options = {"axes": axes, "variables": variables, "column": column, "split": split}
     useless = [name for name, value in options.items() if value is not None and name not in KINDS[kind][1]]
     if useless:
         raise ValueError(f"`{useless[0]}` means nothing for {kind}, which {path} holds: leave it out.")
@@ -96,7 +96,7 @@ def open_reader(
         case "a LeRobotDataset":
             return LeRobotReader(path, column=column)
         case _:
-            return load_datasets_reader(path, split=split, column=column, axes=axes)
+            return load_datasets_reader(path, split=split or "train", column=column, axes=axes)
 
 
 def _is_original(path: Path) -> bool:

@@ -103,3 +103,16 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")  # a circle
     reader = open_reader(tmp_path / "data")
     assert len(reader) == 1 and reader.num_frames(0) == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"axes": "THWC"}, {"variables": ["x"]}, {"column": "video"}, {"split": "test"}],
+    ids=lambda x: next(iter(x)),
+)
+def test_an_option_that_means_nothing_for_what_lies_there_is_refused(tmp_path, option):
+    write_gif(tmp_path / "clip.gif", level_frames(2))
+    with pytest.raises(
+        ValueError, match=f"`{next(iter(option))}` means nothing for video files, which .* leave it out"
+    ):
+        open_reader(tmp_path, **option)
