@@ -205,7 +205,7 @@ def _add_inspect(commands) -> None:
         help="what must be there beside each frame, such as actions",
     )
     parser.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
-    parser.add_argument("--dataset_split", default="train", metavar="NAME", help="Hugging Face data: which split")
+    parser.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split; train by default")
     parser.add_argument(
         "--frames",
         type=_from(0),
@@ -443,7 +443,7 @@ def _training_lines(
     where += ["--axes", arguments.axes] if arguments.axes else []
     where += ["--variables", *arguments.variables] if arguments.variables else []
     where += ["--video_column", arguments.video_column] if arguments.video_column else []
-    where += ["--dataset_split", arguments.dataset_split] if arguments.dataset_split != "train" else []
+    where += ["--dataset_split", arguments.dataset_split] if arguments.dataset_split else []
     lines = [_in_columns([("note", note)], 12) for note in notes]
     if flags is None:
         return lines
