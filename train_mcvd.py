@@ -163,7 +163,7 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
         settings.model.in_channels = settings.model.in_channels or channels
         settings.model.resolution = settings.model.resolution or size
         height, width = settings.size
-        useless = sorted(settings.explicit & (set(FOR_FILES) - {"random_flip", "frame_stride"}))
+        useless = sorted(settings.changed & (set(FOR_FILES) - {"random_flip", "frame_stride"}))
         if useless:
             raise ValueError(
                 f"--{useless[0]} means nothing for --train_data_dir {data.train_data_dir}, which is split, and its clips"

@@ -250,7 +250,7 @@ class KeyedDraws:
     """
     Random integers of one item, a function of `(seed, epoch, index)`: BLAKE2b in counter mode.
 
-    NumPy's `RandomState` takes 100 microseconds to seed, as long as reading a clip from memory; this takes two.
+    NumPy's `RandomState` takes 100 microseconds to seed, far more than reading a clip from memory; this takes four.
 
     Args:
         *key (`int`): What the stream is for, each of 64 bits.
