@@ -169,6 +169,11 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
                 f"--{useless[0]} means nothing for --train_data_dir {data.train_data_dir}, which is split, and its clips"
                 " chosen, as published: leave it out, or pass --axes or --variables to read the files as arrays."
             )
+        if data.normalization != "unit" or data.nan_fill is not None:
+            raise ValueError(
+                f"--pretrained_model_name_or_path {settings.model.pretrained_model_name_or_path} was trained on data in other"
+                f" units than the images of --train_data_dir {data.train_data_dir}, which is split as published."
+            )
         for reader in published:
             their_channels, their_height, their_width = reader.read(0, 0, 1).shape[1:]
             if (their_channels, their_height) != (settings.model.in_channels, height) or their_width < width:
