@@ -653,13 +653,14 @@ def make_estimate(
 def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator) -> DataLoader:
     """Batches for this process; it is not prepared by Accelerate, since it divides the clips itself."""
     num_workers, batch_size = settings.data.dataloader_num_workers, settings.training.train_batch_size
-    batches = {"batch_size": batch_size, "drop_last": True}
+    how = {"batch_size": batch_size, "drop_last": True}
     if not isinstance(train_set, StreamingClips):
         world = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-        batches = {"batch_sampler": EpochBatches(len(train_set), batch_size, seed=settings.training.seed, **world)}
+        batches = EpochBatches(len(train_set), batch_size, seed=settings.training.seed, **world)
+        how = {"sampler": batches, "batch_size": None}  # `train_set[samples]` is a batch already
     return DataLoader(
         train_set,
-        **batches,
+        **how,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=accelerator.device.type == "cuda",

@@ -20,6 +20,7 @@ Shapes: N videos, T frames, C channels, H height, W width, D entries of a vector
 import io
 import lzma
 import math
+import mmap
 import warnings
 import zipfile
 import zlib
@@ -329,6 +330,51 @@ def describe_arrays(arrays: Iterable[StoredArray]) -> str:
     return shorten(listed) or "no array"
 
 
+class MappedFiles:
+    """
+    Files as read-only memory; the ones used last stay open. A copy in another process begins with none.
+    """
+
+    def __init__(self):
+        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __getstate__(self) -> dict:
+        return {"_maps": OrderedDict()}
+
+    def array(self, file: Path, array: StoredArray, start: int = 0) -> np.ndarray:
+        """
+        An array that lies in a file as it does in memory.
+
+        Args:
+            file (`Path`): The file.
+            array ([`StoredArray`]): What its header says.
+            start (`int`, *optional*, defaults to 0): First byte of the array's own file within this one.
+
+        Returns:
+            `np.ndarray`: A view, to be copied before the file can change.
+
+        Raises:
+            `OSError` or `ValueError`: If the file has become too short, or is gone.
+        """
+        offset = start + array.offset
+        try:
+            check_not_shrunk(file, offset + math.prod(array.shape) * array.dtype.itemsize)
+        except ValueError:
+            self._maps.pop(file, None)
+            raise
+        if file not in self._maps:
+            with errors_naming(file, ValueError), file.open("rb") as stream:
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(self._maps) > MAX_OPEN_FILES:
+                self._maps.popitem(last=False)  # closed when the last view of it goes
+        self._maps.move_to_end(file)
+        order = "F" if array.is_fortran else "C"
+        return np.ndarray(array.shape, array.dtype, self._maps[file], offset, order=order)
+
+
 class StoredArrayReader(ClipReader):
     """
     What readers of stored arrays share: videos that are windows of arrays, in files of which some may be broken.
@@ -449,7 +495,7 @@ class ArrayReader(StoredArrayReader):
         path = existing_path("path", path)
         files = _array_files(path)
         self.variables = check_variables(variables)
-        self._open_maps: OrderedDict[Path, np.memmap] = OrderedDict()
+        self._open_files = MappedFiles()
         self._unpacked: OrderedDict[tuple[Path, str], np.ndarray] = OrderedDict()
         self._slow_files: set[Path] = set()  # that have been warned of
         if axes is None:
@@ -458,8 +504,7 @@ class ArrayReader(StoredArrayReader):
         self._set_files(path if path.is_dir() else path.parent, files)
 
     def __getstate__(self) -> dict:
-        # A pickled memory map would carry the whole file into each worker.
-        return {**self.__dict__, "_open_maps": OrderedDict(), "_unpacked": OrderedDict()}
+        return {**self.__dict__, "_unpacked": OrderedDict()}
 
     def info(self, video: int) -> VideoInfo:
         """Length and geometry of a video, with a warning once if its file is slow to read: see [`ClipReader`]."""
@@ -521,30 +566,12 @@ class ArrayReader(StoredArrayReader):
     ) -> list[np.ndarray]:
         kind = ARRAY_SUFFIXES[file.suffix.lower()]
         if kind == "npy":
-            # Copied at once: a view that is used later would meet a file that has changed again.
-            return [np.array(self._map(file, array)[index]) for array, index in windows]
+            return [self._open_files.array(file, array)[index] for array, index in windows]
         if kind == "npz":
             return [self._unpack(file, array)[index] for array, index in windows]
         check_regular_file(file)
         with _open_hdf5(file) as root:
             return [_open_dataset(root, array.name, file)[index] for array, index in windows]
-
-    def _map(self, file: Path, array: StoredArray) -> np.ndarray:
-        """A `.npy` file as a read-only array."""
-        try:
-            check_not_shrunk(file, array.offset + math.prod(array.shape) * array.dtype.itemsize)
-        except ValueError:
-            self._open_maps.pop(file, None)
-            raise
-        if file not in self._open_maps:
-            order = "F" if array.is_fortran else "C"
-            with errors_naming(file, ValueError):
-                values = np.memmap(file, array.dtype, "r", offset=array.offset, shape=array.shape, order=order)
-            self._open_maps[file] = values.view(np.ndarray)
-            if len(self._open_maps) > MAX_OPEN_FILES:
-                self._open_maps.popitem(last=False)  # closed when the last view of it goes
-        self._open_maps.move_to_end(file)
-        return self._open_maps[file]
 
     def _unpack(self, file: Path, array: StoredArray) -> np.ndarray:
         """An array of an `.npz`; the last ones are kept, since the next clip is often of the same."""

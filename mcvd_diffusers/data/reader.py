@@ -130,12 +130,13 @@ class ClipReader(ABC):
 
         Returns:
             `np.ndarray` of shape `(count, C, H, W)`: The frames as they are stored, integers or floating point in the
-            units of the source. May be a view of a read-only file.
+            units of the source. They stay what they are when the file changes.
 
         Raises:
             `OSError` or `ValueError`: If the window leaves the video, or the frames can not be read.
         """
-        return self._read(video, self._window(video, start, count, stride))
+        frames = self._read(video, self._window(video, start, count, stride))
+        return frames if frames.flags.writeable else frames.copy()
 
     def read_vector(self, video: int, name: str, start: int, count: int, stride: int = 1) -> np.ndarray:
         """
@@ -176,6 +177,7 @@ class ClipReader(ABC):
         return values  # (count, D)
 
     def _read(self, video: int, frames: range) -> np.ndarray:
+        """Frames that exist; may be a read-only view of a file or a cache, which the caller has to copy at once."""
         raise NotImplementedError(f"{type(self).__name__} has no `_read`.")
 
     def _read_vector(self, video: int, name: str, frames: range) -> np.ndarray:

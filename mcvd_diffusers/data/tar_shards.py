@@ -19,7 +19,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .arrays import MAX_NPY_HEADER_BYTES, StoredArray, _parse_npy, as_frames, check_axes, suggest_axes, window_index
+from .arrays import (
+    MAX_NPY_HEADER_BYTES,
+    MappedFiles,
+    StoredArray,
+    _parse_npy,
+    as_frames,
+    check_axes,
+    suggest_axes,
+    window_index,
+)
 from .frame_folders import FRAME_SUFFIXES, images_info, read_image
 from .reader import (
     ClipReader,
@@ -90,6 +99,8 @@ class TarReader(ClipReader):
         self._scan_shards()
         self._headers: dict[int, StoredArray] = {}  # of members
         self._check_axes()
+        self._open_shards = MappedFiles()
+        self._found: dict[int, tuple[str, list[int]]] = {}  # what the frames of a sample are
         self._videos: dict[int, VideoFile] = {}
         self._infos: dict[int, VideoInfo] = {}
 
@@ -121,8 +132,8 @@ class TarReader(ClipReader):
             return self._video_file(video, members[0]).read(frames)
         if kind == "array":
             array = self._array_header(video, members[0])
-            window = self._map(video, members[0], array)[window_index(self.axes, None, frames)]
-            return np.array(as_frames(window, self.axes), dtype=array.returned_dtype)
+            window = self._array(video, members[0], array)[window_index(self.axes, None, frames)]
+            return as_frames(window, self.axes).astype(array.returned_dtype, copy=False)
         images = []
         for member in members[frames.start : frames.stop : frames.step]:
             with self._open(video, member) as file:
@@ -134,7 +145,7 @@ class TarReader(ClipReader):
         num_frames = self.num_frames(video)
         if f"{name}.npy" in members:
             member = members[f"{name}.npy"]
-            rows = self._map(video, member, self._array_header(video, member))
+            rows = self._array(video, member, self._array_header(video, member))
         elif f"{name}.json" in members or "json" in members:
             member = members.get(f"{name}.json", members.get("json"))
             rows = self._load_json(video, member)
@@ -214,6 +225,8 @@ class TarReader(ClipReader):
 
     def _find_frames(self, video: int) -> tuple[str, list[int]]:
         """What the frames of a sample are stored as, and the members that hold them."""
+        if video in self._found:
+            return self._found[video]
         members = self._samples[video][2]
         kinds = [self._kind(member) for member in members]
         if len(set(kinds)) < len(kinds):
@@ -233,7 +246,8 @@ class TarReader(ClipReader):
             raise ValueError(
                 f"{self._label(video)} must be one video, one array or images, but has {self._describe(video)}."
             )
-        return stored_as[0], found[stored_as[0]]
+        self._found[video] = stored_as[0], found[stored_as[0]]
+        return self._found[video]
 
     def _describe(self, video: int) -> str:
         return shorten([f".{self._kind(member)}" for member in self._samples[video][2]])
@@ -286,13 +300,10 @@ class TarReader(ClipReader):
         length = dict(zip(self.axes, array.shape))
         return VideoInfo(length["T"], length.get("C", 1), length["H"], length["W"], array.returned_dtype.name)
 
-    def _map(self, video: int, member: int, array: StoredArray) -> np.ndarray:
-        """An array as a view of its shard, which is open as long as the view is in use: to be copied at once."""
+    def _array(self, video: int, member: int, array: StoredArray) -> np.ndarray:
+        """An array as a view of its shard, to be copied at once."""
         shard, offset, _ = self._place(video, member)
-        order = "F" if array.is_fortran else "C"
-        return np.memmap(shard, array.dtype, "r", offset=offset + array.offset, shape=array.shape, order=order).view(
-            np.ndarray
-        )
+        return self._open_shards.array(shard, array, offset)
 
     def _load_json(self, video: int, member: int) -> object:
         shard, offset, size = self._place(video, member)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from mcvd_diffusers.data import (
     ClipDataset,
@@ -543,6 +543,87 @@ def test_vectors_that_do_not_fit_make_a_video_bad():
         UserWarning, match=r"b \(`action` has 3 entries where those before have 2\); c \(.*must be numbers"
     ):
         assert len(ClipDataset(reader, num_frames=2, vectors=["action"], max_bad_share=0.7)) == 1
+
+
+# Batches
+
+BATCH_OPTIONS = {
+    "bytes": {"encoded": False},
+    "images": {},
+    "flipped": {"random_flip": True, "random_vertical_flip": True, "encoded": False},
+    "cut": {"frame_size": (5, 6), "resize": "crop", "random_crop": True, "random_flip": True},
+    "covered": {"frame_size": (5, 5), "resize": "cover", "random_crop": True},
+    "stretched": {"frame_size": (4, 6)},
+    "grey": {"num_channels": 1, "encoded": False},
+    "kelvin": {"normalizer": FrameNormalizer.from_range(0, 300), "clip_step": 2},
+    "vectors": {"vectors": ["x"], "stride": 2},
+    "padded": {"num_frames": 9, "pad_short": True, "vectors": ["x"]},
+}
+
+
+@pytest.mark.parametrize("name", BATCH_OPTIONS)
+def test_a_batch_is_its_items_stacked_to_the_last_bit(name):
+    vectors = {f"v{number}": np.random.RandomState(number).rand(7 + number, 2) for number in range(4)}
+    videos = {video: noise_video(len(rows), seed=number) for number, (video, rows) in enumerate(vectors.items())}
+    dataset = ClipDataset(MemoryReader(vectors, **videos), **{"num_frames": 3, **BATCH_OPTIONS[name]})
+    samples = [(5, 2), (5, 0), (6, 3), (6, 2)]
+    batch, expected = dataset[samples], default_collate([dataset[sample] for sample in samples])
+    assert batch.keys() == expected.keys()
+    for key, values in expected.items():
+        assert batch[key].dtype == values.dtype and torch.equal(batch[key], values)
+    dataset.set_epoch(6)
+    assert torch.equal(dataset[[3, 2 - len(dataset)]]["video"], batch["video"][2:])
+    with pytest.raises(IndexError):
+        dataset[[0, len(dataset)]]
+    with pytest.raises(ValueError, match="`index` must name at least one clip"):
+        dataset[[]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_loader_hands_on_whole_batches_of_all_epochs(num_workers):
+    dataset = ClipDataset(MemoryReader(**{name: noise_video(9, seed=ord(name)) for name in "abc"}), num_frames=2)
+    batches = EpochBatches(len(dataset), 2, seed=1)
+    loader = DataLoader(dataset, sampler=batches, batch_size=None, num_workers=num_workers)
+    for samples, batch in itertools.islice(zip(batches, loader), 6):
+        assert torch.equal(batch["video"], torch.stack([dataset[sample]["video"] for sample in samples]))
+
+
+def test_a_clip_in_a_batch_that_breaks_is_replaced_as_it_is_alone():
+    with pytest.warns(UserWarning, match="b is broken"):
+        batch = breaking_dataset(encoded=False)[[0, 1, 2, 3]]
+    with pytest.warns(UserWarning, match="b is broken"):
+        assert torch.equal(batch["video"][1], breaking_dataset(encoded=False)[1]["video"])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        noise_video(1),  # would be repeated
+        noise_video(2, size=(4, 4)),  # would be scaled
+        noise_video(2, num_channels=2),
+        noise_video(2).astype(np.float32),  # would be cut to whole numbers
+        noise_video(2)[0],
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"frame_size": (8, 10)}])
+def test_frames_that_are_not_what_the_video_began_with_are_not_bent_into_shape(frames, options):
+    class ChangingReader(MemoryReader):
+        def _read(self, video, window):
+            return frames if len(window) > 1 and video == 1 else super()._read(video, window)
+
+    dataset = ClipDataset(ChangingReader(a=noise_video(), b=noise_video()), num_frames=2, strict=True, **options)
+    with pytest.raises(
+        ValueError, match="b changes on the way: `reader` returned .* but says that it holds uint8, 3 x"
+    ):
+        dataset[1]
+
+
+def test_clips_do_not_share_memory_with_the_source():
+    video = noise_video(4)
+    dataset = ClipDataset(MemoryReader(v=video), num_frames=4, encoded=False)
+    dataset[0]["video"].zero_()
+    dataset[[0]]["video"].zero_()
+    assert np.array_equal(video, noise_video(4))
 
 
 # Every clip once
