@@ -58,9 +58,8 @@ import tarfile
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +67,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mcvd_diffusers.data import ClipDataset, ClipReader, VideoFileReader, open_reader
+from mcvd_diffusers.data import ClipDataset, ClipReader, EpochBatches, VideoFileReader, open_reader
 
 
-NUM_FRAMES, BATCH_SIZE, TURN_SECONDS = 16, 16, 0.1
+NUM_FRAMES, BATCH_SIZE = 16, 16
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -109,6 +108,10 @@ def _write_npy(folder: Path, videos: np.ndarray) -> None:
 def _write_npy_each(folder: Path, videos: np.ndarray) -> None:
     for number, video in enumerate(videos):
         np.save(folder / f"{number:03}.npy", video)
+
+
+def _write_npy_floats(folder: Path, videos: np.ndarray) -> None:
+    np.save(folder / "videos.npy", videos / np.float32(255))
 
 
 def _write_npz(folder: Path, videos: np.ndarray) -> None:
@@ -282,6 +285,12 @@ def _write_lerobot(folder: Path, videos: np.ndarray) -> None:
 FORMATS: dict[str, tuple[str, tuple[str, ...], Callable, Callable[[Path], ClipReader]]] = {
     "npy": ("npy, one array NTCHW", (), _write_npy, lambda path: open_reader(path, axes="NTCHW")),
     "npy-each": ("npy, one file a video", (), _write_npy_each, lambda path: open_reader(path, axes="TCHW")),
+    "npy-float": (
+        "npy, float32, one array NTCHW",
+        (),
+        _write_npy_floats,
+        lambda path: open_reader(path, axes="NTCHW"),
+    ),
     "npz": ("npz, one file a video", (), _write_npz, lambda path: open_reader(path, axes="TCHW")),
     "hdf5": ("HDF5, one array NTCHW", ("h5py",), _write_hdf5, lambda path: open_reader(path, axes="NTCHW")),
     "original": ("HDF5 of the original MCVD", ("h5py",), _write_original, open_reader),
@@ -347,12 +356,6 @@ class Recorder(ClipReader):
         return self.reader.read(*self.windows[-1])
 
 
-def read_owned(reader: ClipReader, window: tuple[int, int, int, int]) -> np.ndarray:
-    """A window in memory of its own."""
-    frames = reader.read(*window)
-    return frames if frames.flags.writeable and frames.flags.c_contiguous else frames.copy()
-
-
 def measure_overheads(reader: ClipReader, seconds: float) -> tuple[float, float, float]:
     """Seconds a clip of the reader, and what the data set adds to it with `encoded` `False` and `True`."""
     options = {"num_frames": NUM_FRAMES, "clip_step": 4, "seed": 0}
@@ -363,42 +366,45 @@ def measure_overheads(reader: ClipReader, seconds: float) -> tuple[float, float,
     for index in order:
         recorded[index]
     windows = dict(zip(order, recorder.windows, strict=True))
-    plain, floats = (ClipDataset(reader, encoded=encoded, **options) for encoded in (False, True))
-    ways = [lambda index: read_owned(reader, windows[index]), plain.__getitem__, floats.__getitem__]
+    batches = [order[first : first + BATCH_SIZE] for first in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE)]
 
-    started = time.perf_counter()
-    for index in order[:8]:
-        for way in ways:
-            way(index)
-    clip = (time.perf_counter() - started) / 24
-    size = max(1, min(64, round(TURN_SECONDS / clip / 3)))
-    times = [[], [], []]
-    started, turn = time.perf_counter(), 0
-    while time.perf_counter() - started < 3 * seconds or turn < 6:
-        first = turn * size % len(order)
-        indices = order[first : first + size]
-        for way in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0), (0, 2, 1), (1, 0, 2))[turn % 6]:
-            read, before = ways[way], time.perf_counter()
-            for index in indices:
-                read(index)
-            times[way].append((time.perf_counter() - before) / len(indices))
+    def read_alone(batch: list[int]) -> list[np.ndarray]:
+        # All clips of a batch have to be there at once, so the reader's are kept, too.
+        return [reader.read(*windows[index]) for index in batch]
+
+    alone, added = [], []
+    for encoded in (False, True):  # one after the other: floats would drive the bytes out of the caches
+        dataset = ClipDataset(reader, encoded=encoded, **options)
+        times = compare((read_alone, dataset.__getitem__), batches, seconds)
+        alone.append(statistics.median(times[0]))
+        added.append(statistics.median(b - a for a, b in zip(*times)))
+    return alone[0], *added
+
+
+def compare(
+    ways: Sequence[Callable[[list[int]], object]], batches: list[list[int]], seconds: float
+) -> list[list[float]]:
+    """Seconds a clip of each way of reading, which take turns of a batch; the first round of batches is not counted."""
+    times, started, turn = [[] for _ in ways], None, -len(batches)
+    while turn < 6 or time.perf_counter() - started < len(ways) * seconds:
+        if turn == 0 or started is None:
+            started = time.perf_counter()
+        batch = batches[turn % len(batches)]
+        for way in sorted(range(len(ways)), reverse=turn % 2 == 1):
+            before = time.perf_counter()
+            ways[way](batch)
+            after = time.perf_counter()
+            if turn >= 0:
+                times[way].append((after - before) / len(batch))
         turn += 1
-    alone = statistics.median(times[0])
-    return alone, *(statistics.median(b - a for a, b in zip(times[0], way)) for way in times[1:])
+    return times
 
 
 def measure_loader(reader: ClipReader, num_workers: int, seconds: float) -> float:
-    """Clips a second from a `DataLoader`, its start and first epoch's first batches left out."""
+    """Clips a second from a `DataLoader`, its start and first batches left out."""
     dataset = ClipDataset(reader, num_frames=NUM_FRAMES, clip_step=4, encoded=False)
-    loader = DataLoader(
-        dataset,
-        batch_size=min(BATCH_SIZE, len(dataset)),
-        shuffle=True,
-        drop_last=True,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-    )
-    batches = chain.from_iterable(repeat(loader))
+    samples = EpochBatches(len(dataset), BATCH_SIZE)
+    batches = iter(DataLoader(dataset, sampler=samples, batch_size=None, num_workers=num_workers))
     for _ in range(1 + 2 * num_workers):
         next(batches)
     num_clips, started = 0, time.perf_counter()
@@ -415,17 +421,15 @@ def compare_with_numpy(videos: np.ndarray, seconds: float) -> str:
         dataset = ClipDataset(reader, num_frames=NUM_FRAMES, clip_step=4, encoded=False)
         files, last = sorted(Path(folder).iterdir()), videos.shape[1] - NUM_FRAMES + 1
 
-        def by_numpy(index: int) -> None:
+        def by_numpy(index: int) -> np.ndarray:
             start = 7 * index % last
-            np.array(np.load(files[index % len(files)], mmap_mode="r")[start : start + NUM_FRAMES])
+            return np.load(files[index % len(files)], mmap_mode="r")[start : start + NUM_FRAMES]
 
-        times, started = ([], []), time.perf_counter()
-        while time.perf_counter() - started < 2 * seconds:
-            for ways, read in zip(times, (by_numpy, dataset.__getitem__)):
-                before = time.perf_counter()
-                for index in range(len(dataset))[:256]:
-                    read(index)
-                ways.append((time.perf_counter() - before) / min(256, len(dataset)))
+        batches = (
+            np.random.RandomState(0).permutation(len(dataset))[: 16 * BATCH_SIZE].reshape(-1, BATCH_SIZE).tolist()
+        )
+        ways = (lambda batch: np.stack([by_numpy(index) for index in batch]), dataset.__getitem__)
+        times = compare(ways, batches, seconds)
     numpy, ours = map(statistics.median, times)
     return (
         f'npy, one file a video: {1e6 * numpy:.0f} us a clip by np.load(mmap_mode="r") alone, {1e6 * ours:.0f} us by the data'

@@ -236,7 +236,7 @@ class FrameNormalizer:
         low, high, center, scale = self._columns(frames.device)
         if is_missing is not None:
             values = torch.where(is_missing, torch.tensor(self.nan_fill, device=values.device)[:, None, None], values)
-        values = (values.clamp(low, high) - center) / scale
+        values = values.clamp(low, high).sub_(center).div_(scale)
         return _append(values, is_missing) if self.has_mask_channel else values
 
     def decode(self, values: torch.Tensor) -> torch.Tensor:

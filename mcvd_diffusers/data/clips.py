@@ -29,6 +29,7 @@ Shapes: T frames, C channels, H height, W width, D entries of a vector.
 
 import hashlib
 import itertools
+import math
 import operator
 import struct
 import warnings
@@ -163,14 +164,15 @@ class SeededDataset(Dataset):
         if isinstance(index, list):
             if not index:
                 raise ValueError("`index` must name at least one clip but got an empty list.")
-            return self._draw_batch([self._resolve(one) for one in index])
-        epoch, index = self._resolve(index)
+            return self._draw_batch(self._resolve(index))
+        ((epoch, index),) = self._resolve([index])
         return self._draw(index, self.item_rng(epoch, index))
 
-    def _resolve(self, index: int | tuple[int, int]) -> tuple[int, int]:
-        """The epoch and the number, from 0, of a clip that exists."""
-        epoch, index = index if isinstance(index, tuple) else (self.epoch, index)
-        return epoch, range(len(self))[operator.index(index)]
+    def _resolve(self, indices: list[int | tuple[int, int]]) -> list[tuple[int, int]]:
+        """Epochs and numbers, from 0, of clips that exist."""
+        now, numbers = self.epoch, range(len(self))
+        samples = (index if isinstance(index, tuple) else (now, index) for index in indices)
+        return [(epoch, numbers[operator.index(index)]) for epoch, index in samples]
 
     def in_sequence(self, indices: Iterable[int], rng: np.random.RandomState) -> Iterator[dict[str, torch.Tensor]]:
         """
@@ -444,10 +446,12 @@ class ClipDataset(SeededDataset):
         # Beside copying a clip from memory every microsecond counts, so what can be known before is looked up there.
         self._num_starts = [self._count_starts(info) for info in self._infos]  # 0: padded
         groups = [1 if self.clip_step is None else max(1, -(-count // self.clip_step)) for count in self._num_starts]
+        self._group_size = self.clip_step or max(self._num_starts)
         self._first_clips = array("q", itertools.accumulate(groups, initial=0))  # of each video, and the end
         self._size = self.frame_size or (self._infos[0].height, self._infos[0].width)
         # Bytes only if all clips are: a batch cannot hold both, and in a mixture 1 would mean two things.
         self._are_bytes = all(map(self._stays_bytes, self._infos))
+        self._is_copied = self._are_bytes and not (random_flip or random_vertical_flip or vectors or pad_short)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -484,15 +488,41 @@ class ClipDataset(SeededDataset):
 
     def _draw(self, index: int, rng: KeyedDraws | np.random.RandomState) -> dict[str, torch.Tensor]:
         arrays = self._allocate()
-        self._fill(arrays, index, rng)
+        self._fill(arrays, *self._choose(index, rng), rng)
         return self._as_item(arrays)
 
     def _draw_batch(self, samples: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        # Straight into the memory of the batch: items of their own would have to be copied once more.
+        # Each clip goes straight into the memory of the batch. All are chosen, then read, then copied: what is copied
+        # drives the interpreter out of the processor's caches, and between copies the same code takes twice as long.
         arrays = self._allocate(len(samples))
-        for place, (epoch, index) in enumerate(samples):
-            self._fill({name: array[place] for name, array in arrays.items()}, index, self.item_rng(epoch, index))
+        streams = [self.item_rng(*sample) for sample in samples]
+        windows = [self._choose(index, rng) for (_, index), rng in zip(samples, streams)]
+        clips = [self._read_ahead(*window) for window in windows]
+        target, bytes_of_clip = arrays["video"], np.dtype(np.uint8) if self._is_copied else None
+        for place, frames in enumerate(clips):
+            if frames is not None and frames.dtype == bytes_of_clip and frames.shape == target.shape[1:]:
+                target[place] = frames
+            else:
+                item = {name: array[place] for name, array in arrays.items()}
+                self._fill(item, *windows[place], streams[place], frames)
         return self._as_item(arrays)
+
+    def _read_ahead(self, video: int, window: range) -> np.ndarray | None:
+        """The frames of a clip; `None` if they can not be read, which is dealt with where they are needed."""
+        try:
+            return self.reader._read(video, window)
+        except (OSError, ValueError):
+            return None
+
+    def _choose(self, index: int, rng: KeyedDraws | np.random.RandomState) -> tuple[int, range]:
+        """Video and frames of the clip with a number."""
+        place = bisect_right(self._first_clips, index) - 1
+        num_starts = self._num_starts[place]
+        start = (index - self._first_clips[place]) * self._group_size
+        if self.random_start and num_starts:
+            start += int(rng.randint(min(self._group_size, num_starts - start)))
+        count = self.num_frames if num_starts else -(-self._infos[place].num_frames // self.stride)
+        return self._videos[place], range(start, start + count * self.stride, self.stride)
 
     def _allocate(self, *batch: int) -> dict[str, np.ndarray]:
         """Memory for an item, or a batch of them, before `encode`."""
@@ -510,31 +540,56 @@ class ClipDataset(SeededDataset):
             item["video"] = self.normalizer.encode(item["video"])
         return item
 
-    def _fill(self, item: dict[str, np.ndarray], index: int, rng: KeyedDraws | np.random.RandomState) -> None:
-        """Writes the clip with a number, or one that stands in for it, into the memory of an item."""
+    def _fill(
+        self,
+        item: dict[str, np.ndarray],
+        video: int,
+        window: range,
+        rng: KeyedDraws | np.random.RandomState,
+        frames: np.ndarray | None = None,
+    ) -> None:
+        """Writes a clip, or one that stands in for it, into the memory of an item."""
         for _ in range(MAX_REPLACEMENTS):
-            place = bisect_right(self._first_clips, index) - 1
             try:
-                return self._fill_from(item, place, index - self._first_clips[place], rng)
+                # The window exists, so it is not checked once more; and what is read may be a view, which is copied.
+                frames = self.reader._read(video, window) if frames is None else frames
+                return self._write_item(item, frames, video, window, rng)
             except (OSError, ValueError) as error:
-                self._report_broken(self._videos[place], error)
+                self._report_broken(video, error)
                 # From the same stream, so the clip that stands in is a function of (seed, epoch, index), too.
-                index = rng.randint(len(self))
+                (video, window), frames = self._choose(rng.randint(len(self)), rng), None
         raise ValueError(f"`reader` gave {MAX_REPLACEMENTS} broken clips in a row, the last of {self.broken[-1]}.")
 
-    def _fill_from(
-        self, item: dict[str, np.ndarray], place: int, group: int, rng: KeyedDraws | np.random.RandomState
+    def _write_item(
+        self,
+        item: dict[str, np.ndarray],
+        frames: np.ndarray,
+        video: int,
+        window: range,
+        rng: KeyedDraws | np.random.RandomState,
     ) -> None:
-        video, num_starts = self._videos[place], self._num_starts[place]
-        first = group * self.clip_step if self.clip_step else 0
-        last = min(first + self.clip_step, num_starts) if self.clip_step else num_starts
-        start = first + int(rng.randint(last - first)) if self.random_start and num_starts else first
-        count = self.num_frames if num_starts else -(-self._infos[place].num_frames // self.stride)
+        count = len(window)
+        clip = item["video"][:count]
+        self._convert(clip, frames, video, rng)
+        if self.random_flip and rng.randint(2) == 1:
+            _flip(clip, -1)
+        if self.random_vertical_flip and rng.randint(2) == 1:
+            _flip(clip, -2)
+        for vector in self.vectors:
+            rows = self.reader.read_vector(video, vector, window.start, count, self.stride)
+            self._check_width(vector, rows)
+            item[vector][:count] = rows
+        if self.pad_short:
+            for array in item.values():
+                array[count:] = array[count - 1]
+            item["is_padding"][:] = np.arange(self.num_frames) >= count
 
-        # The window exists, so it is not checked once more; and what is read may be a view, which is copied here.
-        frames = self.reader._read(video, range(start, start + count * self.stride, self.stride))
-        clip, size = item["video"][:count], frames.shape[2:]
-        if frames.ndim != 4 or len(frames) != count or size != self._size and self.frame_size is None:
+    def _convert(
+        self, clip: np.ndarray, frames: np.ndarray, video: int, rng: KeyedDraws | np.random.RandomState
+    ) -> None:
+        """Writes frames of a reader in the size, the channels and the values of clips."""
+        size = frames.shape[2:]
+        if frames.ndim != 4 or len(frames) != len(clip) or size != self._size and self.frame_size is None:
             raise self._unlike_info(frames, video)
         scaled = size if size == self._size else self._scaled_size(*size)
         if scaled == size and frames.shape[1] in (1, self.num_channels):  # nothing to compute: one channel is repeated
@@ -544,18 +599,6 @@ class ClipDataset(SeededDataset):
         else:
             values = self._values(frames, video, self.num_channels)
             clip[:] = self._cut(values if scaled == size else _scale(values, scaled), video, rng).numpy()
-        if self.random_flip and rng.randint(2) == 1:
-            _flip(clip, -1)
-        if self.random_vertical_flip and rng.randint(2) == 1:
-            _flip(clip, -2)
-        for vector in self.vectors:
-            rows = self.reader.read_vector(video, vector, start, count, self.stride)
-            self._check_width(vector, rows)
-            item[vector][:count] = rows
-        if self.pad_short:
-            for array in item.values():
-                array[count:] = array[count - 1]
-            item["is_padding"][:] = np.arange(self.num_frames) >= count
 
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that frames are scaled to, before they are cut."""
@@ -586,8 +629,8 @@ class ClipDataset(SeededDataset):
             if is_image:
                 clip /= 255 if kind == np.uint8 else 65535
             return
-        low, high = torch.from_numpy(clip).aminmax()
-        if not low.isfinite() or not high.isfinite():  # NaN makes both NaN
+        low, high = map(float, torch.from_numpy(clip).aminmax())
+        if not math.isfinite(low) or not math.isfinite(high):  # NaN makes both NaN
             self._check_missing(clip, video)
         elif is_image and not (low >= 0 and high <= 1):
             raise ValueError(

@@ -302,8 +302,8 @@ class TarReader(ClipReader):
 
     def _array(self, video: int, member: int, array: StoredArray) -> np.ndarray:
         """An array as a view of its shard, to be copied at once."""
-        shard, offset, _ = self._place(video, member)
-        return self._open_shards.array(shard, array, offset)
+        shard = self._shards[self._samples[video][0]]
+        return self._open_shards.array(shard, array, start=self._members[1][member])
 
     def _load_json(self, video: int, member: int) -> object:
         shard, offset, size = self._place(video, member)
