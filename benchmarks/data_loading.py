@@ -5,47 +5,49 @@
 The same RGB videos are written in each format, into a temporary folder, and windows of 16 frames are read at random.
 
     disk              what the format takes, in 10^6 bytes
-    reader            `reader.read` of a window, in clips/s. Where that is a view of a file or of a cache, a copy of it
-                      is counted, too: nothing has been read before, and training needs bytes of its own
-    encoded=False     what `ClipDataset(..., encoded=False)` takes for the same windows beyond that: microseconds a
-                      clip, and share of the reader's time. `train_mcvd.py` loads so
+    reader            `reader.read` of 16 windows, whose clips are all kept, in clips/s
+    encoded=False     what a batch of `ClipDataset(..., encoded=False)` takes for the same windows beyond that: microseconds
+                      a clip, and share of the reader's time. `train_mcvd.py` loads so
     encoded=True      the same where values become float32 in [-1, 1] at once
     0 and 2 workers   a `DataLoader` of `encoded=False` in batches of 16, shuffled, in clips/s
 
-The three ways of reading take turns of a few clips, in an order that changes from turn to turn, so that what else the
-machine does hits them alike; overheads are medians of the differences within a turn, speeds of the time of a turn. All
-files are in the page cache: this measures decoding, not disks.
+Reader and data set take turns of a batch, first the one, then the other, so that what else the machine does hits them
+alike; overheads are medians of the differences within a turn, speeds of the time of a turn. All files are in the page cache:
+this measures decoding, not disks.
 
-Measured with `--seconds 2` on 2 CPU cores, of which another job took one, torch 2.13 with one thread a process:
+Measured with `--seconds 2` on 2 CPU cores, torch 2.13 with one thread a process:
 
-    format                              MB   reader      encoded=False       encoded=True  0 workers 2 workers
-    npy, one array NTCHW              78.6   27,825    +24 us    +65 %   +157 us   +437 %      9,592     2,114
-    npy, one file a video             78.7   24,376    +27 us    +65 %   +165 us   +403 %      9,800     2,515
-    npz, one file a video             77.3   32,056    +19 us    +60 %   +135 us   +433 %      9,033     2,368
-    HDF5, one array NTCHW             81.9    1,382    +55 us     +8 %   +223 us    +31 %      1,095       958
-    HDF5 of the original MCVD         81.1      186    +57 us     +1 %   +362 us     +7 %        177       216
-    mp4, PyAV                          1.1      196    +97 us     +2 %   +359 us     +7 %        156       248
-    mp4, key frame every 8, PyAV       1.8      273   +128 us     +4 %   +374 us    +10 %        288       271
-    mp4, torchcodec                    1.1      214   +101 us     +2 %   +402 us     +9 %        201       193
-    gif                               30.1      129    +70 us     +1 %   +413 us     +5 %        115       130
-    folders of png                    56.4      176   +146 us     +3 %   +399 us     +7 %         87        86
-    Zarr                              78.7      337    +36 us     +1 %   +511 us    +17 %        262       391
-    NetCDF                            81.9      178    +93 us     +2 %   +424 us     +8 %        215       306
-    tar of mp4                         1.1      186   +209 us     +4 %   +393 us     +7 %        188       194
-    tar of npy                        78.7    5,134    +38 us    +20 %   +175 us    +90 %      3,006     1,556
-    datasets, Video                    1.1      153   +159 us     +2 %   +425 us     +7 %        132       207
-    datasets, list of Image (png)     56.5      178    +94 us     +2 %   +446 us     +8 %        183       198
-    datasets, Array4D                 83.7    2,560    +40 us    +10 %   +186 us    +48 %      1,942     1,261
-    LeRobotDataset 3.0 (mp4)           4.2      265   +177 us     +5 %   +348 us     +9 %        206       249
+    format                              MB   reader    encoded=False      encoded=True  0 workers 2 workers
+    npy, one array NTCHW              78.6   25,760     -0 us   -1 %   +155 us  +400 %    20,266     3,498
+    npy, one file a video             78.7   21,266     -1 us   -2 %   +142 us  +302 %    19,898     3,919
+    npy, float32, one array NTCHW    314.6   10,478    +55 us  +58 %   +535 us  +561 %     4,768     1,217
+    npz, one file a video             77.3   35,443     -2 us   -6 %   +125 us  +443 %    21,086     3,679
+    HDF5, one array NTCHW             81.9    1,180    +29 us   +3 %   +177 us   +21 %     1,275     1,388
+    HDF5 of the original MCVD         81.1      147   +361 us   +5 %    +34 us    +0 %       127       256
+    mp4, PyAV                          1.1      171     +1 us   +0 %   +272 us    +5 %       170       308
+    mp4, key frame every 8, PyAV       1.8      251   +113 us   +3 %   +241 us    +6 %       187       346
+    mp4, torchcodec                    1.1      187   +162 us   +3 %   -253 us    -5 %       175       302
+    gif                               30.1      104   +823 us   +9 %   +551 us    +6 %       106       181
+    folders of png                    56.4      136   -102 us   -1 %    +36 us    +0 %       139       244
+    Zarr                              78.7      294    -60 us   -2 %   +208 us    +6 %       316       600
+    NetCDF                            81.9      252    +84 us   +2 %   +240 us    +6 %       280       461
+    tar of mp4                         1.1      204   +345 us   +7 %   +281 us    +6 %       166       290
+    tar of npy                        78.7   25,556     +2 us   +5 %   +142 us  +363 %    19,362     3,411
+    datasets, Video                    1.1      176    -19 us   -0 %   +272 us    +5 %       163       327
+    datasets, list of Image (png)     56.5      182   +110 us   +2 %   +103 us    +2 %       172       283
+    datasets, Array4D                 83.7    2,188     +0 us   +0 %   +115 us   +25 %     2,411     2,035
+    LeRobotDataset 3.0 (mp4)           4.2      268   +160 us   +4 %   +106 us    +3 %       250       268
 
-Speeds of two runs differ by a tenth to two thirds, most with 2 workers, since the cores are not alone; overheads of some
-hundred microseconds are within the noise of readers that take milliseconds. What the data set adds is some 20 to 40
-microseconds where it can be told: under 15 % of every reader that decodes or opens something. It is more, 60 %, where the
-file lies in memory already and a clip is a copy of 200 kB (npy, npz), and 20 % for arrays in a tar. (These readers look a
-file's header up once. `np.load(mmap_mode="r")` of each window, the plain way, took 418 microseconds in a run in which the
-data set took 65 for the same.) There, workers only
-cost: a batch goes through their pipe slower than it is made. Conversion to float32 takes another 130 to 300 microseconds,
-which is why training does it on its device.
+Speeds of two runs differ by a tenth to two thirds, since the cores are shared, and overheads of some hundred microseconds
+are within the noise of readers that take milliseconds. What the data set itself does takes 5 microseconds a clip: it
+chooses the windows of a batch, has the reader hand out views where it can, and copies them into the memory of the batch,
+which spares the reader its own copies. (`np.load(mmap_mode="r")` of each window and `np.stack`, the plain way, took 292
+microseconds a clip in a run in which the data set took 63.)
+
+Two things cost more than reading does where a clip is a copy of memory. Floating point values are looked at, each of
+them, for infinities, missing values and, in images, their range: 55 microseconds for the 196,608 of a clip. And
+`encoded=True` computes four times as many bytes as there were: training does that on its device. Workers only cost
+there, too: a batch goes through their pipe slower than it is made.
 """
 
 import argparse
