@@ -545,6 +545,10 @@ def test_trains_on_the_original_codes_files_in_their_published_split(tmp_path):
     train, held_out = train_mcvd.make_datasets(train_mcvd.parse_args(flags(tmp_path / "again", **options)), 5)
     assert len(train) == 6 and [held_out.reader.name(video) for video in range(2)] == ["shard_0001/6", "shard_0001/16"]
     assert train.random_flip and train.random_crop and not held_out.random_flip and not held_out.random_crop
+    # All flags stand in the settings of a run, at their defaults, too, and start another.
+    again = [str(tmp_path / "out" / "training_settings.yaml"), "--output_dir", str(tmp_path / "again")]
+    replayed, _ = train_mcvd.make_datasets(train_mcvd.parse_args(again), 5)
+    assert torch.equal(replayed[3]["video"], train[3]["video"])
 
 
 @pytest.mark.parametrize(
@@ -628,6 +632,12 @@ def test_trains_on_kelvin_with_missing_values_and_predicts_kelvin(normalization,
         )
     )
     assert MCVDPipeline.from_pretrained(more).normalizer == pipe.normalizer
+    # Published splits are images.
+    images = write_hdf5(tmp_path / "images" / "shard_0001.hdf5", 26, num_train=6, num_test=20)
+    options = {"train_data_dir": images, "pretrained_model_name_or_path": str(folder)}
+    settings = train_mcvd.parse_args(flags(tmp_path / "other", ["max_train_steps"], **options))
+    with pytest.raises(ValueError, match="in other units than the images of --train_data_dir"):
+        train_mcvd.make_datasets(settings, 5)
 
 
 def write_parquet(folder, num_videos=12):

@@ -341,8 +341,8 @@ class ClipDataset(SeededDataset):
         random_crop (`bool`, *optional*, defaults to `False`):
             Whether the part that `"cover"` and `"crop"` keep is anywhere, or in the middle.
         num_channels (`int`, *optional*):
-            Channels of the clips before any mask. By default those of the videos, which must then agree. Other numbers can be made from 3 to 1,
-            by the ITU-R 601 luma (Pillow's `"L"`, without its rounding), and from 1 to any number, by repetition.
+            Channels of the clips before any mask. By default those of the videos, which must then agree. 1 is also made from
+            3, by the ITU-R 601 luma (Pillow's `"L"`, without its rounding), and any number from 1, by repetition.
         stride (`int`, *optional*, defaults to 1):
             Frames of the video from one frame of the clip to the next.
         clip_step (`int`, *optional*):
