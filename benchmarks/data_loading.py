@@ -67,7 +67,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from mcvd_diffusers.data import ClipDataset, ClipReader, EpochBatches, VideoFileReader, open_reader
 
@@ -105,6 +105,10 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 def _write_npy(folder: Path, videos: np.ndarray) -> None:
     np.save(folder / "videos.npy", videos)
+
+
+def _write_npy_channels_last(folder: Path, videos: np.ndarray) -> None:
+    np.save(folder / "videos.npy", videos.transpose(0, 1, 3, 4, 2))
 
 
 def _write_npy_each(folder: Path, videos: np.ndarray) -> None:
@@ -286,6 +290,12 @@ def _write_lerobot(folder: Path, videos: np.ndarray) -> None:
 # Name: what it is, packages, how it is written, how it is opened.
 FORMATS: dict[str, tuple[str, tuple[str, ...], Callable, Callable[[Path], ClipReader]]] = {
     "npy": ("npy, one array NTCHW", (), _write_npy, lambda path: open_reader(path, axes="NTCHW")),
+    "npy-last": (
+        "npy, one array NTHWC",
+        (),
+        _write_npy_channels_last,
+        lambda path: open_reader(path, axes="NTHWC"),
+    ),
     "npy-each": ("npy, one file a video", (), _write_npy_each, lambda path: open_reader(path, axes="TCHW")),
     "npy-float": (
         "npy, float32, one array NTCHW",
@@ -358,8 +368,8 @@ class Recorder(ClipReader):
         return self.reader.read(*self.windows[-1])
 
 
-def measure_overheads(reader: ClipReader, seconds: float) -> tuple[float, float, float]:
-    """Seconds a clip of the reader, and what the data set adds to it with `encoded` `False` and `True`."""
+def measure_overheads(reader: ClipReader, seconds: float) -> list[tuple[float, float]]:
+    """Seconds a clip of the reader, and what the data set adds to them: by the batch, by the item, and encoded."""
     options = {"num_frames": NUM_FRAMES, "clip_step": 4, "seed": 0}
     recorder = Recorder(reader)
     recorded = ClipDataset(recorder, **options)
@@ -374,13 +384,16 @@ def measure_overheads(reader: ClipReader, seconds: float) -> tuple[float, float,
         # All clips of a batch have to be there at once, so the reader's are kept, too.
         return [reader.read(*windows[index]) for index in batch]
 
-    alone, added = [], []
-    for encoded in (False, True):  # one after the other: floats would drive the bytes out of the caches
-        dataset = ClipDataset(reader, encoded=encoded, **options)
-        times = compare((read_alone, dataset.__getitem__), batches, seconds)
-        alone.append(statistics.median(times[0]))
-        added.append(statistics.median(b - a for a, b in zip(*times)))
-    return alone[0], *added
+    def of_items(batch: list[int]) -> dict[str, torch.Tensor]:
+        return default_collate([plain[index] for index in batch])
+
+    plain, floats = (ClipDataset(reader, encoded=encoded, **options) for encoded in (False, True))
+    results = []
+    for way in (plain.__getitem__, of_items, floats.__getitem__):  # each with the reader alone: they share the caches
+        times = compare((read_alone, way), batches, seconds)
+        alone, added = statistics.median(times[0]), statistics.median(b - a for a, b in zip(*times))
+        results.append((alone, added))
+    return results
 
 
 def compare(
@@ -392,7 +405,8 @@ def compare(
         if turn == 0 or started is None:
             started = time.perf_counter()
         batch = batches[turn % len(batches)]
-        for way in sorted(range(len(ways)), reverse=turn % 2 == 1):
+        is_reversed = (turn + turn // len(batches)) % 2 == 1  # so that each batch is met in either order
+        for way in sorted(range(len(ways)), reverse=is_reversed):
             before = time.perf_counter()
             ways[way](batch)
             after = time.perf_counter()
@@ -451,13 +465,12 @@ def measure(folder: Path, name: str, videos: np.ndarray, seconds: float) -> str:
         return f"not installed: {', '.join(missing)}"
     write(folder, videos)
     reader = read(folder)
-    alone, plain, floats = measure_overheads(reader, seconds)
+    overheads = measure_overheads(reader, seconds)
     loaders = [measure_loader(reader, num_workers, seconds) for num_workers in (0, 2)]
     cells = [
         f"{_disk_usage(folder) / 1e6:6.1f} MB",
-        f"{1 / alone:8,.0f}",
-        f"{1e6 * plain:+7.0f} us {plain / alone:+6.1%}",
-        f"{1e6 * floats:+7.0f} us {floats / alone:+6.1%}",
+        f"{1 / overheads[0][0]:8,.0f}",
+        *(f"{1e6 * added:+6.0f} us {added / alone:+6.1%}" for alone, added in overheads),
         *(f"{speed:9,.0f}" for speed in loaders),
     ]
     return "  ".join(cells)
@@ -478,9 +491,11 @@ def main() -> None:
     torch.set_num_threads(1)  # as a worker of a DataLoader
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
     print(f"{args.videos} videos of {args.frames} frames, {args.size}x{args.size} RGB; clips of {NUM_FRAMES}\n")
-    titles = ("format", "disk", "reader", "encoded=False adds", "encoded=True adds", "0 workers", "2 workers")
+    titles = ("batch adds", "items add", "encoded adds")
     print(
-        f"{titles[0]:<30}  {titles[1]:>9}  {titles[2]:>8}  {titles[3]:>18}  {titles[4]:>18}  {titles[5]}  {titles[6]}"
+        f"{'format':<30}  {'disk':>9}  {'reader':>8}  "
+        + "  ".join(f"{title:>16}" for title in titles)
+        + "  0 workers  2 workers"
     )
     videos = make_videos(args.videos, args.frames, args.size)
     for name in args.formats:

@@ -354,25 +354,29 @@ class MappedFiles:
             start (`int`, *optional*, defaults to 0): First byte of the array's own file within this one.
 
         Returns:
-            `np.ndarray`: A view, to be copied before the file can change.
+            `np.ndarray`: A view, to be copied at once.
 
         Raises:
             `OSError` or `ValueError`: If the file has become too short, or is gone.
         """
         offset = start + array.offset
+        end = offset + math.prod(array.shape) * array.dtype.itemsize
         try:
-            check_not_shrunk(file, offset + math.prod(array.shape) * array.dtype.itemsize)
+            check_not_shrunk(file, end)
         except ValueError:
             self._maps.pop(file, None)
             raise
-        if file not in self._maps:
+        if len(self._maps.get(file, ())) < end:  # not open yet, or opened while the file was shorter
             with errors_naming(file, ValueError), file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if len(self._maps) > MAX_OPEN_FILES:
                 self._maps.popitem(last=False)  # closed when the last view of it goes
         self._maps.move_to_end(file)
         order = "F" if array.is_fortran else "C"
-        return np.ndarray(array.shape, array.dtype, self._maps[file], offset, order=order)
+        try:
+            return np.ndarray(array.shape, array.dtype, self._maps[file], offset, order=order)
+        except TypeError as error:
+            raise ValueError(f"{file} has shrunk while it was opened: {error}. Copy it again.") from error
 
 
 class StoredArrayReader(ClipReader):

@@ -488,31 +488,33 @@ class ClipDataset(SeededDataset):
 
     def _draw(self, index: int, rng: KeyedDraws | np.random.RandomState) -> dict[str, torch.Tensor]:
         arrays = self._allocate()
-        self._fill(arrays, *self._choose(index, rng), rng)
+        video, window = self._choose(index, rng)
+        self._fill(arrays, self._read(video, window), video, window, rng)
         return self._as_item(arrays)
 
     def _draw_batch(self, samples: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        # Each clip goes straight into the memory of the batch. All are chosen, then read, then copied: what is copied
-        # drives the interpreter out of the processor's caches, and between copies the same code takes twice as long.
+        # Each clip goes straight into the memory of the batch. All are chosen before any is read: what is copied drives
+        # the interpreter out of the processor's caches, and between copies the same code takes twice as long.
         arrays = self._allocate(len(samples))
         streams = [self.item_rng(*sample) for sample in samples]
         windows = [self._choose(index, rng) for (_, index), rng in zip(samples, streams)]
-        clips = [self._read_ahead(*window) for window in windows]
-        target, bytes_of_clip = arrays["video"], np.dtype(np.uint8) if self._is_copied else None
-        for place, frames in enumerate(clips):
-            if frames is not None and frames.dtype == bytes_of_clip and frames.shape == target.shape[1:]:
-                target[place] = frames
+        clips, is_copied = arrays["video"], self._is_copied
+        shape = clips.shape[1:]
+        for place, (video, window) in enumerate(windows):
+            frames = self._read(video, window)
+            if is_copied and type(frames) is np.ndarray and frames.dtype == np.uint8 and frames.shape == shape:
+                clips[place] = frames  # what training data are most of the time, so that it is worth its own lines
             else:
                 item = {name: array[place] for name, array in arrays.items()}
-                self._fill(item, *windows[place], streams[place], frames)
+                self._fill(item, frames, video, window, streams[place])
         return self._as_item(arrays)
 
-    def _read_ahead(self, video: int, window: range) -> np.ndarray | None:
-        """The frames of a clip; `None` if they can not be read, which is dealt with where they are needed."""
+    def _read(self, video: int, window: range) -> np.ndarray | Exception:
+        """The frames of a clip, or why there are none; perhaps a view, so they are copied before the next are read."""
         try:
-            return self.reader._read(video, window)
-        except (OSError, ValueError):
-            return None
+            return self.reader._read(video, window)  # the window exists, so it is not checked once more
+        except (OSError, ValueError) as error:
+            return error
 
     def _choose(self, index: int, rng: KeyedDraws | np.random.RandomState) -> tuple[int, range]:
         """Video and frames of the clip with a number."""
@@ -543,21 +545,22 @@ class ClipDataset(SeededDataset):
     def _fill(
         self,
         item: dict[str, np.ndarray],
+        frames: np.ndarray | Exception,
         video: int,
         window: range,
         rng: KeyedDraws | np.random.RandomState,
-        frames: np.ndarray | None = None,
     ) -> None:
-        """Writes a clip, or one that stands in for it, into the memory of an item."""
+        """Writes the clip that was read, or one that stands in for it, into the memory of an item."""
         for _ in range(MAX_REPLACEMENTS):
             try:
-                # The window exists, so it is not checked once more; and what is read may be a view, which is copied.
-                frames = self.reader._read(video, window) if frames is None else frames
+                if isinstance(frames, Exception):
+                    raise frames
                 return self._write_item(item, frames, video, window, rng)
             except (OSError, ValueError) as error:
                 self._report_broken(video, error)
                 # From the same stream, so the clip that stands in is a function of (seed, epoch, index), too.
-                (video, window), frames = self._choose(rng.randint(len(self)), rng), None
+                video, window = self._choose(rng.randint(len(self)), rng)
+                frames = self._read(video, window)
         raise ValueError(f"`reader` gave {MAX_REPLACEMENTS} broken clips in a row, the last of {self.broken[-1]}.")
 
     def _write_item(
@@ -592,11 +595,12 @@ class ClipDataset(SeededDataset):
         if frames.ndim != 4 or len(frames) != len(clip) or size != self._size and self.frame_size is None:
             raise self._unlike_info(frames, video)
         scaled = size if size == self._size else self._scaled_size(*size)
-        if scaled == size and frames.shape[1] in (1, self.num_channels):  # nothing to compute: one channel is repeated
+        is_fitting = frames.shape[1] in (1, self.num_channels)  # one channel is repeated
+        if is_fitting and (size == self._size or scaled == size and self._are_bytes):
             self._write(clip, self._cut(frames, video, rng), video)
         elif self._are_bytes or not _can_become(frames.shape[1], self.num_channels):
             raise self._unlike_info(frames, video)
-        else:
+        else:  # values are looked at before some of them are cut off: a video is broken or not, wherever it is cut
             values = self._values(frames, video, self.num_channels)
             clip[:] = self._cut(values if scaled == size else _scale(values, scaled), video, rng).numpy()
 

@@ -277,6 +277,17 @@ def test_what_was_read_stays_when_the_file_changes(tmp_path):
     assert np.array_equal(frames, array[1:3])
 
 
+def test_a_file_that_was_too_short_is_read_once_it_is_whole(tmp_path):
+    array = noise(40, 3, 64, 64)
+    path = write(tmp_path / "a.npy", array)
+    reader, content = ArrayReader(path, axes="TCHW"), path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="has shrunk since it was opened"):
+        reader.read(0, 1, 2)
+    path.write_bytes(content)
+    assert np.array_equal(reader.read(0, 38, 2), array[38:])
+
+
 def read_sum(arguments) -> int:
     reader, video = arguments
     return int(reader.read(video, 1, 2, 2).sum())

@@ -556,15 +556,24 @@ BATCH_OPTIONS = {
     "stretched": {"frame_size": (4, 6)},
     "grey": {"num_channels": 1, "encoded": False},
     "kelvin": {"normalizer": FrameNormalizer.from_range(0, 300), "clip_step": 2},
+    "missing": {
+        "normalizer": FrameNormalizer.from_range(0, 300, nan_fill=0, has_mask_channel=True),
+        "random_flip": True,
+    },
     "vectors": {"vectors": ["x"], "stride": 2},
     "padded": {"num_frames": 9, "pad_short": True, "vectors": ["x"]},
 }
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f2", "f4", "f8", ">f8"])
 @pytest.mark.parametrize("name", BATCH_OPTIONS)
-def test_a_batch_is_its_items_stacked_to_the_last_bit(name):
+def test_a_batch_is_its_items_stacked_to_the_last_bit(name, dtype):
     vectors = {f"v{number}": np.random.RandomState(number).rand(7 + number, 2) for number in range(4)}
     videos = {video: noise_video(len(rows), seed=number) for number, (video, rows) in enumerate(vectors.items())}
+    if dtype != "u1":
+        videos = {video: (frames / (255 if "f" in dtype else 1)).astype(dtype) for video, frames in videos.items()}
+    if name == "missing" and "f" in dtype:
+        videos = {video: np.where(frames < 0.3, np.nan, frames).astype(dtype) for video, frames in videos.items()}
     dataset = ClipDataset(MemoryReader(vectors, **videos), **{"num_frames": 3, **BATCH_OPTIONS[name]})
     samples = [(5, 2), (5, 0), (6, 3), (6, 2)]
     batch, expected = dataset[samples], default_collate([dataset[sample] for sample in samples])
@@ -593,6 +602,38 @@ def test_a_clip_in_a_batch_that_breaks_is_replaced_as_it_is_alone():
         batch = breaking_dataset(encoded=False)[[0, 1, 2, 3]]
     with pytest.warns(UserWarning, match="b is broken"):
         assert torch.equal(batch["video"][1], breaking_dataset(encoded=False)[1]["video"])
+
+
+def test_what_fails_now_and_then_is_counted_in_a_batch_as_it_is_alone():
+    class FlakyReader(MemoryReader):
+        num_reads = 0
+
+        def _read(self, video, window):
+            self.num_reads += 1
+            if video == 1 and len(window) == 2 and self.num_reads % 2 == 1:
+                raise OSError("the server is busy")
+            return super()._read(video, window)
+
+    datasets = [ClipDataset(FlakyReader(a=noise_video(), b=noise_video(seed=1)), num_frames=2) for _ in range(2)]
+    with pytest.warns(UserWarning, match="b is broken, other clips take its place: the server is busy"):
+        for dataset in datasets:
+            dataset.reader.num_reads = 0
+        batch, alone = datasets[0][[1]]["video"][0], datasets[1][1]["video"]
+    assert torch.equal(batch, alone) and [dataset.broken for dataset in datasets] == [["b"], ["b"]]
+    assert [dataset.reader.num_reads for dataset in datasets] == [2, 2]
+
+
+def test_values_that_are_cut_off_are_looked_at_as_well():
+    video = noise_video(6) / 255
+    video[3:, 0, 0, 0] = np.inf  # a corner, which no crop in the middle sees
+    options = {"num_frames": 3, "frame_size": (4, 4), "resize": "crop", "random_start": False, "clip_step": 3}
+    with pytest.warns(UserWarning, match="Skipped 1 of 2"):  # the frames that the constructor looks at
+        ClipDataset(MemoryReader(a=video, b=noise_video(6) / 255), **options)
+    video[5] = 0.5
+    video[3] = 0.5
+    dataset = ClipDataset(MemoryReader(a=video, b=noise_video(6) / 255), strict=True, **options)
+    with pytest.raises(ValueError, match="a holds infinite values"):
+        dataset[[1]]
 
 
 @pytest.mark.parametrize(
@@ -624,6 +665,17 @@ def test_clips_do_not_share_memory_with_the_source():
     dataset[0]["video"].zero_()
     dataset[[0]]["video"].zero_()
     assert np.array_equal(video, noise_video(4))
+
+
+def test_vectors_that_change_their_length_on_the_way_are_broken():
+    class ChangingReader(MemoryReader):
+        def _read_vector(self, video, name, window):
+            return np.zeros((len(window), 1 if window.start and video else 2))
+
+    dataset = ClipDataset(ChangingReader(a=noise_video(), b=noise_video()), num_frames=2, vectors=["x"], clip_step=2)
+    with pytest.warns(UserWarning, match="`x` has 1 entries where those before have 2"):
+        dataset[list(range(len(dataset)))]
+    assert dataset.broken == ["b"]
 
 
 # Every clip once

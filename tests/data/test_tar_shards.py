@@ -327,6 +327,21 @@ def test_a_shard_that_shrinks_after_it_was_opened_is_named(tmp_path, size):
     np.testing.assert_array_equal(kept, frames.transpose(0, 3, 1, 2))
 
 
+def test_a_shard_that_was_too_short_is_read_once_it_is_whole(tmp_path):
+    arrays = [noise(40), noise(40)[::-1]]
+    members = {f"{name}.npy": npy(array) for name, array in zip("ab", arrays)}
+    file = write_tar(tmp_path / "a.tar", members)
+    reader, content = TarReader(file, axes="THWC"), file.read_bytes()
+    for number in range(2):
+        reader.info(number)
+    os.truncate(file, 512 + len(members["a.npy"]))
+    assert np.array_equal(read_all(reader, 0), arrays[0].transpose(0, 3, 1, 2))  # opens the file as it is
+    with pytest.raises(ValueError, match="has shrunk since it was opened"):
+        read_all(reader, 1)
+    file.write_bytes(content)
+    assert np.array_equal(read_all(reader, 1), arrays[1].transpose(0, 3, 1, 2))
+
+
 def test_masks_are_floating_point_0_and_1(tmp_path):
     masks = noise(4)[..., 0] > 100
     reader = TarReader(write_tar(tmp_path / "a.tar", {"a.npy": npy(masks)}), axes="THW")
