@@ -64,7 +64,7 @@ MAX_NPY_HEADER_BYTES = 12 * 2**10
 # Reasons can be long.
 MAX_REASONS_IN_MESSAGE = 3
 
-_ZIP_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_ZIP_ERRORS = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -332,17 +332,21 @@ def describe_arrays(arrays: Iterable[StoredArray]) -> str:
 
 class MappedFiles:
     """
-    Files as read-only memory; the ones used last stay open. A copy in another process begins with none.
+    Arrays in files as read-only memory; the files used last stay open. A copy in another process begins with none open.
+
+    A file that changes is opened again: as long as its header says what it said, its new values are as good as the old.
     """
 
     def __init__(self):
-        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+        self._maps: OrderedDict[Path, tuple[tuple[int, ...], mmap.mmap]] = OrderedDict()
+        # By which a change is noticed, inode, size and time: of the file when the header at a place was right.
+        self._stamps: dict[tuple[Path, int], tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._maps)
 
     def __getstate__(self) -> dict:
-        return {"_maps": OrderedDict()}
+        return {"_maps": OrderedDict(), "_stamps": self._stamps}
 
     def array(self, file: Path, array: StoredArray, start: int = 0) -> np.ndarray:
         """
@@ -357,26 +361,55 @@ class MappedFiles:
             `np.ndarray`: A view, to be copied at once.
 
         Raises:
-            `OSError` or `ValueError`: If the file has become too short, or is gone.
+            `OSError` or `ValueError`: If the file is gone or has become too short, or holds another array now.
         """
         offset = start + array.offset
-        end = offset + math.prod(array.shape) * array.dtype.itemsize
+        num_bytes = math.prod(array.shape) * array.dtype.itemsize
         try:
-            check_not_shrunk(file, end)
+            status = check_not_shrunk(file, offset + num_bytes)
         except ValueError:
             self._maps.pop(file, None)
             raise
-        if len(self._maps.get(file, ())) < end:  # not open yet, or opened while the file was shorter
+        stamp = status.st_ino, status.st_size, status.st_mtime_ns
+        if self._stamps.get((file, start)) != stamp:
+            if (file, start) in self._stamps:
+                with errors_naming(file, ValueError), file.open("rb") as stream:
+                    stream.seek(start)
+                    head = stream.read(min(MAX_NPY_HEADER_BYTES, array.offset))
+                    found = _parse_npy(head, array.offset + num_bytes, name="", label="it has changed, and now")
+                    check_same_array(found, array)
+            self._stamps[file, start] = stamp
+        if file not in self._maps or self._maps[file][0] != stamp:
             with errors_naming(file, ValueError), file.open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[file] = stamp, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if len(self._maps) > MAX_OPEN_FILES:
                 self._maps.popitem(last=False)  # closed when the last view of it goes
         self._maps.move_to_end(file)
         order = "F" if array.is_fortran else "C"
         try:
-            return np.ndarray(array.shape, array.dtype, self._maps[file], offset, order=order)
+            return np.ndarray(array.shape, array.dtype, self._maps[file][1], offset, order=order)
         except TypeError as error:
             raise ValueError(f"{file} has shrunk while it was opened: {error}. Copy it again.") from error
+
+
+def check_same_array(found, array: StoredArray) -> None:
+    """
+    Checks that what is found in a file is what was found there at first.
+
+    Args:
+        found: What has a `shape` and a `dtype`, and perhaps an `offset` and an order, as a [`StoredArray`] has.
+        array ([`StoredArray`]): What its header said at first.
+
+    Raises:
+        `ValueError`: If they differ.
+    """
+    is_moved = isinstance(found, StoredArray) and (found.offset, found.is_fortran) != (array.offset, array.is_fortran)
+    if found.shape != array.shape or found.dtype != array.dtype or is_moved:
+        where = f"`{array.name}` has" if array.name else "it has"
+        raise ValueError(
+            f"{where} changed since the file was first opened, from {array.dtype} of shape {array.shape} to {found.dtype} of "
+            f"shape {found.shape}. Start again, and do not write to files that are being read."
+        )
 
 
 class StoredArrayReader(ClipReader):
@@ -575,7 +608,10 @@ class ArrayReader(StoredArrayReader):
             return [self._unpack(file, array)[index] for array, index in windows]
         check_regular_file(file)
         with _open_hdf5(file) as root:
-            return [_open_dataset(root, array.name, file)[index] for array, index in windows]
+            datasets = [_open_dataset(root, array.name, file) for array, _ in windows]
+            for dataset, (array, _) in zip(datasets, windows):
+                check_same_array(dataset, array)
+            return [dataset[index] for dataset, (_, index) in zip(datasets, windows)]
 
     def _unpack(self, file: Path, array: StoredArray) -> np.ndarray:
         """An array of an `.npz`; the last ones are kept, since the next clip is often of the same."""
@@ -587,6 +623,7 @@ class ArrayReader(StoredArrayReader):
         with errors_naming(file, *_ZIP_ERRORS), zipfile.ZipFile(file) as archive:
             with archive.open(f"{array.name}.npy") as stream:
                 values = np.lib.format.read_array(stream, allow_pickle=False)
+            check_same_array(values, array)
         values.flags.writeable = False
         if values.nbytes <= MAX_CACHED_BYTES:
             self._unpacked[key] = values

@@ -27,6 +27,7 @@ may be smaller). Each clip draws its start from its group, so every start can co
 Shapes: T frames, C channels, H height, W width, D entries of a vector.
 """
 
+import errno
 import hashlib
 import itertools
 import math
@@ -53,6 +54,9 @@ LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 
 # How often another clip is tried in the place of a broken one, before the data set is given up.
 MAX_REPLACEMENTS = 100
+
+# Open files and memory: what has run out is not the fault of the video that is read just then.
+LACKS_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _KEY = struct.Struct("<3Q")
 
@@ -171,8 +175,13 @@ class SeededDataset(Dataset):
     def _resolve(self, indices: list[int | tuple[int, int]]) -> list[tuple[int, int]]:
         """Epochs and numbers, from 0, of clips that exist."""
         now, numbers = self.epoch, range(len(self))
-        samples = (index if isinstance(index, tuple) else (now, index) for index in indices)
-        return [(epoch, numbers[operator.index(index)]) for epoch, index in samples]
+        samples = [index if isinstance(index, tuple) else (now, index) for index in indices]
+        for sample in samples:
+            if len(sample) != 2 or not 0 <= operator.index(sample[0]) < 2**63:
+                raise ValueError(
+                    f"`index` must be a number, or an epoch from 0 to 2^63 - 1 and a number, got {sample}."
+                )
+        return [(int(epoch), numbers[operator.index(index)]) for epoch, index in samples]
 
     def in_sequence(self, indices: Iterable[int], rng: np.random.RandomState) -> Iterator[dict[str, torch.Tensor]]:
         """
@@ -551,17 +560,20 @@ class ClipDataset(SeededDataset):
         rng: KeyedDraws | np.random.RandomState,
     ) -> None:
         """Writes the clip that was read, or one that stands in for it, into the memory of an item."""
-        for _ in range(MAX_REPLACEMENTS):
+        for attempt in range(MAX_REPLACEMENTS):
             try:
                 if isinstance(frames, Exception):
                     raise frames
                 return self._write_item(item, frames, video, window, rng)
             except (OSError, ValueError) as error:
                 self._report_broken(video, error)
+                if attempt == MAX_REPLACEMENTS - 1:
+                    raise ValueError(
+                        f"`reader` gave {MAX_REPLACEMENTS} broken clips in a row, the last of {self.reader.name(video)}: {error}"
+                    ) from error
                 # From the same stream, so the clip that stands in is a function of (seed, epoch, index), too.
                 video, window = self._choose(rng.randint(len(self)), rng)
                 frames = self._read(video, window)
-        raise ValueError(f"`reader` gave {MAX_REPLACEMENTS} broken clips in a row, the last of {self.broken[-1]}.")
 
     def _write_item(
         self,
@@ -591,6 +603,16 @@ class ClipDataset(SeededDataset):
         self, clip: np.ndarray, frames: np.ndarray, video: int, rng: KeyedDraws | np.random.RandomState
     ) -> None:
         """Writes frames of a reader in the size, the channels and the values of clips."""
+        if (
+            not isinstance(frames, np.ndarray)
+            or isinstance(frames, np.ma.MaskedArray)
+            or frames.dtype.kind not in "iuf"
+        ):
+            kind = frames.dtype if type(frames) is np.ndarray else type(frames).__name__
+            raise ValueError(
+                f"`reader` must return integers or floating point numbers as `np.ndarray`, missing ones as NaN, but returned"
+                f" {kind} for {self.reader.name(video)}."
+            )
         size = frames.shape[2:]
         if frames.ndim != 4 or len(frames) != len(clip) or size != self._size and self.frame_size is None:
             raise self._unlike_info(frames, video)
@@ -636,7 +658,9 @@ class ClipDataset(SeededDataset):
         low, high = map(float, torch.from_numpy(clip).aminmax())
         if not math.isfinite(low) or not math.isfinite(high):  # NaN makes both NaN
             self._check_missing(clip, video)
-        elif is_image and not (low >= 0 and high <= 1):
+            valid = clip[~np.isnan(clip)]
+            low, high = (valid.min(), valid.max()) if valid.size else (0, 1)
+        if is_image and not (low >= 0 and high <= 1):
             raise ValueError(
                 f"{self.reader.name(video)} holds {kind} in [{low:g}, {high:g}], but images must be uint8 or in [0, 1]: state"
                 " the range of the values (`FrameNormalizer.from_range`), or measure it."
@@ -770,7 +794,7 @@ class ClipDataset(SeededDataset):
 
     def _report_broken(self, video: int, error: Exception) -> None:
         """Counts a video that broke after it was checked; stops if it is one too many."""
-        if self.strict:
+        if self.strict or getattr(error, "errno", None) in LACKS_OF_THE_MACHINE:
             raise error
         is_new = not self._is_broken[video]
         self._is_broken[video] = 1

@@ -557,7 +557,7 @@ def check_regular_file(path: str | PathLike) -> os.stat_result:
     return status
 
 
-def check_not_shrunk(path: str | PathLike, num_bytes: int) -> None:
+def check_not_shrunk(path: str | PathLike, num_bytes: int) -> os.stat_result:
     """
     Checks that a file is still as long as when it was opened, before its memory map is read.
 
@@ -567,15 +567,19 @@ def check_not_shrunk(path: str | PathLike, num_bytes: int) -> None:
         path (`str` or `os.PathLike`): The file.
         num_bytes (`int`): Bytes that are needed of it, from its beginning.
 
+    Returns:
+        `os.stat_result`: What is known of the file.
+
     Raises:
         `ValueError`: If it has fewer.
     """
-    size = check_regular_file(path).st_size
-    if size < num_bytes:
+    status = check_regular_file(path)
+    if status.st_size < num_bytes:
         raise ValueError(
-            f"{path} has shrunk since it was opened: {num_bytes} bytes of it are needed but it has {size}. Copy it again, "
-            "and do not write to files that are being read."
+            f"{path} has shrunk since it was opened: {num_bytes} bytes of it are needed but it has {status.st_size}. Copy it "
+            "again, and do not write to files that are being read."
         )
+    return status
 
 
 def find_files(folder: Path) -> list[Path]:

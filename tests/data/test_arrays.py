@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mcvd_diffusers.data import ClipDataset
 from mcvd_diffusers.data import arrays as arrays_module
 from mcvd_diffusers.data.arrays import ArrayReader, suggest_axes
 
@@ -286,6 +287,44 @@ def test_a_file_that_was_too_short_is_read_once_it_is_whole(tmp_path):
         reader.read(0, 1, 2)
     path.write_bytes(content)
     assert np.array_equal(reader.read(0, 38, 2), array[38:])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5"])
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_a_file_that_becomes_another_is_read_anew_or_refused(tmp_path, suffix, is_in_place):
+    array = noise(6, 4, 5)
+    path = write(tmp_path / f"a{suffix}", array)
+    reader = ArrayReader(path, axes="THW")
+    dataset = ClipDataset(reader, num_frames=6, encoded=False, strict=True)
+    assert np.array_equal(reader.read(0, 0, 6)[:, 0], array)
+
+    def replace(other):
+        new = write(tmp_path / f"new{suffix}", other)
+        if is_in_place:
+            path.write_bytes(new.read_bytes())
+        else:
+            os.replace(new, path)
+        os.utime(path, ns=(replace.time, replace.time))  # two changes within a tick of the clock would be one
+        replace.time += 10**9
+        reader._unpacked.clear()  # an archive that is kept is as it was
+
+    replace.time = 10**18
+    for other in (array / 255, array[:3], array.reshape(6, 5, 4), array[:, :, :, None]):
+        replace(other)
+        with pytest.raises(ValueError, match=rf"a\{suffix}.*(changed|shrunk)"):
+            dataset[[0]]
+    replace(255 - array)
+    assert np.array_equal(dataset[[0]]["video"][0, :, 0], 255 - array)
+
+
+def test_a_vector_that_is_replaced_is_read_anew(tmp_path):
+    write(tmp_path / "v.npy", noise(8, 4, 4))
+    write(tmp_path / "v.action.npy", np.arange(16.0).reshape(8, 2))
+    reader = ArrayReader(tmp_path, axes="THW")
+    assert reader.read_vector(0, "action", 0, 8).max() == 15
+    write(tmp_path / "other.npy", -np.arange(16, dtype=np.float32).reshape(8, 2))
+    os.replace(tmp_path / "other.npy", tmp_path / "v.action.npy")
+    assert np.array_equal(reader.read_vector(0, "action", 0, 8), -np.arange(16.0).reshape(8, 2))
 
 
 def read_sum(arguments) -> int:

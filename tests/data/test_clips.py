@@ -1,5 +1,6 @@
 """Clips are drawn from videos without bias and without surprises, in the size, channels and values that were asked for."""
 
+import errno
 import itertools
 import warnings
 from pathlib import Path
@@ -341,8 +342,22 @@ def test_too_many_broken_videos_stop_the_run(num_workers):
 def test_when_nothing_can_be_read_any_more_the_run_stops():
     videos = {name: counting_video(8) for name in "ab"}
     dataset = ClipDataset(BreakingReader({"a": 1, "b": 1}, **videos), num_frames=2, max_bad_share=1)
-    with pytest.raises(ValueError, match="100 broken clips in a row, the last of"), pytest.warns(UserWarning):
+    message = r"100 broken clips in a row, the last of ([ab]): \1 is damaged in frame"
+    with pytest.raises(ValueError, match=message), pytest.warns(UserWarning):
         dataset[0]
+
+
+def test_what_the_machine_lacks_is_not_the_fault_of_a_video():
+    class HungryReader(MemoryReader):
+        def _read(self, video, window):
+            if len(window) > 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super()._read(video, window)
+
+    dataset = ClipDataset(HungryReader(a=noise_video(), b=noise_video()), num_frames=2)
+    with pytest.raises(OSError, match="Too many open files"):
+        dataset[[0, 1]]
+    assert dataset.num_broken == 0
 
 
 # Which clips an epoch has
@@ -581,7 +596,8 @@ def test_a_batch_is_its_items_stacked_to_the_last_bit(name, dtype):
     for key, values in expected.items():
         assert batch[key].dtype == values.dtype and torch.equal(batch[key], values)
     dataset.set_epoch(6)
-    assert torch.equal(dataset[[3, 2 - len(dataset)]]["video"], batch["video"][2:])
+    assert torch.equal(dataset[[np.int64(3), 2 - len(dataset)]]["video"], batch["video"][2:])
+    assert torch.equal(dataset[np.uint8(6), np.int32(3)]["video"], batch["video"][2])
     with pytest.raises(IndexError):
         dataset[[0, len(dataset)]]
     with pytest.raises(ValueError, match="`index` must name at least one clip"):
@@ -659,6 +675,35 @@ def test_frames_that_are_not_what_the_video_began_with_are_not_bent_into_shape(f
         dataset[1]
 
 
+@pytest.mark.parametrize(
+    "frames, kind",
+    [
+        (noise_video(2).tolist(), "list"),
+        (np.ma.masked_greater(noise_video(2), 200), "MaskedArray"),
+        (noise_video(2).astype(np.complex64), "complex64"),
+        (noise_video(2).astype("U3"), "<U3"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(frames, kind):
+    class OddReader(MemoryReader):
+        def _read(self, video, window):
+            return frames if len(window) > 1 else super()._read(video, window)
+
+    options = {"normalizer": FrameNormalizer.from_range(0, 300), "strict": True}
+    dataset = ClipDataset(OddReader(v=noise_video()), num_frames=2, **options)
+    for index in (0, [0]):
+        with pytest.raises(ValueError, match=f"missing ones as NaN, but returned {kind} for v"):
+            dataset[index]
+
+
+def test_missing_values_do_not_hide_that_others_are_no_images():
+    video = noise_video().astype(np.float32)
+    video[:, :, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"float32 in \[0, 25\d\], but images must be uint8 or in \[0, 1\]"):
+        ClipDataset(MemoryReader(v=video), num_frames=2, normalizer=FrameNormalizer(nan_fill=0.0))
+
+
 def test_clips_do_not_share_memory_with_the_source():
     video = noise_video(4)
     dataset = ClipDataset(MemoryReader(v=video), num_frames=4, encoded=False)
@@ -691,6 +736,18 @@ def test_two_workers_see_each_clip_once_an_epoch():
     shuffled = DataLoader(dataset, batch_size=3, num_workers=2, shuffle=True)
     seen = torch.cat([batch["video"] for batch in shuffled])[:, 0, 0, 0, 0].sort().values
     assert torch.equal(seen, expected[:, 0, 0, 0, 0].sort().values)
+
+
+@pytest.mark.parametrize("index", [(-1, 0), (2**63, 0), (0, 1, 0), (0,)])
+def test_an_index_is_an_epoch_and_a_number(index):
+    dataset = ClipDataset(MemoryReader(v=noise_video()), num_frames=2)
+    for bad in (index, [0, index]):
+        with pytest.raises(
+            ValueError, match=r"`index` must be a number, or an epoch from 0 to 2\^63 - 1 and a number"
+        ):
+            dataset[bad]
+    with pytest.raises(TypeError):
+        dataset[0.5, 0]
 
 
 def test_a_slice_is_no_index(tmp_path):
