@@ -460,6 +460,7 @@ class ClipDataset(SeededDataset):
         self._size = self.frame_size or (self._infos[0].height, self._infos[0].width)
         # Bytes only if all clips are: a batch cannot hold both, and in a mixture 1 would mean two things.
         self._are_bytes = all(map(self._stays_bytes, self._infos))
+        # Nothing but a copy is left to be done then.
         self._is_copied = self._are_bytes and not (random_flip or random_vertical_flip or vectors or pad_short)
 
     def __setstate__(self, state: dict) -> None:

@@ -68,7 +68,8 @@ class ClipReader(ABC):
     unless it opens it again after both.
 
     To be written by a source: `__len__`, [`~ClipReader.name`], [`~ClipReader.info`] and `_read(video, frames)`, which
-    gets a `range` of frames that exist; and `_read_vector(video, name, frames)` if it has vectors.
+    gets a `range` of frames that exist; and `_read_vector(video, name, frames)` if it has vectors. [`ClipDataset`] asks
+    `_read` itself, whose result it copies before it asks again: a reader may hand out one buffer again and again.
     """
 
     @abstractmethod
@@ -136,6 +137,11 @@ class ClipReader(ABC):
             `OSError` or `ValueError`: If the window leaves the video, or the frames can not be read.
         """
         frames = self._read(video, self._window(video, start, count, stride))
+        if not isinstance(frames, np.ndarray):
+            raise ValueError(
+                f"{type(self).__name__} must return frames as `np.ndarray` but returned {type(frames).__name__} for"
+                f" {self.name(video)}."
+            )
         return frames if frames.flags.writeable else frames.copy()
 
     def read_vector(self, video: int, name: str, start: int, count: int, stride: int = 1) -> np.ndarray:

@@ -697,6 +697,26 @@ def test_what_is_no_array_of_numbers_is_named(frames, kind):
             dataset[index]
 
 
+def test_a_reader_may_use_one_buffer_again_and_must_return_arrays():
+    class BufferReader(MemoryReader):
+        buffer = np.empty((9, 3, 8, 10), np.uint8)
+
+        def _read(self, video, window):
+            self.buffer[: len(window)] = super()._read(video, window)
+            return self.buffer[: len(window)]
+
+    videos = {name: noise_video(seed=ord(name)) for name in "abc"}
+    dataset = ClipDataset(BufferReader(**videos), num_frames=6, encoded=False)
+    assert np.array_equal(dataset[[0, 1, 2]]["video"], np.stack(list(videos.values())))
+
+    class ListReader(MemoryReader):
+        def _read(self, video, window):
+            return super()._read(video, window).tolist()
+
+    with pytest.raises(ValueError, match="ListReader must return frames as `np.ndarray` but returned list for v"):
+        ListReader(v=noise_video()).read(0, 0, 1)
+
+
 def test_missing_values_do_not_hide_that_others_are_no_images():
     video = noise_video().astype(np.float32)
     video[:, :, 0, 0] = np.nan
