@@ -4,50 +4,52 @@
 
 The same RGB videos are written in each format, into a temporary folder, and windows of 16 frames are read at random.
 
-    disk              what the format takes, in 10^6 bytes
-    reader            `reader.read` of 16 windows, whose clips are all kept, in clips/s
-    encoded=False     what a batch of `ClipDataset(..., encoded=False)` takes for the same windows beyond that: microseconds
-                      a clip, and share of the reader's time. `train_mcvd.py` loads so
-    encoded=True      the same where values become float32 in [-1, 1] at once
-    0 and 2 workers   a `DataLoader` of `encoded=False` in batches of 16, shuffled, in clips/s
+    disk            what the format takes, in 10^6 bytes
+    reader          `reader.read` of 16 windows, whose clips are all kept, in clips/s
+    batch adds      what `dataset[...]` of the same 16 clips takes beyond that, with `encoded=False`: microseconds a clip, and
+                    share of the reader's time. `train_mcvd.py` loads so
+    items add       the same for `default_collate` of 16 items, as in `DataLoader(dataset, batch_size=16)`
+    encoded adds    the same for a batch with `encoded=True`, whose values become float32 in [-1, 1] at once
+    0 and 2         `DataLoader` workers: clips/s of shuffled batches, `encoded=False`
 
-Reader and data set take turns of a batch, first the one, then the other, so that what else the machine does hits them
-alike; overheads are medians of the differences within a turn, speeds of the time of a turn. All files are in the page cache:
-this measures decoding, not disks.
+Reader and data set take turns of a batch, so that what else the machine does hits them alike; overheads are medians of the
+differences within a turn, speeds of the time of a turn. All files are in the page cache: this measures decoding, not disks.
 
-Measured with `--seconds 2` on 2 CPU cores, torch 2.13 with one thread a process:
+Measured with `--seconds 2` on 2 shared CPU cores, torch 2.13 with one thread a process:
 
-    format                              MB   reader    encoded=False      encoded=True  0 workers 2 workers
-    npy, one array NTCHW              78.6   25,760     -0 us   -1 %   +155 us  +400 %    20,266     3,498
-    npy, one file a video             78.7   21,266     -1 us   -2 %   +142 us  +302 %    19,898     3,919
-    npy, float32, one array NTCHW    314.6   10,478    +55 us  +58 %   +535 us  +561 %     4,768     1,217
-    npz, one file a video             77.3   35,443     -2 us   -6 %   +125 us  +443 %    21,086     3,679
-    HDF5, one array NTCHW             81.9    1,180    +29 us   +3 %   +177 us   +21 %     1,275     1,388
-    HDF5 of the original MCVD         81.1      147   +361 us   +5 %    +34 us    +0 %       127       256
-    mp4, PyAV                          1.1      171     +1 us   +0 %   +272 us    +5 %       170       308
-    mp4, key frame every 8, PyAV       1.8      251   +113 us   +3 %   +241 us    +6 %       187       346
-    mp4, torchcodec                    1.1      187   +162 us   +3 %   -253 us    -5 %       175       302
-    gif                               30.1      104   +823 us   +9 %   +551 us    +6 %       106       181
-    folders of png                    56.4      136   -102 us   -1 %    +36 us    +0 %       139       244
-    Zarr                              78.7      294    -60 us   -2 %   +208 us    +6 %       316       600
-    NetCDF                            81.9      252    +84 us   +2 %   +240 us    +6 %       280       461
-    tar of mp4                         1.1      204   +345 us   +7 %   +281 us    +6 %       166       290
-    tar of npy                        78.7   25,556     +2 us   +5 %   +142 us  +363 %    19,362     3,411
-    datasets, Video                    1.1      176    -19 us   -0 %   +272 us    +5 %       163       327
-    datasets, list of Image (png)     56.5      182   +110 us   +2 %   +103 us    +2 %       172       283
-    datasets, Array4D                 83.7    2,188     +0 us   +0 %   +115 us   +25 %     2,411     2,035
-    LeRobotDataset 3.0 (mp4)           4.2      268   +160 us   +4 %   +106 us    +3 %       250       268
+    format                            MB  reader       batch adds        items add     encoded adds       0      2
+    npy, one array NTCHW            78.6  20,700     +3 us   +6 %    +54 us +115 %   +188 us +281 %  16,894  2,614
+    npy, one array NTHWC            78.6   8,031     +6 us   +5 %    +57 us  +57 %   +267 us +224 %   8,279  3,237
+    npy, one file a video           78.7  19,052     +3 us   +6 %    +69 us +104 %   +185 us +250 %  18,588  2,819
+    npy, float32, one array NTCHW  314.6   7,505   +102 us  +76 %   +632 us +436 %   +662 us +436 %   4,602  1,227
+    npz, one file a video           77.3  24,760     +1 us   +2 %    +61 us +115 %   +292 us +473 %  17,945  2,835
+    HDF5, one array NTCHW           81.9   1,069    +30 us   +3 %   +130 us  +13 %   +210 us  +22 %   1,101  1,280
+    HDF5 of the original MCVD       81.1     132   +350 us   +5 %   +479 us   +6 %   +702 us  +10 %     135    247
+    mp4, PyAV                        1.1     193   +461 us   +9 %   +294 us   +6 %   -283 us   -5 %     161    282
+    mp4, key frame every 8, PyAV     1.8     213    +93 us   +2 %   +254 us   +5 %   +131 us   +3 %     211    390
+    mp4, torchcodec                  1.1     138   +217 us   +3 %   +367 us   +5 %   +307 us   +5 %     154    283
+    gif                             30.1     105   +477 us   +5 %   +360 us   +4 %   +471 us   +5 %     108    193
+    folders of png                  56.4     153   -170 us   -3 %   +421 us   +6 %   +694 us  +10 %     136    246
+    Zarr                            78.7     332    -61 us   -2 %    +66 us   +2 %   +432 us  +13 %     276    616
+    NetCDF                          81.9     187    -67 us   -1 %   +197 us   +5 %   +412 us  +10 %     191    377
+    tar of mp4                       1.1     174    +99 us   +2 %   +269 us   +6 %   +230 us   +5 %     176    294
+    tar of npy                      78.7  17,664     +7 us  +12 %    +63 us +128 %   +193 us +312 %  16,031  3,436
+    datasets, Video                  1.1     189   +126 us   +2 %   +114 us   +2 %   +233 us   +4 %     166    311
+    datasets, list of Image (png)   56.5     137   +116 us   +2 %   +534 us   +7 %   +644 us   +9 %     135    259
+    datasets, Array4D               83.7   1,807     +4 us   +1 %    +87 us  +20 %   +181 us  +40 %   2,039  1,698
+    LeRobotDataset 3.0 (mp4)         4.2     250    +52 us   +1 %   +227 us   +5 %   +274 us   +8 %     270    372
 
-Speeds of two runs differ by a tenth to two thirds, since the cores are shared, and overheads of some hundred microseconds
-are within the noise of readers that take milliseconds. What the data set itself does takes 5 microseconds a clip: it
-chooses the windows of a batch, has the reader hand out views where it can, and copies them into the memory of the batch,
-which spares the reader its own copies. (`np.load(mmap_mode="r")` of each window and `np.stack`, the plain way, took 292
-microseconds a clip in a run in which the data set took 63.)
+Speeds of two runs differ by a tenth to two thirds, and overheads of some hundred microseconds are within the noise of
+readers that take milliseconds. What the data set itself does takes 5 microseconds a clip: it chooses the windows of a
+batch, and copies each into the memory of the batch as soon as it is read. That spares the reader a check of the window
+and, where clips are views of mapped files or kept archives, a copy of its own, which is why it costs so little there.
+(`np.load(mmap_mode="r")` of each window and `np.stack`, without any data set, took 239 microseconds a clip in a run in which
+the data set took 53; most of that is to open files and parse their headers, which our reader does once.)
 
-Two things cost more than reading does where a clip is a copy of memory. Floating point values are looked at, each of
-them, for infinities, missing values and, in images, their range: 55 microseconds for the 196,608 of a clip. And
-`encoded=True` computes four times as many bytes as there were: training does that on its device. Workers only cost
-there, too: a batch goes through their pipe slower than it is made.
+What costs more than 15 % of reading, where a clip is a copy of memory: floating point values, each of which is looked at
+for infinities, missing values and, in images, its range; items that are stacked by `default_collate`, which copies them
+once more; `encoded=True`, which computes four times as many bytes as there were, and which training does on its device; and
+(not in the table) flips. Workers only cost there, too: a batch goes through their pipe slower than it is made.
 """
 
 import argparse
