@@ -163,7 +163,8 @@ class SeededDataset(Dataset):
 
         Raises:
             `IndexError`: If there is no such clip.
-            `ValueError`: If the list is empty, or a video turns out to be broken, which the constructor can not see.
+            `ValueError`: If `index` is none of these, or videos turn out to be broken, which the constructor can not see: one
+                of them with `strict`, or too many.
         """
         if isinstance(index, list):
             if not index:
