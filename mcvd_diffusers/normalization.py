@@ -236,7 +236,10 @@ class FrameNormalizer:
         low, high, center, scale = self._columns(frames.device)
         if is_missing is not None:
             values = torch.where(is_missing, torch.tensor(self.nan_fill, device=values.device)[:, None, None], values)
-        values = values.clamp(low, high).sub_(center).div_(scale)
+        if self.kind == "mean_std":
+            values = values.clamp(low, high).sub_(center).div_(scale)
+        else:  # the ends are -1 and 1: to the last bit, if it is these that values are kept between
+            values = (values - center).div_(scale).clamp_(-1, 1)
         return _append(values, is_missing) if self.has_mask_channel else values
 
     def decode(self, values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcvd_diffusers.normalization import FrameNormalizer, ValueStatistics, measure_normalizer
@@ -161,3 +161,12 @@ def test_config_is_plain_and_comes_back():
 def test_what_makes_no_map_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@settings(max_examples=200)
+@given(low=st.floats(-1e3, 1e3), width=st.floats(0.125, 1e3))
+def test_the_ends_of_a_range_are_minus_one_and_one_to_the_last_bit(low, width):
+    ends = torch.tensor([low - 1, low, low + width, low + width + 1]).view(4, 1, 1, 1)
+    encoded = FrameNormalizer.from_range(low, low + width).encode(ends).flatten()
+    assert encoded.abs().max() <= 1 and encoded[0] == -1 and encoded[3] == 1
+    torch.testing.assert_close(encoded[1:3], torch.tensor([-1.0, 1.0]), rtol=0, atol=2e-3)

@@ -690,14 +690,14 @@ def test_padding_of_short_videos_is_not_learned(tmp_path, monkeypatch):
     item = train[0]
     assert item["is_padding"].tolist() == [False] * 3 + [True] * 2
     plain = weights(run(tmp_path / "plain", train_data_dir=tmp_path / "a", **options))
-    original = ClipDataset._clip
+    original = ClipDataset.__getitem__
 
     def with_other_padding(self, *args):
         item = original(self, *args)
         item["video"][item["is_padding"]] = 255
         return item
 
-    monkeypatch.setattr(ClipDataset, "_clip", with_other_padding)
+    monkeypatch.setattr(ClipDataset, "__getitem__", with_other_padding)
     other = weights(run(tmp_path / "other", train_data_dir=tmp_path / "a", **options))
     assert all(torch.equal(plain[name], other[name]) for name in plain)
 
