@@ -1,17 +1,21 @@
 """What a run will cost: measured on its first updates and a few samples, and extrapolated to its end.
 
-Nothing is modelled. The updates that are timed are the run's own, with its data, so they cost nothing extra and change
+Time and memory are not modelled. The updates that are timed are the run's own, with its data, so they cost nothing extra and change
 nothing; memory is the process's peak when they are done. Spread is that of the single measurements.
 """
 
+import gc
 import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 # The first updates allocate, compile and fill caches; then so many are timed, or fewer if they take longer than a minute.
@@ -19,6 +23,12 @@ NUM_WARM_UP, NUM_TIMED, MIN_TIMED, MAX_SECONDS = 2, 10, 3, 60
 
 # Denoising steps of the two short samplings, whose difference is the time of a step.
 FEW_STEPS, MORE_STEPS, NUM_SAMPLINGS = 1, 4, 3
+
+# Time and rows of the largest matrix multiplications that tell what a device can do.
+PEAK_SECONDS, MAX_ROWS = 0.25, 8192
+
+# Of `FrameRole`, for the network.
+OBSERVED, LATENT = 1, 2
 
 
 @dataclass
@@ -189,6 +199,49 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """
+    Whether memory has run out, on a GPU or in the process.
+
+    Args:
+        error (`BaseException`): What was raised.
+
+    Returns:
+        `bool`: Whether it says so. (On a CPU, torch raises a plain `RuntimeError`.)
+    """
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )
+
+
+def largest_batch_that_fits(attempt: Callable[[int], None], batch_size: int) -> int:
+    """
+    Try batches, each half the one before, until one fits.
+
+    Args:
+        attempt (`Callable[[int], None]`): Does the work with so many clips, and leaves nothing behind.
+        batch_size (`int`): What to begin with.
+
+    Returns:
+        `int`: The first that fits; 0 if not even one clip does.
+
+    Raises:
+        Whatever `attempt` raises for another reason than memory.
+    """
+    while batch_size >= 1:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(batch_size)
+            return batch_size
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            batch_size //= 2
+    return 0
+
+
 def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: int) -> Spread:
     """
     How long a pipeline takes for a video of one block.
@@ -235,6 +288,82 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
         step = max((long - short) / (most - few), 0)
         videos.append(long + step * (num_inference_steps - most))
     return Spread(videos)
+
+
+def training_flops(unet: torch.nn.Module, *, height: int, width: int) -> int:
+    """
+    Arithmetic of one clip in training: its forward and backward pass, without what is computed again to save memory.
+
+    Counted are the matrix multiplications, convolutions and attention of the forward pass with all frames given; the
+    backward pass is taken as twice that. What is counted is another network of the same configuration, on the meta device,
+    where nothing is computed.
+
+    Args:
+        unet ([`MCVDUNet2DModel`]): The network; neither called nor changed.
+        height, width (`int`): Size of a frame.
+
+    Returns:
+        `int`: Floating point operations, two for a multiplication with an addition.
+    """
+    try:
+        return 3 * _forward_flops(unet, "meta", height, width)
+    except RuntimeError:  # a network that looks at values can only be counted where there are some
+        with torch.random.fork_rng(devices=[]):
+            return 3 * _forward_flops(unet, "cpu", height, width)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """
+    What large matrix multiplications reach here: the measure of what a training run reaches.
+
+    This is measured, with random numbers, in a few tenths of a second. It is not the number of the data sheet, which
+    is higher, and what else the device is doing at the time makes it smaller. The matrices are made larger as long as
+    there is time and memory for it, up to 8192 rows. In float32, matrix multiplications follow
+    `torch.get_float32_matmul_precision()`, while cuDNN's convolutions use TF32 unless told otherwise, so that a network
+    may reach more than this.
+
+    Args:
+        device (`torch.device`): Where.
+        dtype (`torch.dtype`): The type that the network computes in: that of mixed precision, if it is used.
+
+    Returns:
+        `float`: Floating point operations a second, two for a multiplication with an addition.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    best, rows, started = 0.0, 256, None
+    while True:
+        try:
+            left, right = torch.randn(2, rows, rows, device=device, dtype=dtype, generator=generator)
+            for _ in range(4):  # the very first loads libraries
+                before = time.perf_counter()
+                float((left @ right)[0, 0])  # reading a value waits for the device, of whatever kind
+                now = time.perf_counter()
+                best = max(best, 2 * rows**3 / (now - before))
+                started = now if started is None else started
+        except torch.OutOfMemoryError:  # beside a network that takes it all
+            if not best:
+                raise
+            return best
+        # Twice the rows take eight times as long.
+        if rows == MAX_ROWS or now - started + 8 * 4 * (now - before) > PEAK_SECONDS:
+            return best
+        rows *= 2
+
+
+def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int) -> int:
+    """Floating point operations of one clip through a network like this one, made on that device."""
+    config = unet.config
+    past, size = config.num_past_frames, config.num_frames
+    num_window_frames = past + size + config.num_future_frames
+    with torch.device(device), torch.no_grad():
+        model = type(unet).from_config(config).eval()
+        sample = torch.zeros(1, num_window_frames, config.in_channels, height, width)
+        roles = torch.full((1, num_window_frames), OBSERVED)
+        roles[:, past : past + size] = LATENT
+        # The counter does not know the CPU's kernel of attention; written out it is plain matrix multiplications.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(sample, torch.zeros(1, dtype=torch.long), roles, return_dict=False)
+    return counter.get_total_flops()
 
 
 def _bytes(number: int) -> str:

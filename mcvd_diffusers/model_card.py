@@ -42,6 +42,9 @@ def model_card(
     training: Mapping[str, object] | None = None,
     source: str | None = None,
     verification: str | None = None,
+    weights: str | None = None,
+    variant: str | None = None,
+    units: str | None = None,
 ) -> str:
     """
     Write the card of an [`MCVDPipeline`].
@@ -59,6 +62,9 @@ def model_card(
         training (`Mapping[str, object]`, *optional*): Settings, name -> value.
         source (`str`, *optional*): Where the weights come from, in Markdown.
         verification (`str`, *optional*): What was checked, in Markdown.
+        weights (`str`, *optional*): Which weights there are, in Markdown.
+        variant (`str`, *optional*): Which of them the example loads.
+        units (`str`, *optional*): Units of the frames; images in `[0, 1]` by default.
 
     Returns:
         `str`: The card, YAML head and Markdown.
@@ -83,9 +89,11 @@ def model_card(
     )
 
     num_predicted = num_predicted_frames or 2 * block
-    frames = f"{channels}, {height}, {width})  # (videos, frames, channels, height, width), in [0, 1]"
+    values = "in [0, 1]" if units is None else "in the units of the data"
+    frames = f"{channels}, {height}, {width})  # (videos, frames, channels, height, width), {values}"
     usage = ["import torch", "from mcvd_diffusers import MCVDPipeline", ""]
-    usage.append('pipe = MCVDPipeline.from_pretrained("path/to/this/folder")')
+    which = f', variant="{variant}"' if variant else ""
+    usage.append(f'pipe = MCVDPipeline.from_pretrained("path/to/this/folder"{which})')
     if {"prediction", "interpolation"} & set(tasks):
         usage.append(f"past = torch.rand(1, {past}, {frames}: put your frames here")
     if {"past prediction", "interpolation"} & set(tasks):
@@ -110,6 +118,7 @@ def model_card(
         "network": f"UNet, {num_parameters:,} parameters, {_conditioning(unet)}",
         "sampler": f"{scheduler}, {num_inference_steps} steps a block"
         + (", and the original's final denoising call" if final_denoise else ""),
+        **({"units": units} if units else {}),
         **(training or {}),
     }
     example = next((arguments for task, arguments in calls.items() if task in tasks), None)
@@ -135,6 +144,7 @@ def model_card(
     sections = {
         "Tasks": "\n".join(["| task | given | made |", "| --- | --- | --- |", *sentences]),
         "Use": "\n".join(["```python", *usage, "```"]),
+        "Weights": weights,
         "Facts": "\n".join(
             [
                 "| | |",

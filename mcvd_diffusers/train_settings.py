@@ -18,6 +18,15 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from diffusers import DDPMScheduler
 
+from mcvd_diffusers.checkpointing import (
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+    read_state,
+    update_of,
+    verify_checkpoint,
+)
+from mcvd_diffusers.folder_lock import LOCK_NAME
 from mcvd_diffusers.models import MCVDUNet2DModel
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.pipelines import MCVDPipeline
@@ -160,7 +169,23 @@ class DataArguments:
 class TrainingArguments:
     """How it is trained; each field is a flag."""
 
-    output_dir: str = _flag("", "Where to save; must not exist, or be empty. Required, but for --estimate.")
+    output_dir: str = _flag(
+        "", "Where to save; must not exist, or be empty, unless a run is gone on with. Required, but for --estimate."
+    )
+    resume_from_checkpoint: str | None = _flag(
+        None,
+        "Go on from a checkpoint, to the last bit: latest, for the newest in --output_dir that verifies (and to begin if there"
+        " is none), or a folder. Settings are those of the checkpoint where no flag says otherwise.",
+    )
+    checkpointing_steps: int = _flag(
+        500, "Save a checkpoint every so many updates, and at the end; 0: only when training is interrupted."
+    )
+    checkpoints_total_limit: int = _flag(
+        2, "Checkpoints to keep: older ones are removed when a new one is on the disk; 0: keep all."
+    )
+    allow_changed_settings: bool = _flag(
+        False, "Go on from a checkpoint though settings, data or the batch have changed: it will be another training."
+    )
     estimate: bool = _flag(
         False, "Only measure a few updates and samples, and say what the run would cost; nothing is saved."
     )
@@ -202,7 +227,11 @@ class TrainingArguments:
     adam_epsilon: float = _flag(1e-8, "Adam.")
     adam_weight_decay: float = _flag(0.0, "AdamW's decoupled weight decay.")
     max_grad_norm: float = _flag(1.0, "Largest norm of the gradient.")
-    use_ema: bool = _flag(True, "Keep a moving average of the weights, and save that.")
+    max_skipped_updates: int = _flag(
+        20,
+        "Updates whose loss or gradient is not finite are skipped; stop after so many in a row.",
+    )
+    use_ema: bool = _flag(True, 'Keep a moving average of the weights as well, and save it as variant="ema".')
     ema_decay: float = _flag(0.999, "Decay of the average.")
     ema_warmup: bool = _flag(
         True, "Let the decay grow to its value, (1 + n) / (10 + n); else constant from the start."
@@ -219,7 +248,11 @@ class TrainingArguments:
     num_validation_videos: int = _flag(4, "Held-out clips to make videos of; 0: none.")
     validation_inference_steps: int = _flag(25, "Denoising steps of a validation video.")
     logging_steps: int = _flag(100, "Updates between two lines of the log.")
-    report_to: str = _flag("none", "Trackers, separated by commas: none, tensorboard, wandb, trackio, all, ...")
+    report_to: str = _flag(
+        "tensorboard",
+        "Trackers, separated by commas: none, tensorboard (if it is installed), wandb, trackio, all, ... None of them can stop"
+        " a run.",
+    )
     tracker_project_name: str = _flag("train_mcvd", "Project in the tracker.")
 
 
@@ -251,11 +284,32 @@ NOT_FOR_STREAMS = [
     "clip_step",
 ] + ["variables", "normalization_frames"]
 
+# What may be another when a run is gone on with: where it runs, what it shows, how a batch is divided (the product is
+# compared by the training, which knows the number of processes). All else must be as it was, or be allowed to change.
+MAY_CHANGE = frozenset(
+    ["output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "preset", "train_data_dir"]
+    + ["checkpointing_steps", "checkpoints_total_limit", "max_train_minutes", "max_skipped_updates"]
+    + ["train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "dataloader_num_workers"]
+    + ["validation_steps", "num_validation_videos", "validation_inference_steps", "sampling_scheduler"]
+    + ["logging_steps", "report_to", "tracker_project_name"]
+)
+
+# The settings in a run's folder, and that file while it is being written.
+SETTINGS_FILE, SETTINGS_PARTIAL = "training_settings.yaml", ".training_settings.partial"
+
+# What a run does not hand on to the one that goes on with it.
+ONLY_FOR_ONE_START = ("output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate")
+
 # What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
 FROM_PRETRAINED_UNET = tuple(
     f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "resolution")
 )
 FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
+
+# What a checkpoint is made with.
+MUST_STAY = frozenset(FROM_PRETRAINED_UNET + FROM_PRETRAINED_SCHEDULER) | {
+    *("resolution", "use_ema", "seed", "normalization", "value_low", "value_high", "nan_fill", "nan_mask_channel"),
+}
 
 
 @dataclass
@@ -268,12 +322,14 @@ class Settings:
         data ([`DataArguments`]): What on.
         training ([`TrainingArguments`]): How.
         explicit (`frozenset[str]`, *optional*): Names that were given by flag, file or preset.
+        checkpoint (`Path`, *optional*): What is gone on from; it verifies.
     """
 
     model: ModelArguments
     data: DataArguments
     training: TrainingArguments
     explicit: frozenset[str] = frozenset()
+    checkpoint: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -331,13 +387,17 @@ def parse_args(args: list[str] | None = None) -> Settings:
     try:
         if args and args[0].lower().endswith((".yaml", ".yml")):
             args = _as_flags(_read_settings_file(Path(args[0]))) + args[1:]
-        name = getattr(given.parse_known_args(args)[0], "preset", None)
+        known = given.parse_known_args(args)[0]
+        name = getattr(known, "preset", None)
         if name is not None:
             args = _as_flags(preset(name)) + args
+        saved, checkpoint = _settings_to_go_on_with(known)
+        args = _as_flags({name: value for name, value in saved.items() if name not in ONLY_FOR_ONE_START}) + args
         values = vars(parser.parse_args(args))
         settings = Settings(
             *(group(**{f.name: values[f.name] for f in fields(group)}) for group in groups),
             explicit=frozenset(vars(given.parse_args(args))),
+            checkpoint=checkpoint,
         )
         try:
             _adopt_pretrained(settings)
@@ -350,9 +410,72 @@ def parse_args(args: list[str] | None = None) -> Settings:
             plain = len(settings.model.block_out_channels) - 1
             settings.model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
         _check_settings(settings)
+        _check_unchanged(settings, saved)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return settings
+
+
+def _settings_to_go_on_with(flags: argparse.Namespace) -> tuple[dict, Path | None]:
+    """
+    The settings of the run that is gone on with, and its checkpoint, as far as there are any.
+
+    Raises:
+        ValueError: If there is no such checkpoint, it does not verify, or going on would overwrite something.
+    """
+    source, output_dir = getattr(flags, "resume_from_checkpoint", None), getattr(flags, "output_dir", "").strip()
+    if source is None or not output_dir or getattr(flags, "estimate", False):
+        return {}, None
+    output_dir = Path(output_dir).expanduser()
+    if source == "latest":
+        checkpoint = find_checkpoint(output_dir)
+        if checkpoint is None:  # it was stopped before its first one, or is yet to begin
+            file = output_dir / SETTINGS_FILE
+            return _read_settings_file(file) if file.is_file() else {}, None
+    else:
+        source = Path(source).expanduser()
+        if not source.is_dir():
+            raise ValueError(f"--resume_from_checkpoint {source} is no folder. Pass one, or latest.")
+        checkpoint = find_checkpoint(source) or source
+        verify_checkpoint(checkpoint)
+    if checkpoint.parent.resolve() == output_dir.resolve():
+        checkpoint = output_dir / checkpoint.name  # one spelling of it
+        newer = [path for path in list_checkpoints(output_dir) if update_of(path) > update_of(checkpoint)]
+        for path in newer:
+            try:
+                verify_checkpoint(path)
+            except CheckpointError:
+                continue
+            raise ValueError(
+                f"--resume_from_checkpoint {checkpoint}: {path} is newer and would have to be overwritten. Go on from that one,"
+                " move it away, or choose another --output_dir."
+            )
+    return read_state(checkpoint)["settings"], checkpoint
+
+
+def _check_unchanged(settings: Settings, saved: dict) -> None:
+    """
+    Refuse settings that would make another training of the one that is gone on with.
+
+    Raises:
+        ValueError: Naming each of them, before and now, and the flag that allows it.
+    """
+    training, now, free = settings.training, settings.as_dict(), set(MAY_CHANGE)
+    if training.lr_scheduler in ("constant", "constant_with_warmup"):
+        free.add("max_train_steps")  # the others fall over all of them
+    changed = [name for name, value in saved.items() if name not in free and now.get(name) != value]
+    fixed = [name for name in changed if name in MUST_STAY]
+    if fixed:
+        raise ValueError(
+            f"--{fixed[0]} was {saved[fixed[0]]}, is {now.get(fixed[0])}, but {settings.checkpoint or training.output_dir} is made"
+            " with it: leave it out, or begin another training."
+        )
+    if changed and not training.allow_changed_settings:
+        lines = ", ".join(f"--{name} (was {saved[name]}, is {now.get(name)})" for name in changed)
+        raise ValueError(
+            f"--resume_from_checkpoint: this is not the training that {settings.checkpoint or training.output_dir} began:"
+            f" {lines}. Leave these flags out to go on as it was, or pass --allow_changed_settings."
+        )
 
 
 def _read_settings_file(path: Path) -> dict:
@@ -481,7 +604,7 @@ def _check_settings(settings: Settings) -> None:
     output_dir = Path(training.output_dir).expanduser()
     if not training.estimate:
         training.output_dir = str(output_dir)
-        _check_output_dir(output_dir)
+        _check_output_dir(settings, output_dir)
     _check_data_settings(settings, output_dir)
     for group, names in (
         (model, ["in_channels", "num_frames", "layers_per_block"]),
@@ -489,7 +612,7 @@ def _check_settings(settings: Settings) -> None:
         (
             training,
             ["num_train_timesteps", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"]
-            + ["validation_inference_steps", "logging_steps"],
+            + ["validation_inference_steps", "logging_steps", "max_skipped_updates"],
         ),
     ):
         for name in names:
@@ -498,7 +621,11 @@ def _check_settings(settings: Settings) -> None:
     for group, names in (
         (model, ["num_past_frames", "num_future_frames"]),
         (data, ["dataloader_num_workers", "normalization_frames"]),
-        (training, ["seed", "lr_warmup_steps", "validation_steps", "num_validation_videos"]),
+        (
+            training,
+            ["seed", "lr_warmup_steps", "validation_steps", "num_validation_videos", "checkpointing_steps"]
+            + ["checkpoints_total_limit"],
+        ),
     ):
         for name in names:
             if getattr(group, name) < 0:
@@ -529,6 +656,8 @@ def _check_settings(settings: Settings) -> None:
             f"--down_block_types ({len(model.down_block_types)} entries) and --block_out_channels"
             f" ({len(model.block_out_channels)} entries) must have one entry for each level."
         )
+    if training.report_to == "tensorboard" and "report_to" not in settings.changed:
+        training.report_to = "tensorboard" if LoggerType.TENSORBOARD in get_available_trackers() else "none"
     trackers = {} if training.report_to == "none" else set(training.report_to.split(","))
     available = {"all", *(tracker.value for tracker in LoggerType if tracker in get_available_trackers())}
     if set(trackers) - available:
@@ -539,13 +668,26 @@ def _check_settings(settings: Settings) -> None:
         )
 
 
-def _check_output_dir(output_dir: Path) -> None:
+def _check_output_dir(settings: Settings, output_dir: Path) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file: choose another name.")
-    if output_dir.exists() and any(output_dir.iterdir()):
+    checkpoint = settings.checkpoint
+    is_own = settings.training.resume_from_checkpoint == "latest" or (
+        checkpoint is not None and checkpoint.parent == output_dir
+    )
+    if is_own and (output_dir / SETTINGS_FILE).is_file():
+        is_done = checkpoint is not None and update_of(checkpoint) >= settings.training.max_train_steps
+        if (output_dir / "model_index.json").exists() and not is_done:
+            raise ValueError(
+                f"--output_dir {output_dir} holds the pipeline that its run ended with, and nothing is overwritten here. To go"
+                f" on, choose another folder, and --resume_from_checkpoint {checkpoint or output_dir}."
+            )
+    elif output_dir.exists() and any(path.name not in (LOCK_NAME, SETTINGS_PARTIAL) for path in output_dir.iterdir()):
+        has_run = (output_dir / SETTINGS_FILE).is_file() and not (output_dir / "model_index.json").exists()
         raise ValueError(
             f"--output_dir {output_dir} exists and is not empty. Nothing is overwritten here: choose another folder, or"
             " move that one away."
+            + (" To go on with the run in it, pass --resume_from_checkpoint latest." if has_run else "")
         )
     blocked = next((parent for parent in output_dir.parents if parent.exists()), None)
     if blocked is not None and not blocked.is_dir():

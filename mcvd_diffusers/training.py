@@ -33,6 +33,21 @@ def sample_generators(
     return [torch.Generator(device).manual_seed(keyed_seed(seed, SAMPLE_STREAM, index)) for index in sample_indices]
 
 
+def draw_timesteps(noise_scheduler, batch_size: int, *, generator: Generators = None) -> torch.Tensor:
+    """
+    Timesteps of training, each with the same chance.
+
+    Args:
+        noise_scheduler: One of Diffusers' schedulers.
+        batch_size (`int`): Number of clips `B`.
+        generator (`torch.Generator` or a list of them, *optional*): The source; one number each.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, integer, from 0 to `num_train_timesteps - 1`.
+    """
+    return (rand_tensor((batch_size,), generator) * noise_scheduler.config.num_train_timesteps).long()
+
+
 def denoising_loss(
     model: torch.nn.Module,
     noise_scheduler,
@@ -89,8 +104,7 @@ def denoising_loss(
     batch_size, device = video.shape[0], video.device
     video = video.float()
     if timesteps is None:
-        num_timesteps = noise_scheduler.config.num_train_timesteps
-        timesteps = (rand_tensor((batch_size,), generator) * num_timesteps).long()
+        timesteps = draw_timesteps(noise_scheduler, batch_size, generator=generator)
     timesteps = timesteps.to(device)
     if noise is None:
         noise = randn_tensor(tuple(video.shape), generator=generator, device=device)

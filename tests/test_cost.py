@@ -1,11 +1,13 @@
 """What a run will cost: arithmetic of the estimate, and measurements that follow what is measured."""
 
 import time
+from collections import Counter
 
 import psutil
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.cost import (
@@ -15,7 +17,9 @@ from mcvd_diffusers.cost import (
     Spread,
     UpdateTimer,
     measure_sampling,
+    peak_flops,
     peak_memory,
+    training_flops,
 )
 
 
@@ -131,3 +135,92 @@ def test_peak_memory_never_falls_and_sees_what_was_taken():
     now = psutil.Process().memory_info().rss
     taken = torch.ones((before - now) // 4 + 2**24)  # 64 MiB more than ever, so that it must rise
     assert peak_memory(CPU) > before and taken[-1] == 1
+
+
+class OneConvolution(ModelMixin, ConfigMixin):
+    """A network with the signature of all, of one convolution over the whole window."""
+
+    @register_to_config
+    def __init__(
+        self, in_channels=3, num_past_frames=2, num_frames=1, num_future_frames=1, width=7, reads_values=False
+    ):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4 * in_channels, width, 3, padding=1)
+
+    def forward(self, sample, timestep, roles, return_dict=True):
+        if self.config.reads_values:
+            assert roles.tolist() == [[1, 1, 2, 1]]
+        return (self.conv(sample.flatten(1, 2)),)
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+def test_a_convolution_has_the_flops_of_the_textbook(reads_values):
+    unet = OneConvolution(reads_values=reads_values)
+    assert training_flops(unet, height=10, width=6) == 3 * (2 * (10 * 6) * (3 * 3) * (4 * 3) * 7)
+
+
+def counted_by_hooks(unet, height, width):
+    """Operations of all layers with weights, and of attention, in one call of this very network."""
+    flops = Counter()
+
+    def convolution(module, inputs, output):
+        flops["convolution"] += 2 * module.weight.numel() * output[0, 0].numel()
+
+    def linear(module, inputs, output):
+        flops["linear"] += 2 * module.weight.numel() * output.numel() // output.shape[-1]
+
+    def attention(module, inputs, output):
+        _, channels, *size = inputs[0].shape
+        flops["attention"] += 2 * 2 * channels * (size[0] * size[1]) ** 2
+
+    def resampling(module, inputs, output):
+        smaller = min(inputs[0][0, 0].numel(), output[0, 0].numel())  # a pixel there meets the kernel once
+        flops["resampling"] += 2 * 16 * inputs[0].shape[1] * smaller
+
+    for module in unet.modules():
+        kind = type(module).__name__
+        counters = {"Conv2d": convolution, "Linear": linear, "MCVDAttention": attention}
+        counters["MCVDFirResample2D"] = resampling
+        if kind in counters:
+            module.register_forward_hook(counters[kind])
+    roles = torch.tensor([[1] * 2 + [2] * 2 + [1]])
+    with torch.no_grad():
+        unet(torch.zeros(1, 5, 1, height, width), 0, roles)
+    return flops
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_training_flops_are_those_of_convolutions_linear_layers_and_attention_three_times(conditioning):
+    unet = MCVDUNet2DModel(
+        in_channels=1,
+        num_past_frames=2,
+        num_frames=2,
+        num_future_frames=1,
+        conditioning=conditioning,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        dropout=0.1,
+    ).train()
+    unet.mid_block.eval()
+    state, weights = torch.get_rng_state(), {name: x.clone() for name, x in unet.state_dict().items()}
+    modes = [module.training for module in unet.modules()]
+    flops = training_flops(unet, height=16, width=8)
+    assert torch.equal(torch.get_rng_state(), state) and [module.training for module in unet.modules()] == modes
+    assert all(torch.equal(weights[name], x) for name, x in unet.state_dict().items())
+    assert all(parameter.grad is None and parameter.device == CPU for parameter in unet.parameters())
+
+    counted = counted_by_hooks(unet.eval(), 16, 8)
+    assert counted["attention"] > 0 and flops == 3 * sum(counted.values())
+
+
+def test_what_a_matrix_multiplication_reaches_is_measured_quickly():
+    state, started = torch.get_rng_state(), time.perf_counter()
+    reached = peak_flops(CPU, torch.float32)
+    assert time.perf_counter() - started < 3 and torch.equal(torch.get_rng_state(), state)  # about 0.2 s when idle
+    left, right = torch.randn(2, 512, 512)
+    started = time.perf_counter()
+    for _ in range(5):
+        left @ right
+    assert reached > 0.2 * 5 * 2 * 512**3 / (time.perf_counter() - started)

@@ -121,6 +121,11 @@ class SeededDataset(Dataset):
         """Videos that turned out to be broken after the constructor, in any worker of this process."""
         return 0
 
+    @property
+    def fingerprint(self) -> str:
+        """Which clips these are: a run that goes on must find the same under the same numbers."""
+        return f"{type(self).__name__} of {len(self)} clips"
+
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """
         What items hold -> what the network sees.
@@ -478,6 +483,12 @@ class ClipDataset(SeededDataset):
         info = self._infos[0]
         height, width = self.frame_size or (info.height, info.width)
         return self.num_channels + self.normalizer.has_mask_channel, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """Names, lengths and geometry of the videos that are used: see [`SeededDataset`]."""
+        videos = [(self.reader.name(video), repr(info)) for video, info in zip(self._videos, self._infos)]
+        return f"{super().fingerprint}, {hashlib.sha256(repr(videos).encode()).hexdigest()[:16]}"
 
     @property
     def num_broken(self) -> int:

@@ -579,6 +579,11 @@ class StreamingClips(IterableDataset):
         self._epoch.fill_(check_integer("epoch", epoch, minimum=0))
 
     @property
+    def fingerprint(self) -> str:
+        """Which clips these are: nothing is known of a stream before it is read."""
+        return "a stream"
+
+    @property
     def num_seen(self) -> int:
         """How many videos were tried so far, by all workers of this rank."""
         return int(self._counts[SEEN].sum())

@@ -1,0 +1,523 @@
+"""Training checkpoints: complete and verified, or not there.
+
+A checkpoint is a folder `checkpoint-<update>` with a pipeline that `MCVDPipeline.from_pretrained` loads, what training
+needs beside it under `training/`, and a manifest of every file's size and SHA-256. A save goes in this order, so that a
+kill at any moment leaves a checkpoint that verifies, the older or the newer one:
+
+1. a hidden folder beside it is filled, each file is flushed to the disk, the manifest is written last;
+2. the folder is renamed, and the folder above is flushed;
+3. only then are older checkpoints removed, if there is a limit.
+
+Everything in it is safetensors, JSON and Markdown: nothing in a checkpoint is ever executed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mcvd_diffusers.new_folder import new_folder
+
+
+logger = logging.getLogger("train_mcvd")  # only one process writes; Accelerate's would need its set-up
+
+MANIFEST = "manifest.json"
+FORMAT = "mcvd-diffusers checkpoint 1"
+
+# Where a checkpoint has what.
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+AVERAGED_WEIGHTS = "unet/diffusion_pytorch_model.ema.safetensors"
+OPTIMIZER = "training/optimizer.safetensors"
+STATE = "training/state.json"
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_REMAINS = re.compile(r"\.checkpoint-\d+\.(partial-.*|removed)")
+
+# So much of the memory that is free must stay free, or a save is made without a copy of the state.
+_SPARE_MEMORY = 0.1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not there, not complete or not unchanged."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Finding and verifying
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """
+    The checkpoints in a folder, whether they verify or not.
+
+    Args:
+        folder (`Path`): The run's folder; need not exist.
+
+    Returns:
+        `list[Path]`: Folders called `checkpoint-<number>`, newest first.
+    """
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=update_of, reverse=True)
+
+
+def update_of(checkpoint: Path) -> int:
+    """
+    Which update a checkpoint was made after.
+
+    Args:
+        checkpoint (`Path`): A folder called `checkpoint-<number>`.
+
+    Returns:
+        `int`: The number.
+    """
+    return int(_NAME.fullmatch(checkpoint.name)[1])
+
+
+def verify_checkpoint(checkpoint: Path) -> dict:
+    """
+    Compare a checkpoint with its manifest, to the last byte.
+
+    Args:
+        checkpoint (`Path`): The folder.
+
+    Returns:
+        `dict`: The manifest.
+
+    Raises:
+        [`CheckpointError`]: Naming the file that is missing, shorter, longer or changed.
+    """
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint} is no folder.")
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        stated = manifest.pop("sha256")
+        files = dict(manifest["files"])
+        update = int(manifest["update"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{checkpoint} has no {MANIFEST}: it is no complete checkpoint of this library."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged: {error!r}.") from error
+    if stated != _digest_of(manifest) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged, or of another version of this library.")
+    if _NAME.fullmatch(checkpoint.name) and update_of(checkpoint) != update:
+        raise CheckpointError(f"{checkpoint} was made after update {update}: it has been renamed.")
+    for name, facts in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing.")
+        if path.stat().st_size != facts["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes where {facts['bytes']:,} were written.")
+        if _sha256(path) != facts["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of what was written.")
+    return manifest
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """
+    The newest checkpoint in a folder that verifies. Others are named in a warning.
+
+    Args:
+        folder (`Path`): The run's folder; need not exist.
+
+    Returns:
+        `Path`: The checkpoint, or `None` if there is none at all.
+
+    Raises:
+        [`CheckpointError`]: If there are some, and none verifies: a run must not begin anew because of that.
+    """
+    reasons = []
+    for checkpoint in list_checkpoints(folder):
+        try:
+            verify_checkpoint(checkpoint)
+            return checkpoint
+        except (CheckpointError, OSError) as error:
+            reasons.append(str(error))
+            logger.warning(f"warning: {checkpoint} can not be used: {error}")
+    if reasons:
+        raise CheckpointError(
+            f"{folder} has {len(reasons)} checkpoint(s), and none can be used. The newest: {reasons[0]} Move them away to begin"
+            " anew."
+        )
+    return None
+
+
+def read_state(checkpoint: Path) -> dict:
+    """
+    What a checkpoint knows of its run, beside tensors.
+
+    Args:
+        checkpoint (`Path`): A checkpoint that verifies.
+
+    Returns:
+        `dict`: As it was given to [`CheckpointWriter.save`].
+    """
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def clean_up(folder: Path, resumed: Path | None) -> None:
+    """
+    Make way for what a run will write: to be called by the one process that holds the folder's lock.
+
+    What an interrupted save or removal left is removed; damaged checkpoints that are newer than the one that is gone on
+    from are renamed to `checkpoint-<number>.damaged`. Both are said in the log.
+
+    Args:
+        folder (`Path`): The run's folder.
+        resumed (`Path`, *optional*): The checkpoint that is gone on from.
+    """
+    for path in folder.iterdir():
+        if _REMAINS.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+            logger.info(f"removed {path}, which an interrupted save had left")
+    least = -1 if resumed is None or resumed.parent != folder else update_of(resumed)
+    for path in list_checkpoints(folder):
+        if update_of(path) > least:
+            aside = next(
+                name
+                for name in (path.with_name(f"{path.name}.damaged{end}") for end in ("", *map(str, range(2, 10**6))))
+                if not name.exists()
+            )
+            path.rename(aside)
+            logger.info(f"renamed {path}, which does not verify, to {aside.name}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_files(
+    folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], texts: Mapping[str, str]
+) -> dict[str, dict]:
+    """
+    Fill a folder, and flush each file to the disk.
+
+    Args:
+        folder (`Path`): An existing folder.
+        tensors (`Mapping[str, Mapping[str, torch.Tensor]]`): Name of a safetensors file in it -> its tensors.
+        texts (`Mapping[str, str]`): Name of a file in it -> its content.
+
+    Returns:
+        `dict[str, dict]`: `"bytes"` and `"sha256"` of each file, as read back.
+
+    Raises:
+        `OSError`: If the disk is full, or something else is in the way.
+    """
+    files = {}
+    for name in (*tensors, *texts):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in texts:
+            path.write_text(texts[name], encoding="utf-8")
+        else:
+            try:
+                save_file({key: x.contiguous() for key, x in tensors[name].items()}, path, metadata={"format": "pt"})
+            except SafetensorError as error:  # what the operating system said, in other words
+                raise OSError(str(error)) from error
+        _flush(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return files
+
+
+class CheckpointWriter:
+    """
+    Writes checkpoints beside the training: [`save`] returns at once.
+
+    A thread first copies the tensors to memory that it keeps for this, then writes the copy. Tensors may be read but not
+    changed until they are copied, so the optimizer's step has to [`wait_until_copied`]; forward and backward pass do
+    not. Where memory does not suffice, the thread writes the tensors themselves, and that wait becomes longer.
+
+    Args:
+        folder (`Path`): The run's folder.
+        total_limit (`int`): How many checkpoints are kept; 0: all.
+    """
+
+    def __init__(self, folder: Path, total_limit: int) -> None:
+        self._folder, self._total_limit = folder, total_limit
+        self._thread: threading.Thread | None = None
+        self._is_copied = threading.Event()
+        self._is_copied.set()
+        self._error: OSError | None = None
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+        self._changed: torch.cuda.Event | None = None
+
+    def mark_changed(self) -> None:
+        """
+        The tensors have just been changed. On a GPU a copy then need not wait for more than that: the queue behind may never
+        end, as when another process has died.
+        """
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self._changed = torch.cuda.current_stream().record_event()
+
+    def save(
+        self,
+        update: int,
+        *,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        texts: Mapping[str, str],
+        facts: Mapping[str, object],
+    ) -> Path:
+        """
+        Begin to write a checkpoint. One that is there already is left alone.
+
+        Waits for the one before. A failure is logged, and raised by [`finish`]; the checkpoints that are there stay.
+
+        Args:
+            update (`int`): Its number.
+            tensors (`Mapping[str, Mapping[str, torch.Tensor]]`): Name of a safetensors file -> its tensors.
+            texts (`Mapping[str, str]`): Name of a text file -> its content.
+            facts (`Mapping[str, object]`): What else the manifest says.
+
+        Returns:
+            `Path`: The checkpoint that is being made.
+        """
+        checkpoint = self._folder / f"checkpoint-{update}"
+        self._join()
+        self._error = None
+        if checkpoint.exists():
+            return checkpoint
+        if self._changed is None:
+            self.mark_changed()
+        self._is_copied.clear()
+        self._thread = threading.Thread(
+            target=self._save, args=(checkpoint, tensors, dict(texts), dict(facts) | {"update": update})
+        )
+        self._thread.start()
+        return checkpoint
+
+    def wait_until_copied(self) -> None:
+        """Return when tensors of the last save may be changed."""
+        self._is_copied.wait()
+
+    def finish(self) -> None:
+        """
+        Return when the last checkpoint is on the disk.
+
+        Raises:
+            `OSError`: If it could not be written: what is needed, and what is there.
+        """
+        self._join()
+        if self._error is not None:
+            raise self._error
+
+    def _join(self) -> None:
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _save(self, checkpoint: Path, tensors, texts, facts) -> None:
+        try:
+            num_bytes = _size(tensors)
+            free = shutil.disk_usage(self._folder).free
+            try:
+                if free < num_bytes:
+                    raise OSError("No space left on device")
+                copies = self._copy(tensors, num_bytes)
+                with new_folder(checkpoint) as partial:
+                    files = write_files(partial, copies, texts)
+                    manifest = {"format": FORMAT, **facts, "versions": _versions(), "files": files}
+                    text = json.dumps(manifest | {"sha256": _digest_of(manifest)}, indent=1)
+                    write_files(partial, {}, {MANIFEST: text})
+                    for path in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                        _flush(path)
+                _flush(self._folder)
+            except OSError as error:
+                raise OSError(
+                    f"{checkpoint} could not be written: {error}. It needs {num_bytes:,} bytes; {free:,} are free in"
+                    f" {self._folder}. The checkpoints that are there are untouched."
+                ) from error
+            self._remove_old(checkpoint)
+        except OSError as error:
+            self._error = error
+            logger.error(f"error: {error}")
+        except BaseException as error:  # a thread's errors reach nobody else
+            self._error = OSError(f"{checkpoint} could not be written: {error!r}")
+            logger.exception(f"error: {self._error}")
+        finally:
+            self._is_copied.set()
+
+    def _copy(self, tensors, num_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors in memory of their own, if there is enough; else themselves."""
+        if not self._buffers and num_bytes > (1 - _SPARE_MEMORY) * _available_memory():
+            logger.info(
+                f"memory does not suffice to copy the state ({num_bytes:,} bytes): training waits for its checkpoints"
+            )
+            return tensors
+        stream = None
+        if self._changed is not None:
+            stream = torch.cuda.Stream(self._changed.device)
+            stream.wait_event(self._changed)
+        copies: dict[str, dict[str, torch.Tensor]] = {}
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for name, group in tensors.items():
+                copies[name] = {}
+                for key, x in group.items():
+                    buffer = self._buffers.get((name, key))
+                    if buffer is None or buffer.shape != x.shape or buffer.dtype != x.dtype:
+                        buffer = torch.empty(x.shape, dtype=x.dtype, pin_memory=stream is not None)
+                        self._buffers[name, key] = buffer
+                    buffer.copy_(x, non_blocking=stream is not None)
+                    copies[name][key] = buffer
+        if stream is not None:
+            stream.synchronize()
+        self._is_copied.set()
+        return copies
+
+    def _remove_old(self, newest: Path) -> None:
+        """Removes what the limit leaves no room for. Folders without a manifest are not ours."""
+        if not self._total_limit:
+            return
+        older = [path for path in list_checkpoints(self._folder) if update_of(path) < update_of(newest)]
+        for path in [path for path in older if (path / MANIFEST).is_file()][self._total_limit - 1 :]:
+            hidden = path.with_name(f".{path.name}.removed")  # a kill in the middle leaves no half of a checkpoint
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+            logger.info(f"removed {path} (--checkpoints_total_limit {self._total_limit})")
+
+
+def _flush(path: Path) -> None:
+    """Returns when a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _size(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
+    return sum(x.numel() * x.element_size() for group in tensors.values() for x in group.values())
+
+
+def _available_memory() -> int:
+    import psutil  # comes with accelerate
+
+    return psutil.virtual_memory().available
+
+
+def _versions() -> dict[str, str]:
+    packages = ("mcvd-diffusers", "torch", "diffusers", "accelerate", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the state of a training is
+
+
+def training_tensors(
+    network: torch.nn.Module, averaged: torch.nn.Module | None, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, torch.Tensor]]:
+    """
+    All tensors of a training, as files. They are not copied.
+
+    Args:
+        network (`torch.nn.Module`): What is trained, not wrapped.
+        averaged (`torch.nn.Module`, *optional*): Its moving average.
+        optimizer (`torch.optim.Optimizer`): The optimizer of its parameters, not wrapped.
+
+    Returns:
+        `dict[str, dict[str, torch.Tensor]]`: Name of a safetensors file -> its tensors.
+    """
+    tensors = {WEIGHTS: network.state_dict()}
+    if averaged is not None:
+        tensors[AVERAGED_WEIGHTS] = averaged.state_dict()
+    tensors[OPTIMIZER] = {
+        f"{name}.{kind}": x
+        for name, parameter in network.named_parameters()
+        for kind, x in optimizer.state.get(parameter, {}).items()
+    }
+    return {name: {key: x.detach() for key, x in group.items()} for name, group in tensors.items()}
+
+
+def load_training_tensors(
+    checkpoint: Path,
+    network: torch.nn.Module,
+    averaged: torch.nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """
+    Bring a training to the state of a checkpoint, bit for bit.
+
+    Args:
+        checkpoint (`Path`): A checkpoint that verifies.
+        network (`torch.nn.Module`): See [`training_tensors`].
+        averaged (`torch.nn.Module`, *optional*): See there.
+        optimizer (`torch.optim.Optimizer`): See there. Its hyper-parameters stay.
+
+    Raises:
+        [`CheckpointError`]: If the checkpoint is of another network, or keeps an average and this training does not.
+    """
+    if (averaged is not None) != (checkpoint / AVERAGED_WEIGHTS).is_file():
+        raise CheckpointError(f"{checkpoint} was made with --use_ema {averaged is None}: leave that as it was.")
+    for module, name in ((network, WEIGHTS), (averaged, AVERAGED_WEIGHTS)):
+        if module is not None:
+            try:
+                module.load_state_dict(load_file(checkpoint / name))
+            except RuntimeError as error:
+                raise CheckpointError(f"{checkpoint / name} is of another network: {error}") from error
+    saved = load_file(checkpoint / OPTIMIZER)
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for number, (name, _) in enumerate(network.named_parameters()):
+        state = {key.removeprefix(f"{name}."): saved.pop(key) for key in [*saved] if key.rpartition(".")[0] == name}
+        if state:
+            states[number] = state
+    if saved:
+        raise CheckpointError(
+            f"{checkpoint / OPTIMIZER} is of another network: {sorted(saved)[0]} is not in this one."
+        )
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def publish_pipeline(
+    folder: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], texts: Mapping[str, str]
+) -> None:
+    """
+    Put a pipeline beside a run's checkpoints, so that `folder` is one; `model_index.json` last.
+
+    Args:
+        folder (`Path`): The run's folder.
+        tensors (`Mapping[str, Mapping[str, torch.Tensor]]`): As for [`write_files`].
+        texts (`Mapping[str, str]`): As for [`write_files`], `model_index.json` among them.
+
+    Raises:
+        `FileExistsError`: If there is a pipeline.
+        `OSError`: If it can not be written.
+    """
+    index = "model_index.json"
+    if (folder / index).exists():
+        raise FileExistsError(f"{folder} holds a pipeline already.")
+    partial = folder / ".pipeline.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed end of this run has left
+    partial.mkdir()
+    write_files(partial, tensors, texts)
+    for path in sorted(partial.rglob("*"), reverse=True):
+        if path.is_dir():
+            _flush(path)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == index):
+        target = folder / path.name
+        if target.is_dir():  # also left: without an index it is nobody's pipeline
+            shutil.rmtree(target)
+        os.replace(path, target)
+    partial.rmdir()
+    _flush(folder)

@@ -1,0 +1,63 @@
+"""A folder that one process at a time may write to."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+
+
+LOCK_NAME = ".train_mcvd.lock"
+
+
+class FolderInUseError(OSError):
+    """Another process that is alive writes to the folder."""
+
+
+class FolderLock:
+    """
+    The right to write to a folder.
+
+    It is a lock of the operating system on a hidden file, which also says who holds it. The system gives it back when the
+    process ends, however that happens, also on another machine that shares the file system; so a dead process holds
+    nothing, and the file is left where it is.
+
+    Args:
+        folder (`Path`): An existing folder.
+
+    Raises:
+        [`FolderInUseError`]: If another process holds it: which one, and on which host.
+        `OSError`: If the file can not be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LOCK_NAME
+        # A lock of `lockf`, not of `flock`: the latter passes to worker processes, and so outlives the one that took it.
+        self._file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read()
+            self._file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise OSError(error.errno, f"{error.strerror}: its file system has no locks", str(folder)) from error
+            try:
+                holder = "process {process} on {host}, since {since}".format(**json.loads(holder))
+            except (ValueError, KeyError):
+                holder = "another process"
+            raise FolderInUseError(
+                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another folder."
+            ) from error
+        self._file.truncate(0)
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        json.dump({"process": os.getpid(), "host": socket.gethostname(), "since": now}, self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            self._file.close()

@@ -1,0 +1,339 @@
+"""The folder of a training run, and the state that is saved in it.
+
+```
+runs/mine/
+    training_settings.yaml      what it was started with
+    checkpoint-4500/ ...        to go on from, each a pipeline, too
+    samples/step-4500/ ...      videos of held-out clips
+    logs/                       of the trackers
+    model_index.json unet/ ...  the pipeline, when training is over
+```
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from mcvd_diffusers.checkpointing import (
+    AVERAGED_WEIGHTS,
+    STATE,
+    WEIGHTS,
+    CheckpointWriter,
+    clean_up,
+    publish_pipeline,
+    read_state,
+    training_tensors,
+)
+from mcvd_diffusers.folder_lock import FolderLock
+from mcvd_diffusers.interruption import StateGuard
+from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.model_card import model_card
+from mcvd_diffusers.pipelines import MCVDPipeline
+from mcvd_diffusers.train_settings import SETTINGS_FILE, SETTINGS_PARTIAL, Settings
+
+
+INDEX = "model_index.json"
+
+
+@dataclass
+class Progress:
+    """
+    How far a training is: with the tensors, all of its state. The same on all processes.
+
+    Args:
+        update (`int`): Updates that were made.
+        num_samples (`int`): Training samples that were met, on all processes: where the data go on.
+        num_skipped (`int`): Updates that were skipped, since something was not finite.
+        seconds (`float`): Spent on training, in all starts together.
+        stream_positions (`list[tuple[int, int]]`): Of a stream, on each process: its pass, and batches met in it.
+        scaler (`dict`): State of the loss scaler of fp16.
+    """
+
+    update: int = 0
+    num_samples: int = 0
+    num_skipped: int = 0
+    seconds: float = 0.0
+    stream_positions: list = field(default_factory=list)
+    scaler: dict = field(default_factory=dict)
+
+
+def read_progress(settings: Settings, *, fingerprint: str, num_clips: int | None, world_size: int) -> Progress:
+    """
+    How far the training is that is gone on with.
+
+    Args:
+        settings ([`Settings`]): Of the run; without a checkpoint it begins.
+        fingerprint (`str`): Of the training data.
+        num_clips (`int`, *optional*): Clips of an epoch; `None` for a stream.
+        world_size (`int`): Number of processes.
+
+    Returns:
+        [`Progress`]: Where it goes on.
+
+    Raises:
+        `ValueError`: If data, processes or batch are such that it would be another training, and that is not allowed, or if
+            it cannot go on there with them.
+    """
+    training, checkpoint = settings.training, settings.checkpoint
+    if checkpoint is None:
+        return Progress(stream_positions=[(0, 0)] * world_size)
+    state = read_state(checkpoint)
+    progress, is_stream = Progress(**state["progress"]), num_clips is None
+    now = _division(settings, world_size)
+    changed = []
+    if state["data"] != fingerprint:
+        changed.append(f"the training data (were {state['data']}, are {fingerprint})")
+    if _num_samples(state["division"]) != _num_samples(now):
+        changed.append(
+            f"the clips of an update, --train_batch_size x --gradient_accumulation_steps x processes (were"
+            f" {_written_out(state['division'])}, are {_written_out(now)})"
+        )
+    if is_stream and state["division"] != now:
+        changed.append("how a stream is divided among processes, workers and batches")
+        progress.stream_positions = [(1 + max(number for number, _ in progress.stream_positions), 0)] * world_size
+    if changed and not training.allow_changed_settings:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: {'; '.join(changed)}: this would be another training. Pass"
+            " --allow_changed_settings if you want that."
+        )
+    step = world_size * training.train_batch_size
+    if not is_stream and progress.num_samples % step:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint} has met {progress.num_samples:,} clips, which is no multiple of"
+            f" {world_size} processes x --train_batch_size {training.train_batch_size}: choose a --train_batch_size that divides"
+            " it, and --gradient_accumulation_steps to match."
+        )
+    return progress
+
+
+def _division(settings: Settings, world_size: int) -> dict[str, int]:
+    """How the clips of an update are divided."""
+    return {
+        "processes": world_size,
+        "train_batch_size": settings.training.train_batch_size,
+        "gradient_accumulation_steps": settings.training.gradient_accumulation_steps,
+        "dataloader_num_workers": settings.data.dataloader_num_workers,
+    }
+
+
+def _num_samples(division: dict[str, int]) -> int:
+    return division["processes"] * division["train_batch_size"] * division["gradient_accumulation_steps"]
+
+
+def _written_out(division: dict[str, int]) -> str:
+    return "{train_batch_size} x {gradient_accumulation_steps} x {processes}".format(**division)
+
+
+class RunFolder:
+    """
+    What a run writes of its state. Only the first process writes; on others, and with `estimate`, nothing is done.
+
+    Args:
+        settings ([`Settings`]): Of the run, complete.
+        is_main_process (`bool`): Whether this process is the first.
+
+    Raises:
+        `OSError`: If the folder is in use, has been taken, or can not be written to.
+    """
+
+    def __init__(self, settings: Settings, *, is_main_process: bool) -> None:
+        training = settings.training
+        self.path, self._settings = Path(training.output_dir), settings
+        self._guard = StateGuard()
+        self._writer = self._lock = None
+        if training.estimate or not is_main_process:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.path)
+        try:
+            file, partial = self.path / SETTINGS_FILE, self.path / SETTINGS_PARTIAL
+            is_begun = file.exists()
+            if is_begun and training.resume_from_checkpoint is None:
+                raise FileExistsError(f"{self.path} was taken by another run in the meantime.")
+            if not is_begun:
+                partial.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False), encoding="utf-8")
+                os.replace(partial, file)
+            if not self.is_finished:
+                clean_up(self.path, settings.checkpoint)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._writer = CheckpointWriter(self.path, training.checkpoints_total_limit)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the pipeline of a finished training lies there."""
+        return not self._settings.training.estimate and (self.path / INDEX).exists()
+
+    def keep(
+        self,
+        *,
+        network: torch.nn.Module,
+        averaged: torch.nn.Module | None,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        pipeline: MCVDPipeline,
+        progress: Progress,
+        fingerprint: str,
+        num_clips: int | None,
+        world_size: int,
+    ) -> None:
+        """
+        Name the state that is saved from now on.
+
+        Args:
+            network, averaged (`torch.nn.Module`): What is trained, not wrapped; its average, if there is one.
+            optimizer (`torch.optim.Optimizer`): Not wrapped.
+            scaler (`torch.amp.GradScaler`, *optional*): Of fp16.
+            pipeline ([`MCVDPipeline`]): What it will be sampled with.
+            progress ([`Progress`]): How far it is.
+            fingerprint (`str`): Of the training data.
+            num_clips (`int`, *optional*): Clips of an epoch; `None` for a stream.
+            world_size (`int`): Number of processes.
+        """
+        self._network, self._averaged, self._optimizer, self._scaler = network, averaged, optimizer, scaler
+        self._progress, self._num_clips = progress, num_clips
+        self._facts = {"data": fingerprint, "division": _division(self._settings, world_size)}
+        self._pipeline_files = pipeline_files(self._settings, pipeline, has_average=averaged is not None)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """The state changes in this block: nothing is saved meanwhile, and what was to be saved has been copied before."""
+        if self._writer is not None:
+            self._writer.wait_until_copied()
+        with self._guard.changing():
+            yield
+            if self._writer is not None:
+                self._writer.mark_changed()
+
+    def save(self) -> None:
+        """Begin to write a checkpoint, beside the training. If that fails, the log says so, and training goes on."""
+        if self._writer is not None:
+            with self._guard.still() as is_whole:
+                if is_whole:
+                    self._begin_to_save()
+
+    def save_now(self) -> str:
+        """
+        Write a checkpoint, and wait for it; to be called from any thread.
+
+        Returns:
+            `str`: What came of it, for the user.
+        """
+        if self._writer is None:
+            return ""
+        with self._guard.still() as is_whole:
+            if not is_whole:
+                return f"It ended in the middle of an update, whose state is not saved. {self._way_on()}"
+            checkpoint = self._begin_to_save()
+            try:
+                self._writer.finish()
+            except OSError as error:
+                return f"{error} {self._way_on()}"
+        return f"All of it is in {checkpoint}. {self._way_on()}"
+
+    def _way_on(self) -> str:
+        return f"Go on with: --output_dir {self.path} --resume_from_checkpoint latest"
+
+    def _begin_to_save(self) -> Path:
+        progress, settings = self._progress, self._settings.as_dict()
+        if self._scaler is not None:
+            progress.scaler = self._scaler.state_dict()
+        state = {"settings": settings, "progress": asdict(progress), **self._facts}
+        epoch, position = progress.stream_positions[0]  # of a stream, by its batches
+        if self._num_clips is not None:
+            epoch, position = divmod(progress.num_samples, self._num_clips)
+        facts = {
+            "epoch": epoch,
+            "position_in_epoch": position,
+            "num_samples": progress.num_samples,
+            "world_size": self._facts["division"]["processes"],
+            "configuration": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        }
+        return self._writer.save(
+            progress.update,
+            tensors=training_tensors(self._network, self._averaged, self._optimizer),
+            texts=self._pipeline_files | {STATE: json.dumps(state, indent=1)},
+            facts=facts,
+        )
+
+    def finish(self) -> None:
+        """
+        Save the last checkpoint and the pipeline, which makes the folder one.
+
+        Raises:
+            `OSError`: If the pipeline can not be written.
+        """
+        if self._writer is None:
+            return
+        if self._settings.training.checkpointing_steps:
+            self._begin_to_save()
+        with contextlib.suppress(OSError):  # logged; what counts now is the pipeline
+            self._writer.finish()
+        tensors = training_tensors(self._network, self._averaged, self._optimizer)
+        weights = {name: tensors[name] for name in (WEIGHTS, AVERAGED_WEIGHTS) if name in tensors}
+        publish_pipeline(self.path, weights, self._pipeline_files)
+
+    def close(self) -> None:
+        """Wait for what is being written, and give the folder back."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):  # logged
+                self._writer.finish()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def pipeline_files(settings: Settings, pipeline: MCVDPipeline, *, has_average: bool) -> dict[str, str]:
+    """
+    All files of a pipeline's folder but the weights.
+
+    Args:
+        settings ([`Settings`]): Of the run.
+        pipeline ([`MCVDPipeline`]): The pipeline.
+        has_average (`bool`): Whether the average of the weights is saved, too.
+
+    Returns:
+        `dict[str, str]`: Path in the folder -> content.
+    """
+    unet, data, training = pipeline.unet, settings.data, settings.training
+    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
+    weights = "The weights are the raw ones, as the last update left them; there is no average."
+    if has_average:
+        weights = (
+            f'There are two sets. `variant="ema"` is the moving average (decay {training.ema_decay:g}), which the videos of the'
+            " training were made with and which usually is better. Without `variant` come the raw weights, as the last update"
+            " left them."
+        )
+    card = model_card(
+        unet=unet.config,
+        scheduler=type(pipeline.scheduler).__name__.removesuffix("Scheduler"),
+        tasks=trained_tasks(**{name: unet.config[name] for name in names}),
+        num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
+        dataset=data.dataset_name or Path(data.train_data_dir or "moving digits").name,
+        num_inference_steps=training.validation_inference_steps,
+        final_denoise=pipeline.config.final_denoise,
+        training={
+            name: getattr(training, name)
+            for name in ("prediction_type", "beta_schedule", "loss_type", "learning_rate", "max_train_steps", "seed")
+        },
+        weights=weights,
+        variant="ema" if has_average else None,
+        units=None if pipeline.normalizer.is_unit else str(pipeline.normalizer),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        pipeline.save_config(folder)
+        pipeline.unet.save_config(folder / "unet")
+        pipeline.scheduler.save_config(folder / "scheduler")
+        files = {
+            str(path.relative_to(folder)): path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()
+        }
+    return files | {"README.md": card}

@@ -1,0 +1,162 @@
+"""Videos of held-out clips while a network is trained, and how far they are from the truth."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
+from mcvd_diffusers.visualization import save_comparison_gif, save_comparison_mp4
+
+
+BASELINES = {
+    "prediction": "repeating the last frame",
+    "past_prediction": "repeating the first frame",
+    "interpolation": "blending the given frames",
+}
+
+
+@dataclass
+class Validation:
+    """
+    What validation made.
+
+    Args:
+        values (`dict[str, float]`):
+            `"validation/prediction_psnr"`, `"validation/prediction_psnr_of_baseline"` and so on for each task with a truth, in
+            decibels: of the mean squared error over all clips.
+        files (`dict[str, Path]`): `"validation/prediction"` and so on -> GIF file.
+        lines (`list[str]`): The report.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def make_validation_videos(
+    pipeline,
+    clips: list[dict[str, torch.Tensor]],
+    *,
+    num_inference_steps: int,
+    folder: Path,
+    save_mp4: bool = True,
+    is_stop_asked: Callable[[], bool] = lambda: False,
+) -> Validation:
+    """
+    Make videos of held-out clips for each task that the network was trained for, with the same noise every time.
+
+    Nothing is drawn from the global random stream, and the network is left in the mode in which it was. The pipeline's
+    progress bar is switched off.
+
+    Args:
+        pipeline ([`MCVDPipeline`]): The pipeline, on its device.
+        clips (`list[dict[str, torch.Tensor]]`): Held-out clips `{"video": (T, C, H, W)}` as the network sees them.
+        num_inference_steps (`int`): Denoising steps.
+        folder (`Path`): Where the task's `.gif` and `.mp4` go; it is made. A file that is there already is replaced as a whole.
+        save_mp4 (`bool`, *optional*, defaults to `True`): Whether to write `.mp4` too, where PyAV is installed.
+        is_stop_asked (`Callable`, *optional*):
+            Asked between tasks and after each denoising step. When it says so, the task in progress is given up.
+
+    Returns:
+        [`Validation`]: Of the tasks that were finished.
+
+    Raises:
+        OSError: If a GIF cannot be written.
+        RuntimeError: If the network makes values that are not finite.
+    """
+    modes = [(module, module.training) for module in pipeline.unet.modules()]
+    pipeline.unet.eval()
+    try:
+        return _make_videos(pipeline, clips, num_inference_steps, folder, save_mp4, is_stop_asked)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _make_videos(
+    pipeline,
+    clips: list[dict[str, torch.Tensor]],
+    num_inference_steps: int,
+    folder: Path,
+    save_mp4: bool,
+    is_stop_asked: Callable[[], bool],
+) -> Validation:
+    config, units = pipeline.unet.config, pipeline.normalizer
+    num_videos, size = len(clips), config.num_frames
+    sides = [config.num_past_frames, size, config.num_future_frames]
+    given = units.decode(torch.stack([clip["video"] for clip in clips]))  # in the user's units
+    video = units.to_display(given)  # in [0, 1], for pictures and PSNR
+    past_units, _, future_units = given.split(sides, dim=1)
+    past, block, future = video.split(sides, dim=1)
+    no_past, no_future = past[:, :0], future[:, :0]
+    possible = {  # task: (given frames before the block, after it, baseline)
+        "prediction": lambda: (past, no_future, repeat_last_frame(past, size)),
+        "past prediction": lambda: (no_past, future, repeat_last_frame(future.flip(1), size)),
+        "interpolation": lambda: (past, future, blend_linearly(past, future, size)),
+        "generation": lambda: (no_past, no_future, None),
+    }
+    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
+
+    def stop_if_asked(pipeline, *_) -> None:
+        pipeline._interrupt = is_stop_asked()
+
+    pipeline.set_progress_bar_config(disable=True)
+    made = Validation()
+    for words in trained_tasks(**{name: config[name] for name in names}):
+        if is_stop_asked():
+            break
+        task = words.replace(" ", "_")
+        before, after, baseline = possible[words]()
+        samples = pipeline(
+            past_frames=past_units if before.shape[1] else None,
+            future_frames=future_units if after.shape[1] else None,
+            batch_size=num_videos,
+            height=video.shape[-2],
+            width=video.shape[-1],
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(i) for i in range(num_videos)],
+            output_type="pt",
+            callback_on_step_end=stop_if_asked,
+        ).frames
+        if pipeline.interrupt:  # what there is of the block is noise
+            break
+        samples = units.to_display(samples).cpu()
+        columns = (
+            {"sample": samples} if baseline is None else {"truth": block, "sample": samples, "baseline": baseline}
+        )
+        columns = {name: torch.cat([before, x, after], dim=1) for name, x in columns.items()}
+        is_given = [True] * before.shape[1] + [False] * size + [True] * after.shape[1]
+        if baseline is not None:
+            # Of the mean error over all clips: a clip in which nothing moves would make the baseline's mean PSNR infinite.
+            psnr, baseline_psnr = (float(psnr_of_mse(video_mse(x, block).mean())) for x in (samples, baseline))
+            made.values |= {f"validation/{task}_psnr": psnr, f"validation/{task}_psnr_of_baseline": baseline_psnr}
+            made.lines.append(
+                f"{task}: PSNR {psnr:.2f} dB, {BASELINES[task]} {baseline_psnr:.2f} dB (of the mean squared error over"
+                f" {num_videos} held-out clips, one sample each; higher is better)"
+            )
+        made.files[f"validation/{task}"] = path = Path(folder) / f"{task}.gif"
+        _replace(path, lambda partial: save_comparison_gif(partial, columns, is_given))
+        if save_mp4:
+            try:
+                _replace(path.with_suffix(".mp4"), lambda partial: save_comparison_mp4(partial, columns, is_given))
+            except ImportError:
+                save_mp4 = False
+            except Exception as error:  # of PyAV or its codecs; there is the GIF
+                save_mp4 = False
+                made.lines.append(f"warning: {path.with_suffix('.mp4')} was not written: {error}")
+    return made
+
+
+def _replace(path: Path, save: Callable[[Path], None]) -> None:
+    """Write a file under another name first, so that under its own it is always whole."""
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
