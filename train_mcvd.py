@@ -122,7 +122,7 @@ def make_unet(settings: Settings) -> MCVDUNet2DModel:
     training, source = settings.training, settings.model.pretrained_model_name_or_path
     statements = {name: getattr(training, name) for name in ("drop_past", "drop_future", "prediction_type")}
     if source is not None:
-        unet = MCVDUNet2DModel.from_pretrained(source, subfolder="unet")
+        unet = MCVDUNet2DModel.from_pretrained(source, subfolder="unet", variant=settings.model.variant)
         unet.register_to_config(sample_size=list(settings.size), **statements)
         return unet
     shape = {name: getattr(settings.model, name) for name in FROM_PRETRAINED_UNET}

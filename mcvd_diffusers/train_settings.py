@@ -50,6 +50,7 @@ class ModelArguments:
         " schedule, target and sampler along; only resolution, masks and sampler may be changed. Optimizer and learning"
         " rate are not in it: they are those of the flags, or of a `--preset`.",
     )
+    variant: str | None = _flag(None, "Which of that pipeline's weights: ema, or the raw ones if not given.")
     conditioning: Literal["concat", "spatin"] = _flag("concat", "How given frames enter the network.")
     in_channels: int | None = _flag(
         None, "Channels of a frame, without a mask; those of the data if not given. 1 makes colour grey."
@@ -302,7 +303,7 @@ ONLY_FOR_ONE_START = ("output_dir", "resume_from_checkpoint", "allow_changed_set
 
 # What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
 FROM_PRETRAINED_UNET = tuple(
-    f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "resolution")
+    f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "variant", "resolution")
 )
 FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
 
@@ -535,6 +536,10 @@ def _adopt_pretrained(settings: Settings) -> None:
     """
     source = settings.model.pretrained_model_name_or_path
     if source is None:
+        if settings.model.variant is not None:
+            raise ValueError(
+                "--variant is for a saved pipeline: pass --pretrained_model_name_or_path, or leave it out."
+            )
         return
     if any(path.is_file() for path in (Path(source), *Path(source).glob("checkpoint*.pt"))):
         raise ValueError(

@@ -1,6 +1,7 @@
 """train_mcvd.py: settings, presets, and training runs in processes of their own."""
 
 import itertools
+import logging
 import os
 import re
 import signal
@@ -13,18 +14,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from PIL import Image
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers.checkpointing import read_state
 from mcvd_diffusers.conversion import convert_checkpoint
 from mcvd_diffusers.data import ClipDataset, EpochBatches
+from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.metrics import video_mse
 from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from mcvd_diffusers.training_data import whole_clips
+from mcvd_diffusers.validation import make_validation_videos
 from original_mcvd import CASES, save_original
 
 
@@ -69,8 +74,8 @@ def run(output_dir, only=TINY, **settings):
     return train_mcvd.main(train_mcvd.parse_args(flags(output_dir, only, **settings)))
 
 
-def weights(folder):
-    return MCVDUNet2DModel.from_pretrained(folder, subfolder="unet").state_dict()
+def weights(folder, variant=None):
+    return MCVDUNet2DModel.from_pretrained(folder, subfolder="unet", variant=variant).state_dict()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -313,26 +318,35 @@ def test_training_stops_when_its_time_is_over_and_saves(tmp_path, caplog):
     assert MCVDPipeline.from_pretrained(folder).unet.config.num_frames == 2
 
 
-def test_training_stops_when_it_is_asked_to_and_saves(tmp_path):
-    asked = iter([False, False, True])
+class AfterLine(logging.Handler):
+    """Sends this process a signal when a line of the log says something."""
+
+    def __init__(self, words, number):
+        super().__init__()
+        self.words, self.number = words, number
+
+    def emit(self, record):
+        if self.words in record.getMessage():
+            self.words = "\0"
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_training_that_is_signalled_saves_a_checkpoint_and_ends(number, tmp_path, caplog):
     settings = train_mcvd.parse_args(flags(tmp_path / "out", max_train_steps=100_000))
-    folder = train_mcvd.main(settings, lambda: next(asked))
-    assert (folder / "samples" / "step-3").is_dir()
-    assert MCVDPipeline.from_pretrained(folder).unet.config.num_frames == 2
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_what_was_trained(tmp_path):
-    command = [sys.executable, "train_mcvd.py", *flags(tmp_path / "out", max_train_steps=100_000)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stderr:
-            if "step      2" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 0 and "stopping after this update" in rest and "saved to" in rest
-    assert MCVDPipeline.from_pretrained(tmp_path / "out").unet.config.num_frames == 2
+    handler = AfterLine("step      2", number)
+    logging.getLogger("train_mcvd").addHandler(handler)
+    try:
+        with caplog.at_level("INFO"), StopSignals() as stop:
+            assert train_mcvd.main(settings, stop) is None
+    finally:
+        logging.getLogger("train_mcvd").removeHandler(handler)
+    assert stop.exit_code == 128 + number
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert f"All of it is in {checkpoint}. Go on with: --output_dir {tmp_path / 'out'}" in caplog.text
+    for variant in (None, "ema"):
+        assert MCVDPipeline.from_pretrained(checkpoint, variant=variant).unet.config.num_frames == 2
+    assert not (tmp_path / "out" / "model_index.json").exists()
 
 
 @pytest.mark.slow
@@ -343,12 +357,19 @@ def test_errors_of_the_set_up_are_messages_not_tracebacks(tmp_path):
     assert "error: --train_batch_size: 4 clips" in out.stderr and "Choose at most 2" in out.stderr
 
 
-def test_training_that_diverges_stops_and_saves_nothing(tmp_path):
+def test_training_that_diverges_stops_and_keeps_what_was_good(tmp_path):
+    """After so many updates in a row that were skipped; the clips are saved, too."""
+    diverging = {"learning_rate": 1e30, "lr_warmup_steps": 0, "max_grad_norm": 1e30, "max_train_steps": 50}
     with pytest.raises(
-        RuntimeError, match="The loss is .* at update .*: training has diverged.*Lower --learning_rate"
+        train_mcvd.NotFiniteError, match="not finite.*Lower --learning_rate.*The clips are in .*latest"
     ):
-        run(tmp_path / "out", learning_rate=1e30, lr_warmup_steps=0, max_grad_norm=1e30, max_train_steps=50)
+        run(tmp_path / "out", max_skipped_updates=3, **diverging)
     assert not (tmp_path / "out" / "model_index.json").exists()
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert read_state(checkpoint)["progress"]["num_skipped"] == 3
+    (file,) = (tmp_path / "out").glob("not-finite-*.safetensors")
+    clips = load_file(file)
+    assert clips["video"].shape == (4, 5, 1, 16, 16) and not clips["losses"].isfinite().any()
 
 
 def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path):
@@ -378,8 +399,10 @@ def test_one_batch_of_eight_equals_eight_batches_of_one(tmp_path):
 
 def test_averaged_weights_are_saved_unless_not_wanted(tmp_path):
     raw = weights(run(tmp_path / "raw", use_ema=False))
-    averaged = weights(run(tmp_path / "averaged"))
-    assert not all(torch.equal(raw[name], averaged[name]) for name in raw)
+    folder = run(tmp_path / "averaged")
+    assert all(torch.equal(raw[name], x) for name, x in weights(folder).items())
+    assert not all(torch.equal(raw[name], x) for name, x in weights(folder, variant="ema").items())
+    assert not list((tmp_path / "raw").rglob("*.ema.*"))
 
 
 def test_gradient_checkpointing_changes_only_rounding(tmp_path):
@@ -477,7 +500,8 @@ def test_script_trains_as_a_plain_loop_does(tmp_path):
     }
     options |= {"lr_warmup_steps": 3, "lr_scheduler": "constant_with_warmup", "ema_decay": 0.7, "ema_warmup": False}
     options |= {"adam_epsilon": 1e-3, "num_validation_videos": 0, "seed": 3}
-    saved = weights(run(tmp_path / "out", **options))
+    folder = run(tmp_path / "out", **options)
+    raw, averaged = weights(folder), weights(folder, variant="ema")
 
     settings = train_mcvd.parse_args(flags(tmp_path / "again", **options))
     unet, noise_scheduler = train_mcvd.make_unet(settings), train_mcvd.make_noise_scheduler(settings)
@@ -498,8 +522,9 @@ def test_script_trains_as_a_plain_loop_does(tmp_path):
         optimizer.zero_grad()
         for name, parameter in unet.named_parameters():
             average[name] += 0.3 * (parameter.detach() - average[name])
-    for name in saved:
-        torch.testing.assert_close(saved[name], average[name], atol=1e-6, rtol=1e-4)
+    for name, parameter in unet.named_parameters():
+        torch.testing.assert_close(raw[name], parameter.detach(), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(averaged[name], average[name], atol=1e-6, rtol=1e-4)
 
 
 def test_trains_on_a_folder_of_frame_folders(tmp_path):
@@ -711,9 +736,8 @@ def test_videos_that_break_during_training_are_counted_in_the_log(tmp_path, capl
     with pytest.warns(UserWarning, match="3 is broken, other clips take its place"):
         run(tmp_path / "out", train_data_dir=tmp_path / "data", validation_names=["0"], max_train_steps=4)
     assert "1 videos are broken inside" in caplog.text
-    with pytest.raises(train_mcvd.DataError, match="stopped after .* which are saved in .*strict.*3/4.png"):
+    with pytest.raises(train_mcvd.DataError, match="stopped after .*can not be read any more.*3/4.png"):
         run(tmp_path / "strict", train_data_dir=tmp_path / "data", validation_names=["0"], strict=True)
-    assert MCVDPipeline.from_pretrained(tmp_path / "strict").unet.config.num_frames == 2
 
 
 def test_estimate_writes_nothing_whatever_else_is_asked_for(tmp_path, monkeypatch):
@@ -722,7 +746,9 @@ def test_estimate_writes_nothing_whatever_else_is_asked_for(tmp_path, monkeypatc
     place = arguments.index("--output_dir")
     settings = train_mcvd.parse_args([*arguments[:place], *arguments[place + 2 :], "--estimate"])
     assert train_mcvd.main(settings) is None
-    assert train_mcvd.main(settings, is_stop_asked=lambda: True) is None
+    stop = StopSignals()
+    stop.ask()
+    assert train_mcvd.main(settings, stop) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -851,7 +877,6 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
 
 TWO_RANKS = """
 import itertools, sys, torch
-from accelerate import Accelerator
 import train_mcvd
 settings = train_mcvd.parse_args(sys.argv[2:])
 accelerator = Accelerator(cpu=True)
@@ -913,9 +938,11 @@ def test_training_learns_to_predict(tmp_path):
     settings |= {"logging_steps": 100, "num_validation_videos": 4, "validation_inference_steps": 20}
     settings = train_mcvd.parse_args(flags(tmp_path / "out", **settings))
     folder = train_mcvd.main(settings)
-    pipe = MCVDPipeline.from_pretrained(folder)
+    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
     _, held_out = train_mcvd.make_datasets(settings, pipe.unet.num_window_frames)
-    values = train_mcvd.validate(settings, Accelerator(), pipe, held_out, 901)
+    values = make_validation_videos(
+        pipe, whole_clips(held_out, 4), num_inference_steps=20, folder=tmp_path / "samples"
+    ).values
     assert values["validation/prediction_psnr"] > values["validation/prediction_psnr_of_baseline"] + 3
 
     # The same checkpoint does all four tasks, and what is given decides what is made.
