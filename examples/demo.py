@@ -66,7 +66,7 @@ def main() -> None:
     )
     train(folder, threads)
 
-    pipe = MCVDPipeline.from_pretrained(folder)
+    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
     pipe.set_progress_bar_config(disable=True)
     num_past, block = pipe.unet.config.num_past_frames, pipe.unet.config.num_frames
     num_future = pipe.unet.config.num_future_frames
@@ -143,7 +143,7 @@ interpolation, {num_past} + {num_future} given -> {block} frames      {psnr(betw
 {seconds_per_video:.2f} s a video of {NUM_PREDICTED} frames ({2 * NUM_CLIPS} at once); {time.perf_counter() - started:.0f} s in all without set-up.
 So short a training teaches where a digit goes, not yet how to keep its shape: that takes much longer.
 Look at {folder.relative_to(ROOT)}/prediction.gif, interpolation.gif and generation.gif: green frames were given, orange
-ones made. The model is in the same folder: MCVDPipeline.from_pretrained("{folder.relative_to(ROOT)}").""")
+ones made. The model is in the same folder: MCVDPipeline.from_pretrained("{folder.relative_to(ROOT)}", variant="ema").""")
 
 
 if __name__ == "__main__":

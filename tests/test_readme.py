@@ -31,6 +31,7 @@ def saved_pipeline(tmp_path):
         layers_per_block=1,
     )
     MCVDPipeline(unet, DDIMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "demo")
+    unet.save_pretrained(tmp_path / "demo" / "unet", variant="ema")
     return tmp_path / "demo"
 
 
