@@ -174,8 +174,13 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
     Train to the end, or until `stop` is asked. Returns the folder of the saved pipeline; `None` if training was stopped and
     can be gone on with, and with `estimate`, which ends when the cost was measured.
     """
-    training, stop = settings.training, stop or StopSignals()
-    output_dir = Path(training.output_dir)
+    with contextlib.ExitStack() as at_the_end:
+        return train(settings, stop or StopSignals(), at_the_end)
+
+
+def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStack) -> Path | None:
+    """All of it, top to bottom; `at_the_end` takes what is to be closed however it ends."""
+    training, output_dir = settings.training, Path(settings.training.output_dir)
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
@@ -203,13 +208,7 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
     averaged, ema = make_average(settings, network)
     if training.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    optimizer = plain_optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        weight_decay=training.adam_weight_decay,
-    )
+    optimizer = plain_optimizer = make_optimizer(settings, network)
     if settings.checkpoint is not None:
         with setup_errors():
             load_training_tensors(settings.checkpoint, network, averaged, optimizer)
@@ -225,9 +224,9 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
     # Where it is saved, and told. From here on a signal leaves a checkpoint.
     with setup_errors():
         folder = RunFolder(settings, is_main_process=is_main)
+    at_the_end.callback(folder.close)
     if folder.is_finished:
         log(f"{output_dir} holds the finished pipeline: there is nothing left to do")
-        folder.close()
         accelerator.end_training()
         return output_dir
     folder.keep(
@@ -249,6 +248,7 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
         config=settings.as_dict(),
         run_id=f"{output_dir.name}-{hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:8]}",
     )
+    at_the_end.callback(trackers.finish)
     announce(settings, network, normalizer, num_clips, len(held_out), accelerator, progress)
     # Workers fill their queues first: what follows shows whether they keep up.
     timer = UpdateTimer(device, max(NUM_TIMED, 4 * settings.data.dataloader_num_workers))
@@ -266,12 +266,13 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
     )
-    failure, is_end, num_skipped_in_a_row = None, False, 0
+    failure, num_skipped_in_a_row = None, 0
+    is_end = progress.update >= training.max_train_steps  # and only the pipeline is yet to be saved
     window = []  # what the next update is made of
     seconds_before, started = progress.seconds, time.perf_counter()
     unet.train()
     try:
-        for step, batch in enumerate(batches, step):
+        for step, batch in enumerate(() if is_end else batches, step):
             # The numbers of these samples in the run, over all processes.
             first = (step * world_size + rank) * batch_size
             numbers = range(first, first + batch_size)
@@ -380,24 +381,22 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
     except Exception as error:  # of the data, the memory, another process: what the last update left is still there
         failure = error
 
+    stop.take_over()
+    stage = f"after {progress.update:,} of {training.max_train_steps:,} updates"
     if not is_end:  # interrupted
-        stop.take_over()
         where = folder.save_now() if progress.update or failure is None else "Nothing was trained."
-        folder.close()
-        if failure is not None and not stop.is_asked:
-            stage = f"after {progress.update:,} of {training.max_train_steps:,} updates"
-            if is_out_of_memory(failure):
-                hint = what_would_fit(failure, settings, accelerator, network, noise_scheduler, train_set, window)
-                raise TooLittleMemoryError(f"Memory has run out {stage}. {hint} {where}") from None
-            if isinstance(failure, (DataError, NotFiniteError)):
-                raise type(failure)(f"Training stopped {stage}: {failure} {where}") from failure
-            log(f"training failed {stage}. {where}", is_for_all=True)
-            raise failure
-        if failure is None:  # else the others may not be there any more
-            accelerator.wait_for_everyone()  # until the first has saved, or a launcher would end it with them
-        log(f"stopped after {progress.update:,} of {training.max_train_steps:,} updates. {where}")
-        trackers.finish()
-        return None
+        if failure is None:
+            accelerator.wait_for_everyone()  # until the first has saved, or a launcher would end it with the others
+        if failure is None or stop.is_asked:  # a signal that others followed at once looks like a failure here
+            log(f"stopped {stage}. {where}")
+            return None
+        if is_out_of_memory(failure):
+            hint = what_would_fit(failure, settings, accelerator, network, noise_scheduler, train_set, window)
+            raise TooLittleMemoryError(f"Memory has run out {stage}. {hint} {where}") from None
+        if isinstance(failure, (DataError, NotFiniteError)):
+            raise type(failure)(f"Training stopped {stage}: {failure} {where}") from failure
+        log(f"training failed {stage}. {where}", is_for_all=True)
+        raise failure
 
     if training.estimate:
         accelerator.end_training()
@@ -413,11 +412,8 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
             if ema is not None
             else f"saved to {output_dir}"
         )
-        stop.watch(lambda: "", is_first_process=True)
         validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
-    folder.close()
     accelerator.wait_for_everyone()
-    trackers.finish()
     accelerator.end_training()
     return output_dir
 
@@ -448,6 +444,18 @@ def count_clips(settings: Settings, train_set: torch.utils.data.Dataset, world_s
             " video: --clip_step."
         )
     return len(train_set)
+
+
+def make_optimizer(settings: Settings, network: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the network's parameters."""
+    training = settings.training
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        weight_decay=training.adam_weight_decay,
+    )
 
 
 def make_average(settings: Settings, network: MCVDUNet2DModel) -> tuple[MCVDUNet2DModel | None, EMAModel | None]:
@@ -664,23 +672,26 @@ def make_estimate(
 
 def validate(
     settings: Settings, pipeline: MCVDPipeline, clips: list[dict], update: int, trackers: Trackers, stop: StopSignals
-) -> dict[str, float]:
-    """Make videos of held-out clips, and tell how good they are."""
-    if not clips:
-        return {}
+) -> None:
+    """Make videos of held-out clips, and tell how good they are. If that fails, training goes on."""
     training = settings.training
-    result = make_validation_videos(
-        pipeline,
-        clips,
-        num_inference_steps=training.validation_inference_steps,
-        folder=Path(training.output_dir) / "samples" / f"step-{update}",
-        is_stop_asked=lambda: stop.is_asked,
-    )
+    if not clips:
+        return
+    try:
+        result = make_validation_videos(
+            pipeline,
+            clips,
+            num_inference_steps=training.validation_inference_steps,
+            folder=Path(training.output_dir) / "samples" / f"step-{update}",
+            is_stop_asked=lambda: stop.is_asked,
+        )
+    except Exception as error:  # a full disk, or no memory
+        log(f"warning: there are no validation videos of update {update}: {type(error).__name__}: {error}")
+        return
     for line in result.lines:
         log(f"step {update:>6}  {line}")
     trackers.log(result.values, update)
     trackers.log_videos(result.files, update)
-    return result.values
 
 
 def log(message: str, is_for_all: bool = False) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -351,7 +352,7 @@ class CheckpointWriter:
 
     def _copy(self, tensors, num_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors in memory of their own, if there is enough; else themselves."""
-        if not self._buffers and num_bytes > (1 - _SPARE_MEMORY) * _available_memory():
+        if not self._buffers and num_bytes > (1 - _SPARE_MEMORY) * psutil.virtual_memory().available:
             logger.info(
                 f"memory does not suffice to copy the state ({num_bytes:,} bytes): training waits for its checkpoints"
             )
@@ -408,12 +409,6 @@ def _digest_of(content: dict) -> str:
 
 def _size(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
     return sum(x.numel() * x.element_size() for group in tensors.values() for x in group.values())
-
-
-def _available_memory() -> int:
-    import psutil  # comes with accelerate
-
-    return psutil.virtual_memory().available
 
 
 def _versions() -> dict[str, str]:

@@ -29,7 +29,7 @@ class StopSignals:
 
     The training asks [`is_asked`] where it can stop, and then calls [`take_over`]. If it has not within `grace_seconds` of
     the signal, or is not done `deadline_seconds` after it, what [`watch`] was given is called in a thread, and the process ends. A second
-    signal, a second or more after the first, ends the process at once. The exit code is 128 + the signal's number.
+    signal, a second or more after the first, ends the process at once, as does the first before there is anything to save. The exit code is 128 + the signal's number.
 
     Args:
         grace_seconds (`float`, *optional*, defaults to 8.0): Until the thread acts for the training.
@@ -38,7 +38,7 @@ class StopSignals:
 
     def __init__(self, *, grace_seconds: float = 8.0, deadline_seconds: float = 25.0) -> None:
         self.grace_seconds, self.deadline_seconds = grace_seconds, deadline_seconds
-        self._save: Callable[[], str] = lambda: ""
+        self._save: Callable[[], str] | None = None
         self.number: int | None = None
         """The signal that came first."""
         self._is_taken_over = threading.Event()
@@ -63,8 +63,7 @@ class StopSignals:
         """
         if self.number is None:
             self.number = number
-            name = signal.Signals(number).name
-            logger.info(f"{name}: saving and stopping; send a second signal to stop at once")
+            logger.info(f"{signal.Signals(number).name}: stopping; a second signal stops at once")
 
     def watch(self, save: Callable[[], str], *, is_first_process: bool) -> None:
         """
@@ -110,6 +109,8 @@ class StopSignals:
             if first is None:
                 first = now
                 self.ask(number)
+                if self._save is None:  # nothing has begun
+                    self._exit()
                 threading.Thread(target=self._enforce, daemon=True).start()
             elif now - first >= SAME_REQUEST_SECONDS:
                 logger.info(f"{signal.Signals(number).name}: stopping at once")

@@ -228,7 +228,7 @@ class RunFolder:
         Returns:
             `str`: What came of it, for the user.
         """
-        if self._writer is None:
+        if self._writer is None or self.is_finished:
             return ""
         with self._guard.still() as is_whole:
             if not is_whole:

@@ -60,14 +60,13 @@ MAY_IMPORT = {
         "_version",
     },
 }
-CORE = {"torch", "diffusers", "accelerate", "numpy", "PIL", "safetensors", "huggingface_hub", "yaml"}
+CORE = {"torch", "diffusers", "accelerate", "numpy", "psutil", "PIL", "safetensors", "huggingface_hub", "yaml"}
 OPTIONAL = {
     "av",
     "datasets",
     "h5py",
     "h5netcdf",
     "pyarrow",
-    "psutil",
     "sklearn",
     "tensorboard",
     "torchcodec",
