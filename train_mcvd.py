@@ -655,6 +655,8 @@ def make_estimate(
     )
     names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
     num_tasks = len(trained_tasks(**{name: unet.config[name] for name in names}))
+    network_bytes = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
+    pipeline_bytes = network_bytes * (1 + training.use_ema)
     return CostEstimate(
         num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
         num_updates=training.max_train_steps,
@@ -662,7 +664,8 @@ def make_estimate(
         seconds_per_video=seconds_per_video,
         sampler=f"{training.validation_inference_steps} steps of {training.sampling_scheduler}",
         num_validation_videos=num_validations * num_tasks * training.num_validation_videos,
-        pipeline_bytes=sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values()),
+        pipeline_bytes=pipeline_bytes,
+        checkpoint_bytes=pipeline_bytes + 2 * network_bytes,  # Adam's two moments
         memory_bytes=peak_memory(accelerator.device),
         device=accelerator.device,
         num_processes=accelerator.num_processes,

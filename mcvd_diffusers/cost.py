@@ -127,6 +127,7 @@ class CostEstimate:
         device (`torch.device`): Where.
         num_processes (`int`, *optional*, defaults to 1): Processes that train together.
         max_seconds (`float`, *optional*): When training stops in any case.
+        checkpoint_bytes (`int`, *optional*, defaults to 0): Size of a checkpoint, which is copied before it is written.
     """
 
     num_parameters: int
@@ -140,6 +141,7 @@ class CostEstimate:
     device: torch.device
     num_processes: int = 1
     max_seconds: float = math.inf
+    checkpoint_bytes: int = 0
 
     def seconds_to_the_end(self, which: str = "mean") -> float:
         """
@@ -177,7 +179,12 @@ class CostEstimate:
                 if self.num_updates * update.mean <= self.max_seconds
                 else f": stopped before its {self.num_updates:,} updates are done"
             ),
-            f"saved pipeline  {_bytes(self.pipeline_bytes)}",
+            f"saved pipeline  {_bytes(self.pipeline_bytes)}"
+            + (
+                f"; a checkpoint {_bytes(self.checkpoint_bytes)}, and as much memory of the machine while it is written"
+                if self.checkpoint_bytes
+                else ""
+            ),
             f"a video         {video.mean:.3g} s ({video.low:.3g} to {video.high:.3g}) for a block of frames with"
             f" {self.sampler}, one at a time",
         ]
