@@ -11,6 +11,7 @@ kill at any moment leaves a checkpoint that verifies, the older or the newer one
 Everything in it is safetensors, JSON and Markdown: nothing in a checkpoint is ever executed.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -394,6 +395,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems flush files only
+            raise
     finally:
         os.close(descriptor)
 

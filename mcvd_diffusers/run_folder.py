@@ -31,6 +31,7 @@ from mcvd_diffusers.checkpointing import (
     publish_pipeline,
     read_state,
     training_tensors,
+    write_files,
 )
 from mcvd_diffusers.folder_lock import FolderLock
 from mcvd_diffusers.interruption import StateGuard
@@ -159,7 +160,7 @@ class RunFolder:
             if is_begun and training.resume_from_checkpoint is None:
                 raise FileExistsError(f"{self.path} was taken by another run in the meantime.")
             if not is_begun:
-                partial.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False), encoding="utf-8")
+                write_files(self.path, {}, {partial.name: yaml.safe_dump(settings.as_dict(), sort_keys=False)})
                 os.replace(partial, file)
             if not self.is_finished:
                 clean_up(self.path, settings.checkpoint)
