@@ -11,7 +11,7 @@
     accelerate launch --multi_gpu --num_processes 8 train_mcvd.py ...               # several GPUs
     accelerate launch --config_file cluster.yaml train_mcvd.py ...                  # several machines
 
-`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is `main`, below.
+`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is in `train`, below.
 
 All randomness is keyed: clip i of epoch e by (seed, e, i); masks, timesteps and noise of training sample n by
 (seed, n); dropout by (seed, step, process), which alone depends on the batch size and the number of processes. Nothing is
@@ -29,20 +29,28 @@ import math
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
-from mcvd_diffusers.checkpointing import load_training_tensors
+from mcvd_diffusers.checkpointing import load_training_tensors, version_changes
 from mcvd_diffusers.cost import (
     NUM_TIMED,
     CostEstimate,
@@ -60,7 +68,7 @@ from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.randomness import keyed_seed
-from mcvd_diffusers.run_folder import Progress, RunFolder, read_progress
+from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
 from mcvd_diffusers.train_settings import FROM_PRETRAINED_UNET, Settings, parse_args
 from mcvd_diffusers.training import DROPOUT_STREAM, draw_timesteps
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
@@ -188,6 +196,8 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=training.gradient_accumulation_steps, sync_with_dataloader=False
         ),
+        # The others wait while the first process makes validation videos.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     is_main, batch_size = accelerator.is_main_process, training.train_batch_size
@@ -202,7 +212,11 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         make_pipeline(settings, network, noise_scheduler, normalizer)  # whatever does not fit shows now
         num_clips = count_clips(settings, train_set, world_size)
         progress = read_progress(
-            settings, fingerprint=train_set.fingerprint, num_clips=num_clips, world_size=world_size
+            settings,
+            fingerprint=train_set.fingerprint,
+            num_clips=num_clips,
+            world_size=world_size,
+            precision=accelerator.mixed_precision,
         )
     network.to(device)
     averaged, ema = make_average(settings, network)
@@ -223,7 +237,7 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
 
     # Where it is saved, and told. From here on a signal leaves a checkpoint.
     with setup_errors():
-        folder = RunFolder(settings, is_main_process=is_main)
+        folder = on_all_or_none(accelerator, lambda: RunFolder(settings, is_main_process=is_main))
     at_the_end.callback(folder.close)
     if folder.is_finished:
         log(f"{output_dir} holds the finished pipeline: there is nothing left to do")
@@ -239,7 +253,9 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         fingerprint=train_set.fingerprint,
         num_clips=num_clips,
         world_size=world_size,
+        precision=accelerator.mixed_precision,
     )
+    stop.deadline_seconds = training.max_stop_seconds - 2
     stop.watch(folder.save_now, is_first_process=is_main)
     trackers = Trackers(
         accelerator,
@@ -266,8 +282,9 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
     )
+    at_the_end.callback(batches.close)
     failure, num_skipped_in_a_row = None, 0
-    is_end = progress.update >= training.max_train_steps  # and only the pipeline is yet to be saved
+    is_end = progress.update >= training.max_train_steps and not training.estimate  # only the pipeline is to be saved
     window = []  # what the next update is made of
     seconds_before, started = progress.seconds, time.perf_counter()
     unet.train()
@@ -313,11 +330,21 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
 
             # An update: on all processes, or on none.
             grad_norm = accelerator.clip_grad_norm_(unet.parameters(), training.max_grad_norm)
-            is_finite = torch.stack([*(x["losses"].isfinite().all() for x in window), grad_norm.isfinite()]).all()
+            are_losses_finite = torch.stack([x["losses"].isfinite().all() for x in window]).all()
             seconds = seconds_before + time.perf_counter() - started
-            is_late = seconds > 60 * (training.max_train_minutes or math.inf)
-            reports = exchange(accelerator, is_finite, stop.number or 0, is_late, *batches.stream_position)
-            is_made = all(report[0] for report in reports)
+            is_late = seconds > 60 * (training.max_train_minutes or math.inf) or (training.estimate and timer.is_done)
+            reports = exchange(
+                accelerator,
+                are_losses_finite,
+                grad_norm.isfinite(),
+                is_late,
+                stop.number or 0,
+                *batches.stream_position,
+            )
+            is_made = all(report[0] and report[1] for report in reports)
+            is_end = bool(reports[0][2])  # the first process's clock decides
+            if signals := [report[3] for report in reports if report[3]]:
+                stop.ask(max(signals))
             with folder.changing():
                 if is_made:
                     optimizer.step()
@@ -330,26 +357,25 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
                         accelerator.scaler.update()  # to a smaller scale
                     progress.num_skipped += 1
                 progress.num_samples = (step + 1) * world_size * batch_size
-                progress.stream_positions = [report[3:] for report in reports]
+                progress.stream_positions = [report[4:] for report in reports]
                 progress.seconds = seconds
             optimizer.zero_grad()
             num_skipped_in_a_row = 0 if is_made else num_skipped_in_a_row + 1
             if not is_made:
-                bad = [process for process, report in enumerate(reports) if not report[0]]
+                bad = [str(process) for process, report in enumerate(reports) if not report[0]]
+                reason = f"loss of process {', '.join(bad)}" if bad else "gradient"
                 log(
-                    f"warning: update {progress.update + 1} skipped, since its loss or gradient was not finite on process"
-                    f" {', '.join(map(str, bad))}: {num_skipped_in_a_row} in a row"
+                    f"warning: update {progress.update + 1} skipped, since the {reason} is not finite:"
+                    f" {num_skipped_in_a_row} in a row"
                 )
             if num_skipped_in_a_row == training.max_skipped_updates:
                 raise NotFiniteError(save_window(output_dir, window, progress.update + 1, rank))
             window = []
             timer.update()
 
-            if any(report[1] for report in reports):
-                stop.ask(max(report[1] for report in reports))
-            is_end = bool(reports[0][2])  # the first process's clock decides
-            is_end = is_end or (timer.is_done if training.estimate else progress.update >= training.max_train_steps)
-            if is_main and not is_estimated and (timer.is_done or ((is_end or stop.is_asked) and timer.has_measured)):
+            is_end = is_end or (progress.update >= training.max_train_steps and not training.estimate)
+            is_last = is_end or bool(signals) or (stop.is_asked and world_size == 1)  # alike on all processes
+            if is_main and not is_estimated and (timer.is_done or (is_last and timer.has_measured)):
                 is_estimated = True
                 for line in make_estimate(settings, accelerator, network, timer, seconds_per_video).lines():
                     log(f"estimate  {line}")
@@ -366,7 +392,7 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
                 trackers.log(values, progress.update)
                 if train_set.num_broken:
                     log(f"warning: {train_set.num_broken} videos are broken inside; other clips stand in")
-            if is_end or stop.is_asked:
+            if is_last:
                 break
             if is_made and training.checkpointing_steps and progress.update % training.checkpointing_steps == 0:
                 folder.save()
@@ -391,7 +417,10 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
             log(f"stopped {stage}. {where}")
             return None
         if is_out_of_memory(failure):
-            hint = what_would_fit(failure, settings, accelerator, network, noise_scheduler, train_set, window)
+            batch = losses = None  # they hold memory
+            hint = what_would_fit(
+                failure, settings, accelerator, network, plain_optimizer, noise_scheduler, train_set, window
+            )
             raise TooLittleMemoryError(f"Memory has run out {stage}. {hint} {where}") from None
         if isinstance(failure, (DataError, NotFiniteError)):
             raise type(failure)(f"Training stopped {stage}: {failure} {where}") from failure
@@ -492,6 +521,18 @@ def make_lr_scheduler(
     )
 
 
+def on_all_or_none(accelerator: Accelerator, make: Callable):
+    """What `make` returns; if it fails on one process, it does on all, instead of leaving them waiting for each other."""
+    made = error = None
+    try:
+        made = make()
+    except (ValueError, OSError) as caught:
+        error = caught
+    if any(failed for (failed,) in exchange(accelerator, error is not None)):
+        raise error or ValueError("another process could not begin: its message says why")
+    return made
+
+
 def exchange(accelerator: Accelerator, *numbers: int | bool | torch.Tensor) -> list[list[int]]:
     """What each process has to say, on all of them."""
     row = torch.tensor([[int(number) for number in numbers]], device=accelerator.device)
@@ -529,6 +570,8 @@ def announce(
     )
     if settings.checkpoint is not None:
         log(f"going on from {settings.checkpoint}: {progress.update:,} updates, {progress.num_samples:,} clips")
+        if changes := version_changes(settings.checkpoint):
+            log(f"warning: not with what it was made with, so that rounding may differ: {', '.join(changes)}")
     elif training.resume_from_checkpoint is not None:
         log(f"there is no checkpoint in {training.output_dir} yet: beginning")
 
@@ -577,7 +620,11 @@ class RunMeter(LossMeter):
 
 def save_window(output_dir: Path, window: list[dict], update: int, rank: int) -> str:
     """Saves the clips whose loss is not finite, or all of an update whose gradient is not; says where."""
-    path = output_dir / f"not-finite-update-{update}-process-{rank}.safetensors"
+    names = (
+        f"not-finite-update-{update}-process-{rank}{end}.safetensors"
+        for end in ("", *map("-{}".format, range(2, 10**6)))
+    )
+    path = next(output_dir / name for name in names if not (output_dir / name).exists())
     tensors = {
         name: torch.cat([torch.as_tensor(x[name]).cpu() for x in window])
         for name in ("video", "roles", "timesteps", "samples", "losses")
@@ -598,13 +645,21 @@ def save_window(output_dir: Path, window: list[dict], update: int, rank: int) ->
 
 
 def what_would_fit(
-    failure: Exception, settings: Settings, accelerator: Accelerator, network, noise_scheduler, train_set, window: list
+    failure: Exception,
+    settings: Settings,
+    accelerator: Accelerator,
+    network: MCVDUNet2DModel,
+    optimizer: torch.optim.Optimizer,
+    noise_scheduler: DDPMScheduler,
+    train_set: torch.utils.data.Dataset,
+    window: list[dict],
 ) -> str:
     """What memory has run out for, and the largest batch that it suffices for, which is tried."""
     training, device = settings.training, accelerator.device
     reason = str(failure).strip().split("\n")[0]
     traceback.clear_frames(failure.__traceback__)  # they hold what was computed
     failure.__traceback__ = None
+    has_moments = bool(optimizer.state)
     tried = (
         f"--train_batch_size {training.train_batch_size} clips of {settings.num_window_frames} frames of"
         f" {settings.size[0]}x{settings.size[1]} pixels"
@@ -616,7 +671,7 @@ def what_would_fit(
     parameters = list(network.parameters())
 
     def attempt(num_clips: int) -> None:
-        moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+        moments = [] if has_moments else [torch.empty_like(x) for x in parameters for _ in range(2)]
         with accelerator.autocast():
             losses = denoising_loss(
                 network,
@@ -632,7 +687,7 @@ def what_would_fit(
     fits = largest_batch_that_fits(attempt, training.train_batch_size)
     ways = []
     if fits:
-        steps = -(-training.train_batch_size // fits) * training.gradient_accumulation_steps
+        steps = training.train_batch_size // fits * training.gradient_accumulation_steps
         ways.append(f"--train_batch_size {fits} --gradient_accumulation_steps {steps}")
     if not training.gradient_checkpointing:
         network.enable_gradient_checkpointing()
@@ -707,7 +762,7 @@ if __name__ == "__main__":
     with StopSignals() as stop:
         try:
             folder = main(parse_args(), stop)
-        except (SetupError, DataError, NotFiniteError, TooLittleMemoryError) as error:
+        except (SetupError, DataError, NotFiniteError, TooLittleMemoryError, SaveError) as error:
             sys.exit(f"train_mcvd.py: error: {error}")
     if folder is None:
         sys.exit(stop.exit_code)

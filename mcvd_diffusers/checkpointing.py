@@ -11,8 +11,10 @@ kill at any moment leaves a checkpoint that verifies, the older or the newer one
 Everything in it is safetensors, JSON and Markdown: nothing in a checkpoint is ever executed.
 """
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -29,7 +31,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mcvd_diffusers.new_folder import new_folder
+from mcvd_diffusers.new_folder import make_readable, new_folder
 
 
 logger = logging.getLogger("train_mcvd")  # only one process writes; Accelerate's would need its set-up
@@ -180,6 +182,9 @@ def clean_up(folder: Path, resumed: Path | None) -> None:
     Args:
         folder (`Path`): The run's folder.
         resumed (`Path`, *optional*): The checkpoint that is gone on from.
+
+    Raises:
+        [`CheckpointError`]: If a newer one verifies, which another run must have made since that was chosen.
     """
     for path in folder.iterdir():
         if _REMAINS.fullmatch(path.name):
@@ -188,13 +193,12 @@ def clean_up(folder: Path, resumed: Path | None) -> None:
     least = -1 if resumed is None or resumed.parent != folder else update_of(resumed)
     for path in list_checkpoints(folder):
         if update_of(path) > least:
-            aside = next(
-                name
-                for name in (path.with_name(f"{path.name}.damaged{end}") for end in ("", *map(str, range(2, 10**6))))
-                if not name.exists()
-            )
-            path.rename(aside)
-            logger.info(f"renamed {path}, which does not verify, to {aside.name}")
+            try:
+                verify_checkpoint(path)
+            except CheckpointError as error:
+                logger.info(f"renamed {path} to {_set_aside(path, 'damaged').name}: {error}")
+            else:
+                raise CheckpointError(f"{path} has been made by another run in the meantime: start again.")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -341,7 +345,10 @@ class CheckpointWriter:
                     f"{checkpoint} could not be written: {error}. It needs {num_bytes:,} bytes; {free:,} are free in"
                     f" {self._folder}. The checkpoints that are there are untouched."
                 ) from error
-            self._remove_old(checkpoint)
+            try:
+                self._remove_old(checkpoint)
+            except OSError as error:  # the new one is there
+                logger.warning(f"warning: an older checkpoint could not be removed: {error}")
         except OSError as error:
             self._error = error
             logger.error(f"error: {error}")
@@ -353,7 +360,7 @@ class CheckpointWriter:
 
     def _copy(self, tensors, num_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors in memory of their own, if there is enough; else themselves."""
-        if not self._buffers and num_bytes > (1 - _SPARE_MEMORY) * psutil.virtual_memory().available:
+        if not self._buffers and num_bytes > (1 - _SPARE_MEMORY) * _free_memory():
             logger.info(
                 f"memory does not suffice to copy the state ({num_bytes:,} bytes): training waits for its checkpoints"
             )
@@ -363,16 +370,21 @@ class CheckpointWriter:
             stream = torch.cuda.Stream(self._changed.device)
             stream.wait_event(self._changed)
         copies: dict[str, dict[str, torch.Tensor]] = {}
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for name, group in tensors.items():
-                copies[name] = {}
-                for key, x in group.items():
-                    buffer = self._buffers.get((name, key))
-                    if buffer is None or buffer.shape != x.shape or buffer.dtype != x.dtype:
-                        buffer = torch.empty(x.shape, dtype=x.dtype, pin_memory=stream is not None)
-                        self._buffers[name, key] = buffer
-                    buffer.copy_(x, non_blocking=stream is not None)
-                    copies[name][key] = buffer
+        try:
+            with torch.no_grad(), torch.cuda.stream(stream):
+                for name, group in tensors.items():
+                    copies[name] = {}
+                    for key, x in group.items():
+                        buffer = self._buffers.get((name, key))
+                        if buffer is None or buffer.shape != x.shape or buffer.dtype != x.dtype:
+                            buffer = torch.empty(x.shape, dtype=x.dtype, pin_memory=stream is not None)
+                            self._buffers[name, key] = buffer
+                        buffer.copy_(x, non_blocking=stream is not None)
+                        copies[name][key] = buffer
+        except (RuntimeError, MemoryError) as error:  # no memory of the kind that is needed
+            logger.warning(f"warning: the state could not be copied, training waits for this checkpoint: {error}")
+            self._buffers.clear()
+            return tensors
         if stream is not None:
             stream.synchronize()
         self._is_copied.set()
@@ -407,12 +419,42 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _set_aside(path: Path, why: str) -> Path:
+    """Gives a file or folder another name, which nothing has: `NAME.why`, `NAME.why2`, ..."""
+    names = (path.with_name(f"{path.name}.{why}{number if number > 1 else ''}") for number in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
+
+
 def _digest_of(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _size(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> int:
     return sum(x.numel() * x.element_size() for group in tensors.values() for x in group.values())
+
+
+def _free_memory() -> int:
+    """Bytes that may still be taken: of the machine, and of the share that a job or a container has of it."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        most, now = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        free = min(free, int(most) - int(now))
+    return free
+
+
+def version_changes(checkpoint: Path) -> list[str]:
+    """
+    What has another version than when a checkpoint was made: results may then differ in rounding.
+
+    Args:
+        checkpoint (`Path`): A checkpoint that verifies.
+
+    Returns:
+        `list[str]`: Such as `"torch 2.12.0 -> 2.13.0"`.
+    """
+    before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["versions"]
+    return [f"{name} {before.get(name)} -> {now}" for name, now in _versions().items() if before.get(name) != now]
 
 
 def _versions() -> dict[str, str]:
@@ -494,6 +536,8 @@ def publish_pipeline(
     """
     Put a pipeline beside a run's checkpoints, so that `folder` is one; `model_index.json` last.
 
+    What has one of its names, and is not what a killed end of the same run has left there, is renamed to `NAME.before`.
+
     Args:
         folder (`Path`): The run's folder.
         tensors (`Mapping[str, Mapping[str, torch.Tensor]]`): As for [`write_files`].
@@ -501,22 +545,39 @@ def publish_pipeline(
 
     Raises:
         `FileExistsError`: If there is a pipeline.
-        `OSError`: If it can not be written.
+        `OSError`: If it can not be written: what is needed, and what is there.
     """
-    index = "model_index.json"
+    index, partial = "model_index.json", folder / ".pipeline.partial"
     if (folder / index).exists():
         raise FileExistsError(f"{folder} holds a pipeline already.")
-    partial = folder / ".pipeline.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed end of this run has left
-    partial.mkdir()
-    write_files(partial, tensors, texts)
-    for path in sorted(partial.rglob("*"), reverse=True):
-        if path.is_dir():
-            _flush(path)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == index):
-        target = folder / path.name
-        if target.is_dir():  # also left: without an index it is nobody's pipeline
-            shutil.rmtree(target)
-        os.replace(path, target)
-    partial.rmdir()
-    _flush(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # also left by a killed end
+        partial.mkdir()
+        write_files(partial, tensors, texts)
+        make_readable(partial)
+        for path in partial.rglob("*"):
+            if path.is_dir():
+                _flush(path)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == index):
+            target = folder / path.name
+            if target.exists() and _contents(target) == _contents(path):
+                continue
+            if target.exists():
+                logger.info(f"renamed {target} to {_set_aside(target, 'before').name}, to save the pipeline")
+            if path.name == index:
+                _flush(folder)
+            os.replace(path, target)
+        shutil.rmtree(partial)
+        _flush(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(folder).free
+        raise OSError(
+            f"The pipeline could not be saved in {folder}: {error}. It needs {_size(tensors):,} bytes; {free:,} are free."
+        ) from error
+
+
+def _contents(path: Path) -> dict[str, str]:
+    """What a file is, or a folder holds."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): _sha256(file) for file in files}

@@ -223,7 +223,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def largest_batch_that_fits(attempt: Callable[[int], None], batch_size: int) -> int:
     """
-    Try batches, each half the one before, until one fits.
+    Try a batch and its divisors, the largest first, until one fits.
 
     Args:
         attempt (`Callable[[int], None]`): Does the work with so many clips, and leaves nothing behind.
@@ -235,17 +235,16 @@ def largest_batch_that_fits(attempt: Callable[[int], None], batch_size: int) -> 
     Raises:
         Whatever `attempt` raises for another reason than memory.
     """
-    while batch_size >= 1:
+    for num_clips in (n for n in range(batch_size, 0, -1) if batch_size % n == 0):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
-            attempt(batch_size)
-            return batch_size
+            attempt(num_clips)
+            return num_clips
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            batch_size //= 2
     return 0
 
 

@@ -3,11 +3,14 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 from datetime import datetime
 from pathlib import Path
 
+
+logger = logging.getLogger("train_mcvd")
 
 LOCK_NAME = ".train_mcvd.lock"
 
@@ -32,6 +35,27 @@ class FolderLock:
         `OSError`: If the file can not be made.
     """
 
+    @staticmethod
+    def check(folder: Path) -> None:
+        """
+        Refuse a folder that another process writes to, without taking it.
+
+        Args:
+            folder (`Path`): The folder; need not exist.
+
+        Raises:
+            [`FolderInUseError`]: As the constructor.
+        """
+        path = folder / LOCK_NAME
+        if not path.is_file():
+            return
+        with open(path, encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may ask at once
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise _in_use(folder, file.read()) from error
+
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK_NAME
         # A lock of `lockf`, not of `flock`: the latter passes to worker processes, and so outlives the one that took it.
@@ -39,18 +63,12 @@ class FolderLock:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read()
-            self._file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise OSError(error.errno, f"{error.strerror}: its file system has no locks", str(folder)) from error
-            try:
-                holder = "process {process} on {host}, since {since}".format(**json.loads(holder))
-            except (ValueError, KeyError):
-                holder = "another process"
-            raise FolderInUseError(
-                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another folder."
-            ) from error
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                self._file.seek(0)
+                holder = self._file.read()
+                self._file.close()
+                raise _in_use(folder, holder) from error
+            logger.warning(f"warning: the file system of {folder} has no locks: nothing else must be started there")
         self._file.truncate(0)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         json.dump({"process": os.getpid(), "host": socket.gethostname(), "since": now}, self._file)
@@ -61,3 +79,11 @@ class FolderLock:
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
+
+
+def _in_use(folder: Path, holder: str) -> FolderInUseError:
+    try:
+        holder = "process {process} on {host}, since {since}".format(**json.loads(holder))
+    except (ValueError, KeyError):
+        holder = "another process"
+    return FolderInUseError(f"{folder} is in use by {holder}. Wait for it, stop it, or choose another folder.")

@@ -22,21 +22,25 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # A launcher that is stopped sends its processes one more signal at once: that is no second request.
 SAME_REQUEST_SECONDS = 1.0
 
+# No signal's number: tells the thread that it is not needed any more.
+_END = 0
+
 
 class StopSignals:
     """
     Turns SIGTERM, SIGINT and SIGUSR1 into a request to stop, within the `with` block that it opens.
 
     The training asks [`is_asked`] where it can stop, and then calls [`take_over`]. If it has not within `grace_seconds` of
-    the signal, or is not done `deadline_seconds` after it, what [`watch`] was given is called in a thread, and the process ends. A second
-    signal, a second or more after the first, ends the process at once, as does the first before there is anything to save. The exit code is 128 + the signal's number.
+    the signal, what [`watch`] was given is called in a thread, and the process ends. It ends in any case after
+    `deadline_seconds`; at a second signal, a second or more after the first; and at the first one as long as there is
+    nothing to save. The exit code is 128 + the signal's number.
 
     Args:
         grace_seconds (`float`, *optional*, defaults to 8.0): Until the thread acts for the training.
-        deadline_seconds (`float`, *optional*, defaults to 25.0): Until it ends a training that has taken over.
+        deadline_seconds (`float`, *optional*, defaults to 28.0): Until it ends whatever happens then.
     """
 
-    def __init__(self, *, grace_seconds: float = 8.0, deadline_seconds: float = 25.0) -> None:
+    def __init__(self, *, grace_seconds: float = 8.0, deadline_seconds: float = 28.0) -> None:
         self.grace_seconds, self.deadline_seconds = grace_seconds, deadline_seconds
         self._save: Callable[[], str] | None = None
         self.number: int | None = None
@@ -75,7 +79,7 @@ class StopSignals:
         """
         self._save = save
         if not is_first_process:
-            self.grace_seconds, self.deadline_seconds = max(self.grace_seconds, 20.0), max(self.deadline_seconds, 28.0)
+            self.grace_seconds = self.deadline_seconds
 
     def take_over(self) -> None:
         """The training is about to save and to end by itself."""
@@ -95,14 +99,14 @@ class StopSignals:
         signal.set_wakeup_fd(self._former_descriptor)
         for number, handler in self._former.items():
             signal.signal(number, handler)
-        os.close(self._writer)
+        os.write(self._writer, bytes([_END]))  # closing it would not do: processes that were forked have it, too
         self._thread.join()
+        os.close(self._writer)
         os.close(self._reader)
 
     def _watch(self) -> None:
         first = None
-        while data := os.read(self._reader, 1):
-            number = data[0]
+        while (number := os.read(self._reader, 1)[0]) != _END:
             if number not in STOP_SIGNALS:  # of a worker that ended, say
                 continue
             now = time.monotonic()
@@ -111,16 +115,18 @@ class StopSignals:
                 self.ask(number)
                 if self._save is None:  # nothing has begun
                     self._exit()
-                threading.Thread(target=self._enforce, daemon=True).start()
+                for act in (self._save_for_the_training, self._end_in_any_case):
+                    threading.Thread(target=act, daemon=True).start()
             elif now - first >= SAME_REQUEST_SECONDS:
                 logger.info(f"{signal.Signals(number).name}: stopping at once")
                 self._exit()
 
-    def _enforce(self) -> None:
-        if not self._is_taken_over.wait(self.grace_seconds) and not self._is_over.is_set():
-            logger.info(f"training did not come to a stop within {self.grace_seconds:g} s: saving what it was before")
-        elif self._is_over.wait(max(0.0, self.deadline_seconds - self.grace_seconds)):
+    def _save_for_the_training(self) -> None:
+        if self._is_taken_over.wait(self.grace_seconds) or self._is_over.is_set():
             return
+        logger.info(
+            f"training did not come to a stop within {self.grace_seconds:g} s: saving what the last update left"
+        )
         try:
             if where := self._save():
                 logger.info(where)
@@ -128,10 +134,17 @@ class StopSignals:
             logger.exception("nothing was saved")
         self._exit()
 
+    def _end_in_any_case(self) -> None:
+        if not self._is_over.wait(self.deadline_seconds):
+            logger.error(
+                f"{self.deadline_seconds:g} s are over: stopping without what was still being saved; older checkpoints are"
+                " complete"
+            )
+            self._exit()
+
     def _exit(self) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
-        logging.shutdown()
         os._exit(self.exit_code)
 
 
@@ -161,23 +174,36 @@ class StateGuard:
             self.is_whole = True
 
     @contextlib.contextmanager
-    def still(self, timeout: float = 15.0) -> Iterator[bool]:
+    def still(self) -> Iterator[bool]:
         """
-        The state does not change in this block.
-
-        Args:
-            timeout (`float`, *optional*, defaults to 15.0): Seconds to wait for a change to end.
+        The state does not change in this block, which waits for a change to end.
 
         Yields:
-            `bool`: Whether it is so, and the state whole.
+            `bool`: Whether the state is whole.
         """
-        if not self._lock.acquire(timeout=timeout):
-            yield False
-            return
-        try:
+        with self._lock:
             yield self.is_whole
-        finally:
-            self._lock.release()
+
+
+def end_workers(workers: list[multiprocessing.Process]) -> None:
+    """
+    End processes that load data, also those that hang, without the error that a data loader raises when one dies.
+
+    Args:
+        workers (`list[multiprocessing.Process]`): Which.
+    """
+    if not workers:
+        return
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, lambda *_: None) if is_main_thread else None
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def new_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
         yield partial
-        _make_readable(partial)
+        make_readable(partial)
         check_new_folder(output)
         os.replace(partial, output)  # onto an empty folder, or nothing
     except BaseException:
@@ -84,8 +84,13 @@ def _uninterrupted():
             signal.signal(number, handler)
 
 
-def _make_readable(folder: Path) -> None:
-    """Temporary folders, and the weights' file, are made private; give all the rights that new files have here."""
+def make_readable(folder: Path) -> None:
+    """
+    Give a folder and all in it the rights that new files have here: temporary folders and weights are made private.
+
+    Args:
+        folder (`Path`): The folder.
+    """
     mask = os.umask(0)
     os.umask(mask)
     for path in [folder, *folder.rglob("*")]:

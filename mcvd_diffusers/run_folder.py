@@ -66,7 +66,9 @@ class Progress:
     scaler: dict = field(default_factory=dict)
 
 
-def read_progress(settings: Settings, *, fingerprint: str, num_clips: int | None, world_size: int) -> Progress:
+def read_progress(
+    settings: Settings, *, fingerprint: str, num_clips: int | None, world_size: int, precision: str
+) -> Progress:
     """
     How far the training is that is gone on with.
 
@@ -75,6 +77,7 @@ def read_progress(settings: Settings, *, fingerprint: str, num_clips: int | None
         fingerprint (`str`): Of the training data.
         num_clips (`int`, *optional*): Clips of an epoch; `None` for a stream.
         world_size (`int`): Number of processes.
+        precision (`str`): What the network computes in: `"no"`, `"fp16"` or `"bf16"`.
 
     Returns:
         [`Progress`]: Where it goes on.
@@ -97,7 +100,14 @@ def read_progress(settings: Settings, *, fingerprint: str, num_clips: int | None
             f"the clips of an update, --train_batch_size x --gradient_accumulation_steps x processes (were"
             f" {_written_out(state['division'])}, are {_written_out(now)})"
         )
-    if is_stream and state["division"] != now:
+    if state["precision"] != precision:
+        changed.append(f"--mixed_precision, or that of the launcher (was {state['precision']}, is {precision})")
+    names = ("processes", "train_batch_size")
+    if settings.model.dropout and any(state["division"][name] != now[name] for name in names):
+        changed.append("the batch or the number of processes, which --dropout draws by")
+    if not is_stream:
+        progress.stream_positions = [(0, 0)] * world_size
+    elif state["division"] != now:
         changed.append("how a stream is divided among processes, workers and batches")
         progress.stream_positions = [(1 + max(number for number, _ in progress.stream_positions), 0)] * world_size
     if changed and not training.allow_changed_settings:
@@ -133,6 +143,10 @@ def _written_out(division: dict[str, int]) -> str:
     return "{train_batch_size} x {gradient_accumulation_steps} x {processes}".format(**division)
 
 
+class SaveError(OSError):
+    """What was trained could not be saved where it belongs."""
+
+
 class RunFolder:
     """
     What a run writes of its state. Only the first process writes; on others, and with `estimate`, nothing is done.
@@ -157,7 +171,7 @@ class RunFolder:
         try:
             file, partial = self.path / SETTINGS_FILE, self.path / SETTINGS_PARTIAL
             is_begun = file.exists()
-            if is_begun and training.resume_from_checkpoint is None:
+            if is_begun and not settings.is_own_folder:
                 raise FileExistsError(f"{self.path} was taken by another run in the meantime.")
             if not is_begun:
                 write_files(self.path, {}, {partial.name: yaml.safe_dump(settings.as_dict(), sort_keys=False)})
@@ -186,6 +200,7 @@ class RunFolder:
         fingerprint: str,
         num_clips: int | None,
         world_size: int,
+        precision: str,
     ) -> None:
         """
         Name the state that is saved from now on.
@@ -199,10 +214,11 @@ class RunFolder:
             fingerprint (`str`): Of the training data.
             num_clips (`int`, *optional*): Clips of an epoch; `None` for a stream.
             world_size (`int`): Number of processes.
+            precision (`str`): What the network computes in.
         """
         self._network, self._averaged, self._optimizer, self._scaler = network, averaged, optimizer, scaler
         self._progress, self._num_clips = progress, num_clips
-        self._facts = {"data": fingerprint, "division": _division(self._settings, world_size)}
+        self._facts = {"data": fingerprint, "division": _division(self._settings, world_size), "precision": precision}
         self._pipeline_files = pipeline_files(self._settings, pipeline, has_average=averaged is not None)
 
     @contextlib.contextmanager
@@ -271,7 +287,7 @@ class RunFolder:
         Save the last checkpoint and the pipeline, which makes the folder one.
 
         Raises:
-            `OSError`: If the pipeline can not be written.
+            [`SaveError`]: If the pipeline can not be written.
         """
         if self._writer is None:
             return
@@ -281,7 +297,10 @@ class RunFolder:
             self._writer.finish()
         tensors = training_tensors(self._network, self._averaged, self._optimizer)
         weights = {name: tensors[name] for name in (WEIGHTS, AVERAGED_WEIGHTS) if name in tensors}
-        publish_pipeline(self.path, weights, self._pipeline_files)
+        try:
+            publish_pipeline(self.path, weights, self._pipeline_files)
+        except OSError as error:
+            raise SaveError(f"{error} {self._way_on()}") from error
 
     def close(self) -> None:
         """Wait for what is being written, and give the folder back."""

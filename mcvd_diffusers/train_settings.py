@@ -26,7 +26,7 @@ from mcvd_diffusers.checkpointing import (
     update_of,
     verify_checkpoint,
 )
-from mcvd_diffusers.folder_lock import LOCK_NAME
+from mcvd_diffusers.folder_lock import LOCK_NAME, FolderLock
 from mcvd_diffusers.models import MCVDUNet2DModel
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.pipelines import MCVDPipeline
@@ -228,6 +228,10 @@ class TrainingArguments:
     adam_epsilon: float = _flag(1e-8, "Adam.")
     adam_weight_decay: float = _flag(0.0, "AdamW's decoupled weight decay.")
     max_grad_norm: float = _flag(1.0, "Largest norm of the gradient.")
+    max_stop_seconds: float = _flag(
+        30.0,
+        "After a signal the process ends within so many seconds, though a checkpoint be still on its way to the disk.",
+    )
     max_skipped_updates: int = _flag(
         20,
         "Updates whose loss or gradient is not finite are skipped; stop after so many in a row.",
@@ -289,7 +293,13 @@ NOT_FOR_STREAMS = [
 # compared by the training, which knows the number of processes). All else must be as it was, or be allowed to change.
 MAY_CHANGE = frozenset(
     ["output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "preset", "train_data_dir"]
-    + ["checkpointing_steps", "checkpoints_total_limit", "max_train_minutes", "max_skipped_updates"]
+    + [
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "max_train_minutes",
+        "max_skipped_updates",
+        "max_stop_seconds",
+    ]
     + ["train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "dataloader_num_workers"]
     + ["validation_steps", "num_validation_videos", "validation_inference_steps", "sampling_scheduler"]
     + ["logging_steps", "report_to", "tracker_project_name"]
@@ -343,11 +353,23 @@ class Settings:
         return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
 
     @property
+    def is_own_folder(self) -> bool:
+        """Whether the output folder is that of the run that is gone on with, perhaps before its first checkpoint."""
+        folder, source = Path(self.training.output_dir), self.training.resume_from_checkpoint
+        if source is None or not (folder / SETTINGS_FILE).is_file():
+            return False
+        if source == "latest" or (self.checkpoint is not None and self.checkpoint.parent == folder):
+            return True
+        begun = _read_settings_file(folder / SETTINGS_FILE)
+        return begun.get("resume_from_checkpoint") == source and not list_checkpoints(folder)
+
+    @property
     def changed(self) -> set[str]:
         """Names that were given, and whose values are not the defaults: a run's own settings file gives all of them."""
         groups = (ModelArguments(), DataArguments(), TrainingArguments())
         defaults = {name: value for group in groups for name, value in asdict(group).items()}
-        return {name for name in self.explicit if self.as_dict()[name] != defaults[name]}
+        now = self.as_dict()
+        return {name for name in self.explicit if now[name] != defaults[name]}
 
     def as_dict(self) -> dict:
         """
@@ -428,12 +450,16 @@ def _settings_to_go_on_with(flags: argparse.Namespace) -> tuple[dict, Path | Non
     if source is None or not output_dir or getattr(flags, "estimate", False):
         return {}, None
     output_dir = Path(output_dir).expanduser()
+    FolderLock.check(output_dir)  # what is read there must not change meanwhile
+    begun = _read_settings_file(output_dir / SETTINGS_FILE) if (output_dir / SETTINGS_FILE).is_file() else {}
+    checkpoint = None
     if source == "latest":
         checkpoint = find_checkpoint(output_dir)
         if checkpoint is None:  # it was stopped before its first one, or is yet to begin
-            file = output_dir / SETTINGS_FILE
-            return _read_settings_file(file) if file.is_file() else {}, None
-    else:
+            source = begun.get("resume_from_checkpoint") or "latest"
+            if source == "latest" or begun == {}:
+                return begun, None
+    if checkpoint is None:
         source = Path(source).expanduser()
         if not source.is_dir():
             raise ValueError(f"--resume_from_checkpoint {source} is no folder. Pass one, or latest.")
@@ -462,6 +488,14 @@ def _check_unchanged(settings: Settings, saved: dict) -> None:
         ValueError: Naming each of them, before and now, and the flag that allows it.
     """
     training, now, free = settings.training, settings.as_dict(), set(MAY_CHANGE)
+    if settings.is_own_folder and (Path(training.output_dir) / "model_index.json").exists():
+        more = [name for name in ("max_train_steps", "max_train_minutes") if saved[name] != now[name]]
+        if more:
+            raise ValueError(
+                f"--output_dir {training.output_dir} holds the pipeline that its run ended with, and nothing is overwritten here."
+                f" To go on with another --{more[0]}, choose another folder, and --resume_from_checkpoint"
+                f" {settings.checkpoint or training.output_dir}."
+            )
     if training.lr_scheduler in ("constant", "constant_with_warmup"):
         free.add("max_train_steps")  # the others fall over all of them
     changed = [name for name, value in saved.items() if name not in free and now.get(name) != value]
@@ -641,6 +675,8 @@ def _check_settings(settings: Settings) -> None:
             raise ValueError(f"--{name} must be a positive number, got {value}.")
     if training.max_train_minutes is not None and not training.max_train_minutes > 0:
         raise ValueError(f"--max_train_minutes must be positive, got {training.max_train_minutes}.")
+    if not training.max_stop_seconds >= 5:
+        raise ValueError(f"--max_stop_seconds must be at least 5, got {training.max_stop_seconds}.")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(training, name) < 1:
             raise ValueError(f"--{name} must be in [0, 1), got {getattr(training, name)}.")
@@ -676,18 +712,9 @@ def _check_settings(settings: Settings) -> None:
 def _check_output_dir(settings: Settings, output_dir: Path) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file: choose another name.")
-    checkpoint = settings.checkpoint
-    is_own = settings.training.resume_from_checkpoint == "latest" or (
-        checkpoint is not None and checkpoint.parent == output_dir
-    )
-    if is_own and (output_dir / SETTINGS_FILE).is_file():
-        is_done = checkpoint is not None and update_of(checkpoint) >= settings.training.max_train_steps
-        if (output_dir / "model_index.json").exists() and not is_done:
-            raise ValueError(
-                f"--output_dir {output_dir} holds the pipeline that its run ended with, and nothing is overwritten here. To go"
-                f" on, choose another folder, and --resume_from_checkpoint {checkpoint or output_dir}."
-            )
-    elif output_dir.exists() and any(path.name not in (LOCK_NAME, SETTINGS_PARTIAL) for path in output_dir.iterdir()):
+    if settings.is_own_folder:
+        return
+    if output_dir.exists() and any(path.name not in (LOCK_NAME, SETTINGS_PARTIAL) for path in output_dir.iterdir()):
         has_run = (output_dir / SETTINGS_FILE).is_file() and not (output_dir / "model_index.json").exists()
         raise ValueError(
             f"--output_dir {output_dir} exists and is not empty. Nothing is overwritten here: choose another folder, or"
@@ -729,6 +756,8 @@ def _check_data_settings(settings: Settings, output_dir: Path) -> None:
         model.in_channels, model.resolution = 1, model.resolution or [32]
     if model.resolution is not None and (len(model.resolution) not in (1, 2) or min(model.resolution) < 1):
         raise ValueError(f"--resolution must be one or two positive numbers, got {model.resolution}.")
+    if model.resolution is not None:
+        model.resolution = [model.resolution[0], model.resolution[-1]]
     if data.train_data_dir is not None:
         if not data.train_data_dir.strip():
             raise ValueError("--train_data_dir is empty: name a folder, or leave it out for moving digits.")

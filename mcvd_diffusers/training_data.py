@@ -5,6 +5,7 @@ What the settings leave to the data (channels, size) is written into them here.
 
 import functools
 import itertools
+import multiprocessing
 from collections.abc import Iterator
 
 import torch
@@ -29,7 +30,7 @@ from mcvd_diffusers.data import (
     split_videos,
     spread_frames,
 )
-from mcvd_diffusers.interruption import ignore_stop_signals
+from mcvd_diffusers.interruption import end_workers, ignore_stop_signals
 from mcvd_diffusers.normalization import FrameNormalizer, measure_normalizer
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.train_settings import FOR_FILES, DataArguments, Settings, stated_normalizer
@@ -312,6 +313,7 @@ class Batches:
         self._loader = make_loader(settings, train_set, accelerator, first_batch)
         self.stream_position = tuple(stream_position)
         """Pass, and batches in it, up to and with the one that was given last."""
+        self._workers: list[multiprocessing.Process] = []
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         try:
@@ -319,16 +321,25 @@ class Batches:
         except (OSError, ValueError, RuntimeError) as error:  # the last: a worker that was killed, or hangs
             raise DataError(f"the data can not be read any more: {error}") from error
 
+    def close(self) -> None:
+        """End the processes that load, whatever they are at."""
+        end_workers(self._workers)
+        self._workers = []
+
     def _forever(self) -> Iterator[dict[str, torch.Tensor]]:
-        if not self._is_stream:
-            yield from self._loader
+        others = multiprocessing.active_children()
         while True:
             number, num_met = self.stream_position
-            self._dataset.set_epoch(number)
-            for count, batch in enumerate(self._loader, 1):
-                if count > num_met:
+            if self._is_stream:
+                self._dataset.set_epoch(number)
+            batches = iter(self._loader)  # the first time this starts the workers, which live until the end
+            self._workers = [process for process in multiprocessing.active_children() if process not in others]
+            for count, batch in enumerate(batches, 1):
+                if self._is_stream and count <= num_met:
+                    continue
+                if self._is_stream:
                     self.stream_position = (number, count)
-                    yield batch
+                yield batch
             if self.stream_position == (number, 0):
                 raise ValueError("The stream has fewer clips than a batch on this process: lower --train_batch_size.")
             self.stream_position = (number + 1, 0)
