@@ -369,26 +369,28 @@ class CheckpointWriter:
         if self._changed is not None:
             stream = torch.cuda.Stream(self._changed.device)
             stream.wait_event(self._changed)
-        copies: dict[str, dict[str, torch.Tensor]] = {}
+        copies: dict[str, dict[str, torch.Tensor]] = {name: {} for name in tensors}  # one may be empty
+        rows = [(name, key, x) for name, group in tensors.items() for key, x in group.items()]
         try:
-            with torch.no_grad(), torch.cuda.stream(stream):
-                for name, group in tensors.items():
-                    copies[name] = {}
-                    for key, x in group.items():
-                        buffer = self._buffers.get((name, key))
-                        if buffer is None or buffer.shape != x.shape or buffer.dtype != x.dtype:
-                            buffer = torch.empty(x.shape, dtype=x.dtype, pin_memory=stream is not None)
-                            self._buffers[name, key] = buffer
-                        buffer.copy_(x, non_blocking=stream is not None)
-                        copies[name][key] = buffer
-        except (RuntimeError, MemoryError) as error:  # no memory of the kind that is needed
-            logger.warning(f"warning: the state could not be copied, training waits for this checkpoint: {error}")
+            for name, key, x in rows:
+                copies[name][key] = self._buffer(name, key, x, is_pinned=stream is not None)
+        except (RuntimeError, MemoryError) as error:  # of pinned memory there may be less
+            logger.warning(f"warning: no memory to copy the state, training waits for this checkpoint: {error}")
             self._buffers.clear()
             return tensors
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for name, key, x in rows:
+                copies[name][key].copy_(x, non_blocking=stream is not None)
         if stream is not None:
             stream.synchronize()
         self._is_copied.set()
         return copies
+
+    def _buffer(self, name: str, key: str, x: torch.Tensor, is_pinned: bool) -> torch.Tensor:
+        buffer = self._buffers.get((name, key))
+        if buffer is None or buffer.shape != x.shape or buffer.dtype != x.dtype:
+            buffer = self._buffers[name, key] = torch.empty(x.shape, dtype=x.dtype, pin_memory=is_pinned)
+        return buffer
 
     def _remove_old(self, newest: Path) -> None:
         """Removes what the limit leaves no room for. Folders without a manifest are not ours."""

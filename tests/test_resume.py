@@ -454,7 +454,7 @@ def test_changed_setting_is_refused_unless_allowed(settings, words, stopped, cap
     "settings, words",
     [
         ({"dropout": 0.2}, "--dropout was 0.1, is 0.2"),
-        ({"resolution": [16, 32]}, "--resolution was [16], is [16, 32]"),
+        ({"resolution": [16, 32]}, "--resolution was [16, 16], is [16, 32]"),
         ({"use_ema": False}, "--use_ema was True, is False"),
         ({"seed": 1}, "--seed was 0, is 1"),
     ],
