@@ -9,9 +9,10 @@ a random moment later; the others strike at any moment of a life, also while it 
 
     corrupt loads   the newest checkpoint must verify, load with `MCVDPipeline.from_pretrained`, raw and `variant="ema"`, and
                     hold, bit for bit, the tensors that the uninterrupted run had after the same update
-    lost runs       it must not be older than the one after the kill before; once there was one, there always is
+    lost runs       it must not be older than the one after the kill before; once there was one, there always is, and the
+                    next life must go on from it
 
-and each life must go on from it. At the end weights, averaged weights and the optimizer's state must be equal, as by
+At the end weights, averaged weights and the optimizer's state must be equal, as by
 `torch.equal`, to those of the uninterrupted run. The exit code is 1 if anything of this fails.
 
 A process imports everything once, and forks itself for each life, which thus begins as a fresh process does, without its
@@ -62,7 +63,7 @@ from mcvd_diffusers.checkpointing import (  # noqa: E402
 
 
 TENSOR_FILES = (WEIGHTS, AVERAGED_WEIGHTS, OPTIMIZER)
-UPDATES_PER_KILL = 6  # a life gets on by about three, if it is killed as planned
+UPDATES_PER_KILL = 4  # a life gets on by two or three
 SETTINGS = {
     "axes": "NTCHW",
     "random_flip": True,
@@ -81,7 +82,9 @@ SETTINGS = {
     "logging_steps": 10**6,
     "report_to": "none",
 }
-PHASES = ("set-up", "training", "save or removal")
+PHASES = ("set-up", "training", "a save", "a removal")
+REMOVAL = 0.002  # seconds that the removal of such a checkpoint takes
+LONGEST_WAIT = 120  # seconds for the next save
 
 # What an unfinished save or removal leaves. The names are those of `checkpointing.py` and `new_folder.py`.
 _SAVING = re.compile(r"\.checkpoint-\d+\.partial-.*")
@@ -177,10 +180,11 @@ def phase_of(life: Life, folder: Path, names_before: set[str]) -> str:
     """In what a life was interrupted, by what it left: an unfinished save or removal, or an older checkpoint."""
     names = set(names_in(folder))
     new = names - names_before
-    is_unfinished = any(_SAVING.fullmatch(name) or _REMOVING.fullmatch(name) for name in new)
+    if any(_SAVING.fullmatch(name) for name in new):
+        return "a save"
     has_older = any(_DONE.fullmatch(name) for name in new) and sum(bool(_DONE.fullmatch(name)) for name in names) > 1
-    if is_unfinished or has_older:
-        return "save or removal"
+    if has_older or any(_REMOVING.fullmatch(name) for name in new):
+        return "a removal"
     return "training" if life.num_updates else "set-up"
 
 
@@ -227,9 +231,8 @@ def strike(life: Life, folder: Path, choice: random.Random, usual: dict[str, flo
     kind = choice.random()
     if kind < 0.4:
         return _strike_after(life, folder, choice, 1 if is_hurried else choice.randint(1, 3), _SAVING, usual["save"])
-    number, delay = 1 if is_hurried else choice.randint(1, 3), usual["save"] / 8
     if kind < 0.6:
-        return _strike_after(life, folder, choice, number, _REMOVING, delay)
+        return _strike_after(life, folder, choice, 1 if is_hurried else choice.randint(1, 3), _REMOVING, REMOVAL)
     moment = choice.uniform(0, 1.2 * usual["setup"] + (2 if is_hurried else 8) * usual["update"])
     while life.is_alive and life.seconds < moment:
         time.sleep(min(0.001, max(0, moment - life.seconds)))
@@ -243,6 +246,9 @@ def _strike_after(
     delay = choice.uniform(0, longest_delay)
     met = {name for name in names_in(folder) if kind.fullmatch(name)}  # left by the life before
     while life.is_alive:
+        if life.seconds > LONGEST_WAIT:
+            life.kill()
+            raise RuntimeError(f"no save for {LONGEST_WAIT} s: the run hangs")
         new = {name for name in names_in(folder) if kind.fullmatch(name)} - met
         met |= new
         number -= len(new)
@@ -312,6 +318,7 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
         life_number += 1
         choice = random.Random(f"{options.seed}, life {life_number}")
         names_before = set(names_in(killed))
+        log_size = log.stat().st_size
         life = Life(arguments, log)
         if num_kills < options.kills:
             # Killed early, lives do not come to the end before there were enough of them.
@@ -332,6 +339,12 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
                 failures.append(f"life {life_number} ended by itself with {life.exit_code}")
             elif num_kills < options.kills:
                 failures.append(f"training was over after {num_kills} kills")
+        with open(log, "rb") as file:
+            file.seek(log_size)
+            said = file.read().decode()
+        if life.num_updates and newest >= 0 and f"going on from {killed / f'checkpoint-{newest}'}:" not in said:
+            lost += 1
+            failures.append(f"life {life_number} did not go on from update {newest}")
         found = list_checkpoints(killed)
         now = update_of(found[0]) if found else -1
         if now < newest:
