@@ -408,7 +408,13 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         failure = error
 
     stop.take_over()
+    batches.close()  # a worker that dies from here on is of no interest
     stage = f"after {progress.update:,} of {training.max_train_steps:,} updates"
+    if failure is not None and is_out_of_memory(failure):  # what was computed is in the way of saving
+        batch = losses = None
+        traceback.clear_frames(failure.__traceback__)
+        failure.__traceback__ = None
+        network.zero_grad(set_to_none=True)
     if not is_end:  # interrupted
         where = folder.save_now() if progress.update or failure is None else "Nothing was trained."
         if failure is None:

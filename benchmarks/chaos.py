@@ -17,6 +17,20 @@ At the end weights, averaged weights and the optimizer's state must be equal, as
 
 A process imports everything once, and forks itself for each life, which thus begins as a fresh process does, without its
 eight seconds of imports. Choices depend on the seed alone; what they meet depends on the machine, too.
+
+Measured on 2 CPU cores that four other jobs used, too (where there were fewer, it took 422 s with half as many updates again):
+
+    kills                              200
+      in set-up                         39
+      in training                       17
+      in a save                         95
+      in a removal                      49
+    updates, with those made anew     1064
+    updates of the run                 800
+    lost runs                            0
+    corrupt loads                        0
+    equal to the uninterrupted run     yes
+    seconds                            556
 """
 
 import argparse

@@ -293,15 +293,18 @@ class CheckpointWriter:
         checkpoint = self._folder / f"checkpoint-{update}"
         self._join()
         self._error = None
-        if checkpoint.exists():
+        if (checkpoint / MANIFEST).is_file():
             return checkpoint
         if self._changed is None:
             self.mark_changed()
         self._is_copied.clear()
-        self._thread = threading.Thread(
-            target=self._save, args=(checkpoint, tensors, dict(texts), dict(facts) | {"update": update})
-        )
-        self._thread.start()
+        arguments = (checkpoint, tensors, dict(texts), dict(facts) | {"update": update})
+        self._thread, thread = None, threading.Thread(target=self._save, args=arguments)
+        try:
+            thread.start()
+            self._thread = thread
+        except RuntimeError:  # where memory has run out, it does for another thread
+            self._save(*arguments)
         return checkpoint
 
     def wait_until_copied(self) -> None:

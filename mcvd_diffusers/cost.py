@@ -216,36 +216,43 @@ def is_out_of_memory(error: BaseException) -> bool:
     Returns:
         `bool`: Whether it says so. (On a CPU, torch raises a plain `RuntimeError`.)
     """
+    words = (
+        *("not enough memory", "can't allocate memory", "bad_alloc"),
+        *("could not create a primitive", "could not create a memory object"),  # of oneDNN
+    )
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error) or "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
     )
 
 
 def largest_batch_that_fits(attempt: Callable[[int], None], batch_size: int) -> int:
     """
-    Try a batch and its divisors, the largest first, until one fits.
+    Try the divisors of a batch, the smallest first, until one does not fit.
 
     Args:
         attempt (`Callable[[int], None]`): Does the work with so many clips, and leaves nothing behind.
         batch_size (`int`): What to begin with.
 
     Returns:
-        `int`: The first that fits; 0 if not even one clip does.
+        `int`: The last that fits; 0 if not even one clip does.
 
     Raises:
         Whatever `attempt` raises for another reason than memory.
     """
-    for num_clips in (n for n in range(batch_size, 0, -1) if batch_size % n == 0):
+    fits = 0
+    # In this order, since what has failed leaves something behind: gradient checkpointing does.
+    for num_clips in (n for n in range(1, batch_size + 1) if batch_size % n == 0):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
             attempt(num_clips)
-            return num_clips
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-    return 0
+            break
+        fits = num_clips
+    return fits
 
 
 def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: int) -> Spread:

@@ -111,32 +111,30 @@ class StopSignals:
                 continue
             now = time.monotonic()
             if first is None:
-                first = now
-                self.ask(number)
-                if self._save is None:  # nothing has begun
-                    self._exit()
+                first, self.number = now, self.number or number
                 for act in (self._save_for_the_training, self._end_in_any_case):
                     threading.Thread(target=act, daemon=True).start()
+                _say(f"{signal.Signals(number).name}: stopping; a second signal stops at once")
+                if self._save is None:  # nothing has begun
+                    self._exit()
             elif now - first >= SAME_REQUEST_SECONDS:
-                logger.info(f"{signal.Signals(number).name}: stopping at once")
+                _say(f"{signal.Signals(number).name}: stopping at once")
                 self._exit()
 
     def _save_for_the_training(self) -> None:
         if self._is_taken_over.wait(self.grace_seconds) or self._is_over.is_set():
             return
-        logger.info(
-            f"training did not come to a stop within {self.grace_seconds:g} s: saving what the last update left"
-        )
+        _say(f"training did not come to a stop within {self.grace_seconds:g} s: saving what the last update left")
         try:
             if where := self._save():
-                logger.info(where)
+                _say(where)
         except Exception:
             logger.exception("nothing was saved")
         self._exit()
 
     def _end_in_any_case(self) -> None:
         if not self._is_over.wait(self.deadline_seconds):
-            logger.error(
+            _say(
                 f"{self.deadline_seconds:g} s are over: stopping without what was still being saved; older checkpoints are"
                 " complete"
             )
@@ -146,6 +144,13 @@ class StopSignals:
         for worker in multiprocessing.active_children():
             worker.kill()
         os._exit(self.exit_code)
+
+
+def _say(message: str) -> None:
+    """Whoever reads the log may have stopped reading: that must not hold up the end."""
+    thread = threading.Thread(target=logger.info, args=(message,), daemon=True)
+    thread.start()
+    thread.join(1.0)
 
 
 def ignore_stop_signals(*_) -> None:
@@ -181,7 +186,7 @@ class StateGuard:
         Yields:
             `bool`: Whether the state is whole.
         """
-        with self._lock:
+        with self._lock, _deferring(signal.SIGCHLD):  # a save that has half begun could not be waited for
             yield self.is_whole
 
 

@@ -266,19 +266,21 @@ def in_a_fork(work):
 
 
 def die_before_step(number, folder):
-    """End this process, as a kill does, before it touches something in the folder for the n-th time."""
+    """End this process, as a kill does, before it changes something in the folder for the n-th time."""
     count, folder = 0, str(folder)
 
     def hook(event, arguments):
         nonlocal count
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod"):
-            if str(arguments[0]).startswith(folder) or event in (
-                "os.remove",
-                "os.rmdir",
-            ):  # these by a name in a folder
-                count += 1
-                if count == number:
-                    os._exit(9)
+        if event == "open":
+            is_change = arguments[2] & (os.O_WRONLY | os.O_RDWR) and str(arguments[0]).startswith(folder)
+        elif event in ("os.mkdir", "os.rename", "os.chmod"):
+            is_change = str(arguments[0]).startswith(folder)
+        else:  # by a name in a folder that is open
+            is_change = event in ("os.remove", "os.rmdir")
+        if is_change:
+            count += 1
+            if count == number:
+                os._exit(9)
 
     sys.addaudithook(hook)
 

@@ -853,12 +853,14 @@ def test_signal_in_a_save_waits_for_it_and_saves_once_more(tmp_path, uninterrupt
 @LINUX
 @pytest.mark.slow
 def test_save_that_takes_too_long_is_given_up_and_the_older_checkpoint_stays(tmp_path, uninterrupted):
-    """Whoever ends the process on the signal's account does not wait for ever: it has 30 seconds."""
+    """Whatever is slow or stuck, the process is gone when it is said to be."""
     slow = SLOW_DISK.format(seconds="4 if list((here / 'out').glob('checkpoint-2')) else 0")
     with contextlib.ExitStack() as stack:
         # It comes to the end of its update, and saves; or a thread has to, beside it.
         befores = {"stops": slow, "is stuck": f'{slow}\nAt("step      5", pause)'}
-        runs = [stack.enter_context(Run(tmp_path / name, before)) for name, before in befores.items()]
+        runs = [
+            stack.enter_context(Run(tmp_path / name, before, max_stop_seconds=13)) for name, before in befores.items()
+        ]
         for run in runs:
             run.wait_until_log_says("step      5" if run is runs[0] else "step      4")
         started = time.monotonic()
@@ -866,7 +868,7 @@ def test_save_that_takes_too_long_is_given_up_and_the_older_checkpoint_stays(tmp
             run.kill()
         for run in runs:
             assert run.wait() == 128 + signal.SIGTERM, run.text()
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 13
     for run in runs:
         assert assert_only_whole_checkpoints(run.out).name == "checkpoint-2"
         assert_goes_on(run, uninterrupted)
