@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -42,11 +43,12 @@ FORMAT = "mcvd-diffusers checkpoint 1"
 # Where a checkpoint has what.
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 AVERAGED_WEIGHTS = "unet/diffusion_pytorch_model.ema.safetensors"
+INDEX = "model_index.json"
 OPTIMIZER = "training/optimizer.safetensors"
 STATE = "training/state.json"
 
-_NAME = re.compile(r"checkpoint-(\d+)")
-_REMAINS = re.compile(r"\.checkpoint-\d+\.(partial-.*|removed)")
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+_REMAINS = re.compile(r"\.checkpoint-\d+\.(partial-.*|removed)|\.pipeline\.partial-.*")
 
 # So much of the memory that is free must stay free, or a save is made without a copy of the state.
 _SPARE_MEMORY = 0.1
@@ -107,25 +109,29 @@ def verify_checkpoint(checkpoint: Path) -> dict:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         stated = manifest.pop("sha256")
-        files = dict(manifest["files"])
+        files = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
         update = int(manifest["update"])
     except FileNotFoundError:
         raise CheckpointError(
             f"{checkpoint} has no {MANIFEST}: it is no complete checkpoint of this library."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged: {error!r}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} is damaged: {error!r:.200}.") from error
     if stated != _digest_of(manifest) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{checkpoint / MANIFEST} is damaged, or of another version of this library.")
     if _NAME.fullmatch(checkpoint.name) and update_of(checkpoint) != update:
         raise CheckpointError(f"{checkpoint} was made after update {update}: it has been renamed.")
-    for name, facts in files.items():
+    if not files:
+        raise CheckpointError(f"{checkpoint / MANIFEST} names no file.")
+    for name, (num_bytes, digest) in files.items():
         path = checkpoint / name
+        if not path.resolve().is_relative_to(checkpoint.resolve()):
+            raise CheckpointError(f"{checkpoint / MANIFEST} names {name!r:.200}, which lies outside.")
         if not path.is_file():
             raise CheckpointError(f"{path} is missing.")
-        if path.stat().st_size != facts["bytes"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes where {facts['bytes']:,} were written.")
-        if _sha256(path) != facts["sha256"]:
+        if path.stat().st_size != num_bytes:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes where {num_bytes:,} were written.")
+        if _sha256(path) != digest:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of what was written.")
     return manifest
 
@@ -167,9 +173,25 @@ def read_state(checkpoint: Path) -> dict:
         checkpoint (`Path`): A checkpoint that verifies.
 
     Returns:
-        `dict`: As it was given to [`CheckpointWriter.save`].
+        `dict`: With `"settings"`, `"progress"`, `"data"`, `"division"` and `"precision"`.
+
+    Raises:
+        [`CheckpointError`]: If that is not what is in it.
     """
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {"settings": dict, "progress": dict, "data": str, "division": dict, "precision": str}
+        wrong = [name for name, kind in kinds.items() if not isinstance(state[name], kind)]
+        wrong += [name for name in ("update", "num_samples", "num_skipped") if not _is_count(state["progress"][name])]
+        wrong += [name for name, number in state["division"].items() if not _is_count(number)]
+        if not 0 <= state["progress"]["seconds"] < float("inf"):
+            wrong.append("seconds")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no state of a training: {error!r:.200}.") from error
+    if wrong:
+        raise CheckpointError(f"{path} is no state of a training: {', '.join(wrong)} can not be so.")
+    return state
 
 
 def clean_up(folder: Path, resumed: Path | None) -> None:
@@ -187,7 +209,7 @@ def clean_up(folder: Path, resumed: Path | None) -> None:
         [`CheckpointError`]: If a newer one verifies, which another run must have made since that was chosen.
     """
     for path in folder.iterdir():
-        if _REMAINS.fullmatch(path.name):
+        if _REMAINS.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
             logger.info(f"removed {path}, which an interrupted save had left")
     least = -1 if resumed is None or resumed.parent != folder else update_of(resumed)
@@ -424,10 +446,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_count(number: object) -> bool:
+    return type(number) is int and 0 <= number < 2**63
+
+
 def _set_aside(path: Path, why: str) -> Path:
     """Gives a file or folder another name, which nothing has: `NAME.why`, `NAME.why2`, ..."""
     names = (path.with_name(f"{path.name}.{why}{number if number > 1 else ''}") for number in itertools.count(1))
-    return path.rename(next(name for name in names if not name.exists()))
+    return path.rename(next(name for name in names if not (name.exists() or name.is_symlink())))
 
 
 def _digest_of(content: dict) -> str:
@@ -520,12 +546,19 @@ def load_training_tensors(
         if module is not None:
             try:
                 module.load_state_dict(load_file(checkpoint / name))
-            except RuntimeError as error:
+            except (RuntimeError, OSError, SafetensorError) as error:
                 raise CheckpointError(f"{checkpoint / name} is of another network: {error}") from error
-    saved = load_file(checkpoint / OPTIMIZER)
+    try:
+        saved = load_file(checkpoint / OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint / OPTIMIZER} can not be read: {error}") from error
     states: dict[int, dict[str, torch.Tensor]] = {}
-    for number, (name, _) in enumerate(network.named_parameters()):
+    is_begun = bool(saved)
+    for number, (name, parameter) in enumerate(network.named_parameters()):
         state = {key.removeprefix(f"{name}."): saved.pop(key) for key in [*saved] if key.rpartition(".")[0] == name}
+        shapes = {kind: x.shape for kind, x in state.items()}
+        if is_begun and shapes != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+            raise CheckpointError(f"{checkpoint / OPTIMIZER} is of another network or optimizer: {name} does not fit.")
         if state:
             states[number] = state
     if saved:
@@ -533,6 +566,19 @@ def load_training_tensors(
             f"{checkpoint / OPTIMIZER} is of another network: {sorted(saved)[0]} is not in this one."
         )
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def holds_pipeline(folder: Path) -> bool:
+    """
+    Whether a pipeline has been published in a folder.
+
+    Args:
+        folder (`Path`): The run's folder.
+
+    Returns:
+        `bool`: Whether its index and its weights are there.
+    """
+    return (folder / INDEX).is_file() and (folder / WEIGHTS).is_file()
 
 
 def publish_pipeline(
@@ -552,30 +598,30 @@ def publish_pipeline(
         `FileExistsError`: If there is a pipeline.
         `OSError`: If it can not be written: what is needed, and what is there.
     """
-    index, partial = "model_index.json", folder / ".pipeline.partial"
-    if (folder / index).exists():
+    if holds_pipeline(folder):
         raise FileExistsError(f"{folder} holds a pipeline already.")
+    partial = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # also left by a killed end
-        partial.mkdir()
+        partial = Path(tempfile.mkdtemp(prefix=".pipeline.partial-", dir=folder))
         write_files(partial, tensors, texts)
         make_readable(partial)
         for path in partial.rglob("*"):
             if path.is_dir():
                 _flush(path)
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == index):
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == INDEX):
             target = folder / path.name
             if target.exists() and _contents(target) == _contents(path):
                 continue
             if target.exists():
                 logger.info(f"renamed {target} to {_set_aside(target, 'before').name}, to save the pipeline")
-            if path.name == index:
+            if path.name == INDEX:
                 _flush(folder)
             os.replace(path, target)
         shutil.rmtree(partial)
         _flush(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(folder).free
         raise OSError(
             f"The pipeline could not be saved in {folder}: {error}. It needs {_size(tensors):,} bytes; {free:,} are free."

@@ -4,6 +4,7 @@ Time and memory are not modelled. The updates that are timed are the run's own, 
 nothing; memory is the process's peak when they are done. Spread is that of the single measurements.
 """
 
+import functools
 import gc
 import math
 import resource
@@ -325,6 +326,7 @@ def training_flops(unet: torch.nn.Module, *, height: int, width: int) -> int:
             return 3 * _forward_flops(unet, "cpu", height, width)
 
 
+@functools.lru_cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
     What large matrix multiplications reach here: the measure of what a training run reaches.

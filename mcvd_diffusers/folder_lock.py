@@ -25,7 +25,7 @@ class FolderLock:
 
     It is a lock of the operating system on a hidden file, which also says who holds it. The system gives it back when the
     process ends, however that happens, also on another machine that shares the file system; so a dead process holds
-    nothing, and the file is left where it is.
+    nothing, and the file is left where it is. It is the process's: within one process it refuses nothing.
 
     Args:
         folder (`Path`): An existing folder.
@@ -59,7 +59,12 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK_NAME
         # A lock of `lockf`, not of `flock`: the latter passes to worker processes, and so outlives the one that took it.
-        self._file = open(path, "a+", encoding="utf-8")
+        try:  # not through a link: what it points to would be written over
+            self._file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+", encoding="utf-8")
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                raise OSError(f"{path} is a link or folder where the lock file belongs: move it away.") from error
+            raise
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -69,6 +74,7 @@ class FolderLock:
                 self._file.close()
                 raise _in_use(folder, holder) from error
             logger.warning(f"warning: the file system of {folder} has no locks: nothing else must be started there")
+        self._file.seek(0)
         self._file.truncate(0)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         json.dump({"process": os.getpid(), "host": socket.gethostname(), "since": now}, self._file)

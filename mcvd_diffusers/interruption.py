@@ -174,9 +174,9 @@ class StateGuard:
     def changing(self) -> Iterator[None]:
         """The state changes in this block."""
         with self._lock, _deferring(signal.SIGCHLD):
-            self.is_whole = False
+            was_whole, self.is_whole = self.is_whole, False
             yield
-            self.is_whole = True
+            self.is_whole = was_whole
 
     @contextlib.contextmanager
     def still(self) -> Iterator[bool]:

@@ -28,6 +28,7 @@ from mcvd_diffusers.checkpointing import (
     WEIGHTS,
     CheckpointWriter,
     clean_up,
+    holds_pipeline,
     publish_pipeline,
     read_state,
     training_tensors,
@@ -39,9 +40,6 @@ from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.model_card import model_card
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.train_settings import SETTINGS_FILE, SETTINGS_PARTIAL, Settings
-
-
-INDEX = "model_index.json"
 
 
 @dataclass
@@ -90,7 +88,10 @@ def read_progress(
     if checkpoint is None:
         return Progress(stream_positions=[(0, 0)] * world_size)
     state = read_state(checkpoint)
-    progress, is_stream = Progress(**state["progress"]), num_clips is None
+    try:
+        progress, is_stream = Progress(**state["progress"]), num_clips is None
+    except TypeError as error:
+        raise ValueError(f"--resume_from_checkpoint {checkpoint} is of another version: {error}.") from error
     now = _division(settings, world_size)
     changed = []
     if state["data"] != fingerprint:
@@ -174,6 +175,7 @@ class RunFolder:
             if is_begun and not settings.is_own_folder:
                 raise FileExistsError(f"{self.path} was taken by another run in the meantime.")
             if not is_begun:
+                partial.unlink(missing_ok=True)  # it may be a link
                 write_files(self.path, {}, {partial.name: yaml.safe_dump(settings.as_dict(), sort_keys=False)})
                 os.replace(partial, file)
             if not self.is_finished:
@@ -186,7 +188,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the pipeline of a finished training lies there."""
-        return not self._settings.training.estimate and (self.path / INDEX).exists()
+        return not self._settings.training.estimate and holds_pipeline(self.path)
 
     def keep(
         self,

@@ -19,6 +19,7 @@ from accelerate.utils import LoggerType
 from diffusers import DDPMScheduler
 
 from mcvd_diffusers.checkpointing import (
+    MANIFEST,
     CheckpointError,
     find_checkpoint,
     list_checkpoints,
@@ -360,7 +361,7 @@ class Settings:
             return False
         if source == "latest" or (self.checkpoint is not None and self.checkpoint.parent == folder):
             return True
-        begun = _read_settings_file(folder / SETTINGS_FILE)
+        begun = _settings_of_a_run(folder)
         return begun.get("resume_from_checkpoint") == source and not list_checkpoints(folder)
 
     @property
@@ -415,6 +416,9 @@ def parse_args(args: list[str] | None = None) -> Settings:
         if name is not None:
             args = _as_flags(preset(name)) + args
         saved, checkpoint = _settings_to_go_on_with(known)
+        source = getattr(known, "resume_from_checkpoint", None)
+        if source not in (None, "latest"):  # the same from wherever it is started again
+            args = [*args, "--resume_from_checkpoint", str(Path(source).expanduser().resolve())]
         args = _as_flags({name: value for name, value in saved.items() if name not in ONLY_FOR_ONE_START}) + args
         values = vars(parser.parse_args(args))
         settings = Settings(
@@ -446,25 +450,35 @@ def _settings_to_go_on_with(flags: argparse.Namespace) -> tuple[dict, Path | Non
     Raises:
         ValueError: If there is no such checkpoint, it does not verify, or going on would overwrite something.
     """
-    source, output_dir = getattr(flags, "resume_from_checkpoint", None), getattr(flags, "output_dir", "").strip()
-    if source is None or not output_dir or getattr(flags, "estimate", False):
+    source, output_dir = getattr(flags, "resume_from_checkpoint", None), getattr(flags, "output_dir", "")
+    if source is None:
         return {}, None
+    if not source.strip():
+        raise ValueError("--resume_from_checkpoint is empty: pass latest or a folder, or leave it out.")
+    if getattr(flags, "estimate", False):
+        raise ValueError("--estimate measures a run that begins: leave out --resume_from_checkpoint.")
+    if not output_dir.strip():
+        return {}, None  # which is refused elsewhere
     output_dir = Path(output_dir).expanduser()
     FolderLock.check(output_dir)  # what is read there must not change meanwhile
-    begun = _read_settings_file(output_dir / SETTINGS_FILE) if (output_dir / SETTINGS_FILE).is_file() else {}
-    checkpoint = None
+    checkpoint, begun = None, {}
     if source == "latest":
         checkpoint = find_checkpoint(output_dir)
         if checkpoint is None:  # it was stopped before its first one, or is yet to begin
+            begun = _settings_of_a_run(output_dir)
             source = begun.get("resume_from_checkpoint") or "latest"
-            if source == "latest" or begun == {}:
+            if source == "latest":
                 return begun, None
     if checkpoint is None:
-        source = Path(source).expanduser()
-        if not source.is_dir():
-            raise ValueError(f"--resume_from_checkpoint {source} is no folder. Pass one, or latest.")
-        checkpoint = find_checkpoint(source) or source
-        verify_checkpoint(checkpoint)
+        folder = Path(source).expanduser().resolve()
+        if not folder.is_dir():
+            where = f", which {output_dir / SETTINGS_FILE} names," if begun else ""
+            raise ValueError(f"--resume_from_checkpoint {source}{where} is no folder. Pass one, or latest.")
+        checkpoint = find_checkpoint(folder) or folder
+        try:
+            verify_checkpoint(checkpoint)
+        except CheckpointError as error:
+            raise ValueError(f"--resume_from_checkpoint {source}: {error} Pass another, or latest.") from error
     if checkpoint.parent.resolve() == output_dir.resolve():
         checkpoint = output_dir / checkpoint.name  # one spelling of it
         newer = [path for path in list_checkpoints(output_dir) if update_of(path) > update_of(checkpoint)]
@@ -477,7 +491,27 @@ def _settings_to_go_on_with(flags: argparse.Namespace) -> tuple[dict, Path | Non
                 f"--resume_from_checkpoint {checkpoint}: {path} is newer and would have to be overwritten. Go on from that one,"
                 " move it away, or choose another --output_dir."
             )
-    return read_state(checkpoint)["settings"], checkpoint
+    saved = begun or read_state(checkpoint)["settings"]
+    _check_names(saved, f"{checkpoint}, perhaps of another version of this library,")
+    return saved, checkpoint
+
+
+def _settings_of_a_run(folder: Path) -> dict:
+    """What a run was started with; nothing if none was."""
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        return {}
+    settings = _read_settings_file(file)
+    if not {"output_dir", "max_train_steps", "seed"} <= set(settings):
+        raise ValueError(f"{file} is incomplete, and there is no checkpoint: move it away to begin anew.")
+    return settings
+
+
+def _check_names(settings: dict, source: str) -> None:
+    known = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
+    unknown = sorted(str(name) for name in settings if name not in known)
+    if unknown:
+        raise ValueError(f"{source} has settings that do not exist: {unknown}.")
 
 
 def _check_unchanged(settings: Settings, saved: dict) -> None:
@@ -489,7 +523,7 @@ def _check_unchanged(settings: Settings, saved: dict) -> None:
     """
     training, now, free = settings.training, settings.as_dict(), set(MAY_CHANGE)
     if settings.is_own_folder and (Path(training.output_dir) / "model_index.json").exists():
-        more = [name for name in ("max_train_steps", "max_train_minutes") if saved[name] != now[name]]
+        more = [name for name in ("max_train_steps", "max_train_minutes") if saved.get(name, now[name]) != now[name]]
         if more:
             raise ValueError(
                 f"--output_dir {training.output_dir} holds the pipeline that its run ended with, and nothing is overwritten here."
@@ -533,14 +567,11 @@ def _read_settings_file(path: Path) -> dict:
         raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
     try:
         content = yaml.load(text, Loader) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"The settings file {path} is no YAML in UTF-8: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"The settings file {path} must hold lines of `name: value`, got a {type(content).__name__}.")
-    known = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
-    unknown = sorted(str(name) for name in content if name not in known)
-    if unknown:
-        raise ValueError(f"The settings file {path} has settings that do not exist: {unknown}.")
+    _check_names(content, f"The settings file {path}")
     for name, value in content.items():
         if value == [] or any(isinstance(x, (dict, list)) for x in (value if isinstance(value, list) else [value])):
             raise ValueError(f"The settings file {path}: `{name}` must be a value or a list of values, got {value!r}.")
@@ -675,8 +706,8 @@ def _check_settings(settings: Settings) -> None:
             raise ValueError(f"--{name} must be a positive number, got {value}.")
     if training.max_train_minutes is not None and not training.max_train_minutes > 0:
         raise ValueError(f"--max_train_minutes must be positive, got {training.max_train_minutes}.")
-    if not training.max_stop_seconds >= 5:
-        raise ValueError(f"--max_stop_seconds must be at least 5, got {training.max_stop_seconds}.")
+    if not 5 <= training.max_stop_seconds <= 86_400:
+        raise ValueError(f"--max_stop_seconds must be from 5 seconds to a day, got {training.max_stop_seconds}.")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(training, name) < 1:
             raise ValueError(f"--{name} must be in [0, 1), got {getattr(training, name)}.")
@@ -712,6 +743,11 @@ def _check_settings(settings: Settings) -> None:
 def _check_output_dir(settings: Settings, output_dir: Path) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file: choose another name.")
+    for folder in (output_dir.resolve(), *output_dir.resolve().parents):
+        if (folder / MANIFEST).is_file():
+            raise ValueError(
+                f"--output_dir {output_dir} lies in the checkpoint {folder}, which may be removed: choose another."
+            )
     if settings.is_own_folder:
         return
     if output_dir.exists() and any(path.name not in (LOCK_NAME, SETTINGS_PARTIAL) for path in output_dir.iterdir()):

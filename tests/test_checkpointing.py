@@ -1,6 +1,7 @@
 """checkpointing.py and folder_lock.py: what is on the disk after a save, a failure, a kill; and who may write there."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -40,7 +41,9 @@ from mcvd_diffusers.folder_lock import LOCK_NAME, FolderInUseError, FolderLock
 
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that are forked")
-TEXTS = {"model_index.json": '{"a": 1}', "unet/config.json": "{}", STATE: '{"progress": 3}'}
+PROGRESS = {"update": 3, "num_samples": 12, "num_skipped": 0, "seconds": 1.5}
+TRAINING = {"settings": {}, "progress": PROGRESS, "data": "clips", "division": {"processes": 1}, "precision": "no"}
+TEXTS = {"model_index.json": '{"a": 1}', "unet/config.json": "{}", STATE: json.dumps(TRAINING)}
 
 
 def make_tensors(value=0.0):
@@ -110,7 +113,7 @@ def test_a_checkpoint_holds_what_was_saved_and_verifies(tmp_path):
     on_disk = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == on_disk - {MANIFEST} == {*make_tensors(), *TEXTS}
     assert manifest["files"][WEIGHTS]["bytes"] == (checkpoint / WEIGHTS).stat().st_size
-    assert values(checkpoint) == {12.0} and read_state(checkpoint) == {"progress": 3}
+    assert values(checkpoint) == {12.0} and read_state(checkpoint) == TRAINING
     assert (checkpoint / "model_index.json").read_text() == TEXTS["model_index.json"]
 
 
@@ -520,6 +523,49 @@ def test_cleaning_up_renames_what_is_newer_than_what_is_gone_on_from(tmp_path, c
     assert list_checkpoints(tmp_path) == [resumed]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": None},
+        {"division": {"processes": -1}},
+        {"precision": 3},
+        {"progress": PROGRESS | {"num_samples": "80"}},
+        {"progress": PROGRESS | {"update": 5.5}},
+        {"progress": PROGRESS | {"seconds": float("nan")}},
+        {"progress": {}},
+    ],
+)
+def test_state_that_no_training_can_have_is_refused(change, tmp_path):
+    """Also where somebody has written a new manifest for it."""
+    checkpoint = save(tmp_path, 3)
+    (checkpoint / STATE).write_text(json.dumps(TRAINING | change))
+    with pytest.raises(CheckpointError, match="state.json is no state of a training"):
+        read_state(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "link.txt"])
+def test_manifest_that_names_what_lies_outside_is_refused(name, tmp_path):
+    (tmp_path / "outside.txt").write_text("mine")
+    checkpoint = save(tmp_path, 3)
+    (checkpoint / "link.txt").symlink_to(tmp_path / "outside.txt")
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    del manifest["sha256"]
+    manifest["files"][name] = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest}))
+    with pytest.raises(CheckpointError, match="which lies outside"):
+        verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"update": 1e999}', "[" * 100_000, '{"sha256": "", "files": {"a": 3}, "update": 3}']
+)
+def test_manifest_that_is_none_is_refused_and_the_older_checkpoint_found(text, tmp_path):
+    older, newer = save(tmp_path, 3), save(tmp_path, 4)
+    (newer / MANIFEST).write_text(text)
+    assert find_checkpoint(tmp_path) == older
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The state of a training, and the pipeline at its end
 
@@ -622,6 +668,7 @@ def test_a_kill_at_any_step_of_publishing_leaves_no_pipeline_or_all_of_it(tmp_pa
             assert is_published(folder, 1.0), f"step {step}: {names(folder)}"
         else:
             num_unfinished += 1
+            clean_up(folder, None)
             publish(folder, 1.0)  # where training goes on, it ends the same way
             assert is_published(folder, 1.0) and names(folder) == ["README.md", "model_index.json", "unet"]
         if code == 0:

@@ -48,6 +48,7 @@ TINY = {
     "logging_steps": 2,
     "num_validation_videos": 2,
     "validation_inference_steps": 2,
+    "report_to": "none",
 }
 
 
