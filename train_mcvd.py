@@ -255,8 +255,7 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         world_size=world_size,
         precision=accelerator.mixed_precision,
     )
-    stop.deadline_seconds = training.max_stop_seconds - 2
-    stop.watch(folder.save_now, is_first_process=is_main)
+    stop.watch(folder.save_now, is_first_process=is_main, deadline_seconds=training.max_stop_seconds - 2)
     trackers = Trackers(
         accelerator,
         names=[] if training.report_to == "none" else training.report_to.split(","),
@@ -415,7 +414,7 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         traceback.clear_frames(failure.__traceback__)
         failure.__traceback__ = None
         network.zero_grad(set_to_none=True)
-    if not is_end:  # interrupted
+    if failure is not None or not is_end:  # interrupted
         where = folder.save_now() if progress.update or failure is None else "Nothing was trained."
         if failure is None:
             accelerator.wait_for_everyone()  # until the first has saved, or a launcher would end it with the others
@@ -423,7 +422,6 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
             log(f"stopped {stage}. {where}")
             return None
         if is_out_of_memory(failure):
-            batch = losses = None  # they hold memory
             hint = what_would_fit(
                 failure, settings, accelerator, network, plain_optimizer, noise_scheduler, train_set, window
             )

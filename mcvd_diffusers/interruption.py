@@ -69,14 +69,18 @@ class StopSignals:
             self.number = number
             logger.info(f"{signal.Signals(number).name}: stopping; a second signal stops at once")
 
-    def watch(self, save: Callable[[], str], *, is_first_process: bool) -> None:
+    def watch(self, save: Callable[[], str], *, is_first_process: bool, deadline_seconds: float | None = None) -> None:
         """
         There is something to save from now on.
 
         Args:
             save (`Callable[[], str]`): Saves it, from any thread, and says where it is.
             is_first_process (`bool`): Whether this process saves for all. Others must not leave it before it has.
+            deadline_seconds (`float`, *optional*): Instead of that of the constructor.
         """
+        if deadline_seconds is not None:
+            self.deadline_seconds = deadline_seconds
+            self.grace_seconds = min(self.grace_seconds, deadline_seconds / 3)
         self._save = save
         if not is_first_process:
             self.grace_seconds = self.deadline_seconds
