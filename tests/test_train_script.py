@@ -879,6 +879,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
 
 TWO_RANKS = """
 import itertools, sys, torch
+from accelerate import Accelerator
 import train_mcvd
 settings = train_mcvd.parse_args(sys.argv[2:])
 accelerator = Accelerator(cpu=True)
