@@ -3,6 +3,7 @@
 What the settings leave to the data (channels, size) is written into them here.
 """
 
+import atexit
 import functools
 import itertools
 import multiprocessing
@@ -267,6 +268,8 @@ def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator
             len(train_set), batch_size, seed=settings.training.seed, first_batch=first_batch, **world
         )
         how = {"sampler": batches, "batch_size": None}  # `train_set[samples]` is a batch already
+    if num_workers:  # before Python's own attempt, which asks by SIGTERM, and would wait for ever
+        atexit.register(_end_workers_at_exit)
     return DataLoader(
         train_set,
         **how,
@@ -276,6 +279,10 @@ def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator
         pin_memory=accelerator.device.type == "cuda",
         timeout=WORKER_TIMEOUT if num_workers else 0,
     )
+
+
+def _end_workers_at_exit() -> None:
+    end_workers([process for process in multiprocessing.active_children() if process.daemon])
 
 
 class DataError(RuntimeError):
