@@ -100,6 +100,18 @@ def setup_errors():
         yield
     except (ValueError, OSError, ImportError) as error:
         raise SetupError(f"{error}{way_out_of(str(error))}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SetupError(
+            f"memory has run out before the first update ({first_line(error)}). Choose a smaller network (--block_out_channels)"
+            " or smaller frames (--resolution), or free what other processes hold."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what torch tells about it over many lines."""
+    return str(error).strip().split("\n")[0]
 
 
 def way_out_of(message: str) -> str:
@@ -218,16 +230,15 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
             world_size=world_size,
             precision=accelerator.mixed_precision,
         )
-    network.to(device)
-    averaged, ema = make_average(settings, network)
-    if training.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    optimizer = plain_optimizer = make_optimizer(settings, network)
-    if settings.checkpoint is not None:
-        with setup_errors():
+        network.to(device)
+        averaged, ema = make_average(settings, network)
+        if training.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        optimizer = plain_optimizer = make_optimizer(settings, network)
+        if settings.checkpoint is not None:
             load_training_tensors(settings.checkpoint, network, averaged, optimizer)
-        if ema is not None:
-            ema.optimization_step = progress.update
+            if ema is not None:
+                ema.optimization_step = progress.update
     lr_scheduler = make_lr_scheduler(settings, optimizer, progress.update)
     unet, optimizer = accelerator.prepare(network, optimizer)
     if accelerator.scaler is not None and progress.scaler:
@@ -273,7 +284,8 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         pipeline.to(device).set_progress_bar_config(disable=True)
         height, width = settings.size
         steps = training.validation_inference_steps
-        seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
+        with setup_errors():
+            seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
     accelerator.wait_for_everyone()
 
     meter = RunMeter(settings, accelerator, network, noise_scheduler)
@@ -414,6 +426,7 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         traceback.clear_frames(failure.__traceback__)
         failure.__traceback__ = None
         network.zero_grad(set_to_none=True)
+        folder.save_memory()
     if failure is not None or not is_end:  # interrupted
         where = folder.save_now() if progress.update or failure is None else "Nothing was trained."
         if failure is None:
@@ -660,9 +673,7 @@ def what_would_fit(
 ) -> str:
     """What memory has run out for, and the largest batch that it suffices for, which is tried."""
     training, device = settings.training, accelerator.device
-    reason = str(failure).strip().split("\n")[0]
-    traceback.clear_frames(failure.__traceback__)  # they hold what was computed
-    failure.__traceback__ = None
+    reason = first_line(failure)
     has_moments = bool(optimizer.state)
     tried = (
         f"--train_batch_size {training.train_batch_size} clips of {settings.num_window_frames} frames of"
@@ -688,16 +699,13 @@ def what_would_fit(
         torch.autograd.grad(losses.sum(), parameters)
         del moments
 
-    fits = largest_batch_that_fits(attempt, training.train_batch_size)
     ways = []
-    if fits:
-        steps = training.train_batch_size // fits * training.gradient_accumulation_steps
-        ways.append(f"--train_batch_size {fits} --gradient_accumulation_steps {steps}")
-    if not training.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-        fits = largest_batch_that_fits(attempt, training.train_batch_size)
-        if fits:
-            ways.append(f"--gradient_checkpointing True with --train_batch_size {fits}")
+    for more in ("",) if training.gradient_checkpointing else ("", "--gradient_checkpointing True "):
+        if more:
+            network.enable_gradient_checkpointing()
+        if fits := largest_batch_that_fits(attempt, training.train_batch_size):
+            steps = training.train_batch_size // fits * training.gradient_accumulation_steps
+            ways.append(f"{more}--train_batch_size {fits} --gradient_accumulation_steps {steps}")
     found = (
         f"This fits: {'; or '.join(ways)}." if ways else "Not even one clip fits: choose a smaller network or frames."
     )

@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import logging
+import mmap
 import os
 import platform
 import re
@@ -52,6 +53,10 @@ _REMAINS = re.compile(r"\.checkpoint-\d+\.(partial-.*|removed)|\.pipeline\.parti
 
 # So much of the memory that is free must stay free, or a save is made without a copy of the state.
 _SPARE_MEMORY = 0.1
+
+# What a save takes beside the tensors, generously. Where a process may have so many addresses and no more (`ulimit -v`), a
+# library that gets no memory for a few bytes may end it on the spot.
+_RESERVED_BYTES = 1 << 26
 
 
 class CheckpointError(ValueError):
@@ -281,6 +286,7 @@ class CheckpointWriter:
         self._error: OSError | None = None
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
         self._changed: torch.cuda.Event | None = None
+        self._reserve: mmap.mmap | None = mmap.mmap(-1, _RESERVED_BYTES)  # never touched: only addresses
 
     def mark_changed(self) -> None:
         """
@@ -322,12 +328,24 @@ class CheckpointWriter:
         self._is_copied.clear()
         arguments = (checkpoint, tensors, dict(texts), dict(facts) | {"update": update})
         self._thread, thread = None, threading.Thread(target=self._save, args=arguments)
-        try:
-            thread.start()
-            self._thread = thread
-        except RuntimeError:  # where memory has run out, it does for another thread
+        if self._reserve is not None:
+            with contextlib.suppress(RuntimeError):  # there may be no more threads
+                thread.start()
+                self._thread = thread
+        if self._thread is None:
             self._save(*arguments)
         return checkpoint
+
+    def save_memory(self) -> None:
+        """
+        Memory has run out: give back what is held, and take as little as can be from here on. [`save`] then returns when
+        the checkpoint is on the disk.
+        """
+        self._join()
+        self._buffers.clear()
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
 
     def wait_until_copied(self) -> None:
         """Return when tensors of the last save may be changed."""
@@ -385,6 +403,8 @@ class CheckpointWriter:
 
     def _copy(self, tensors, num_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors in memory of their own, if there is enough; else themselves."""
+        if self._reserve is None:
+            return tensors
         if not self._buffers and num_bytes > (1 - _SPARE_MEMORY) * _free_memory():
             logger.info(
                 f"memory does not suffice to copy the state ({num_bytes:,} bytes): training waits for its checkpoints"

@@ -240,6 +240,11 @@ class RunFolder:
                 if is_whole:
                     self._begin_to_save()
 
+    def save_memory(self) -> None:
+        """Memory has run out: save with as little of it as can be, from here on."""
+        if self._writer is not None:
+            self._writer.save_memory()
+
     def save_now(self) -> str:
         """
         Write a checkpoint, and wait for it; to be called from any thread.
