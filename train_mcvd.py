@@ -194,13 +194,8 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
     Train to the end, or until `stop` is asked. Returns the folder of the saved pipeline; `None` if training was stopped and
     can be gone on with, and with `estimate`, which ends when the cost was measured.
     """
-    with contextlib.ExitStack() as at_the_end:
-        return train(settings, stop or StopSignals(), at_the_end)
-
-
-def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStack) -> Path | None:
-    """All of it, top to bottom; `at_the_end` takes what is to be closed however it ends."""
     training, output_dir = settings.training, Path(settings.training.output_dir)
+    stop = stop or StopSignals()
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
@@ -211,6 +206,20 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         # The others wait while the first process makes validation videos.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
+    with contextlib.ExitStack() as at_the_end:
+        pipeline_folder = train(settings, accelerator, stop, at_the_end)
+    if not stop.is_asked:  # or the others may not come to that
+        # The wrapped network must go before its process group, or gloo's thread and this one may wait for each other for ever.
+        accelerator.free_memory()
+        accelerator.end_training()
+    return pipeline_folder
+
+
+def train(
+    settings: Settings, accelerator: Accelerator, stop: StopSignals, at_the_end: contextlib.ExitStack
+) -> Path | None:
+    """All of it, top to bottom; `at_the_end` takes what is to be closed however it ends."""
+    training, output_dir = settings.training, Path(settings.training.output_dir)
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     is_main, batch_size = accelerator.is_main_process, training.train_batch_size
 
@@ -252,7 +261,6 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
     at_the_end.callback(folder.close)
     if folder.is_finished:
         log(f"{output_dir} holds the finished pipeline: there is nothing left to do")
-        accelerator.end_training()
         return output_dir
     folder.keep(
         network=network,
@@ -445,7 +453,6 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         raise failure
 
     if training.estimate:
-        accelerator.end_training()
         return None
     log(
         f"trained {progress.update:,} updates in {progress.seconds:.0f} s, {progress.update / progress.seconds:.2f} steps/s"
@@ -460,7 +467,6 @@ def train(settings: Settings, stop: StopSignals, at_the_end: contextlib.ExitStac
         )
         validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return output_dir
 
 
