@@ -104,8 +104,9 @@ def setup_errors():
         if not is_out_of_memory(error):
             raise
         raise SetupError(
-            f"memory has run out before the first update ({first_line(error)}). Choose a smaller network (--block_out_channels)"
-            " or smaller frames (--resolution), or free what other processes hold."
+            f"memory has run out before the first update of this start ({first_line(error)}). Free what other"
+            " processes hold, or begin a training with a smaller network (--block_out_channels) or smaller"
+            " frames (--resolution)."
         ) from error
 
 
@@ -434,7 +435,7 @@ def train(
         traceback.clear_frames(failure.__traceback__)
         failure.__traceback__ = None
         network.zero_grad(set_to_none=True)
-        folder.save_memory()
+        folder.use_less_memory()
     if failure is not None or not is_end:  # interrupted
         where = folder.save_now() if progress.update or failure is None else "Nothing was trained."
         if failure is None:

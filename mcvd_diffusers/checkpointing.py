@@ -336,7 +336,7 @@ class CheckpointWriter:
             self._save(*arguments)
         return checkpoint
 
-    def save_memory(self) -> None:
+    def use_less_memory(self) -> None:
         """
         Memory has run out: give back what is held, and take as little as can be from here on. [`save`] then returns when
         the checkpoint is on the disk.

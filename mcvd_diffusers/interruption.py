@@ -67,7 +67,7 @@ class StopSignals:
         """
         if self.number is None:
             self.number = number
-            logger.info(f"{signal.Signals(number).name}: stopping; a second signal stops at once")
+            logger.info(_stopping(number))
 
     def watch(self, save: Callable[[], str], *, is_first_process: bool, deadline_seconds: float | None = None) -> None:
         """
@@ -118,7 +118,7 @@ class StopSignals:
                 first, self.number = now, self.number or number
                 for act in (self._save_for_the_training, self._end_in_any_case):
                     threading.Thread(target=act, daemon=True).start()
-                _say(f"{signal.Signals(number).name}: stopping; a second signal stops at once")
+                _say(_stopping(number))
                 if self._save is None:  # nothing has begun
                     self._exit()
             elif now - first >= SAME_REQUEST_SECONDS:
@@ -148,6 +148,11 @@ class StopSignals:
         for worker in multiprocessing.active_children():
             worker.kill()
         os._exit(self.exit_code)
+
+
+def _stopping(number: int) -> str:
+    """What is said of the first request."""
+    return f"{signal.Signals(number).name}: stopping; a second signal stops at once"
 
 
 def _say(message: str) -> None:

@@ -240,10 +240,10 @@ class RunFolder:
                 if is_whole:
                     self._begin_to_save()
 
-    def save_memory(self) -> None:
+    def use_less_memory(self) -> None:
         """Memory has run out: save with as little of it as can be, from here on."""
         if self._writer is not None:
-            self._writer.save_memory()
+            self._writer.use_less_memory()
 
     def save_now(self) -> str:
         """

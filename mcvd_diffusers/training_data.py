@@ -268,8 +268,8 @@ def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator
             len(train_set), batch_size, seed=settings.training.seed, first_batch=first_batch, **world
         )
         how = {"sampler": batches, "batch_size": None}  # `train_set[samples]` is a batch already
-    if num_workers:  # before Python's own attempt, which asks by SIGTERM, and would wait for ever
-        atexit.register(_end_workers_at_exit)
+    if num_workers:
+        _plan_end_of_workers()
     return DataLoader(
         train_set,
         **how,
@@ -279,6 +279,12 @@ def make_loader(settings: Settings, train_set: Dataset, accelerator: Accelerator
         pin_memory=accelerator.device.type == "cuda",
         timeout=WORKER_TIMEOUT if num_workers else 0,
     )
+
+
+@functools.cache  # once for all loaders of this process
+def _plan_end_of_workers() -> None:
+    """At exit they end before Python's own attempt, which asks by SIGTERM, and would wait for ever."""
+    atexit.register(_end_workers_at_exit)
 
 
 def _end_workers_at_exit() -> None:
