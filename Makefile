@@ -13,8 +13,9 @@ RUN = $(VENV)/bin/python
 demo: $(VENV)/.installed
 	$(RUN) examples/demo.py
 
+# The tests need a core each; two run at a time.
 test: $(VENV)/.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow
@@ -27,5 +28,5 @@ $(VENV)/.installed: setup.cfg pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mcvd-diffusers needs Python 3.11 or newer; choose one with: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video]"
+	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video,plots]"
 	touch $@
