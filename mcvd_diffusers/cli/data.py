@@ -1,24 +1,17 @@
-"""The command `mcvd-diffusers`: parse, call, print."""
+"""`mcvd-diffusers data`: look at videos before training on them; write moving digits."""
 
 import argparse
 import io
 import itertools
 import math
 import shlex
-import signal
 import sys
-import textwrap
-import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers.utils import logging as diffusers_logging
-
-from mcvd_diffusers._version import __version__
-from mcvd_diffusers.conversion import CheckpointError, Conversion, convert_checkpoint
-from mcvd_diffusers.presets import ORIGINAL_NAMES
+from .printing import in_columns, integer_from, number_of, one_line, printable, show_progress
 
 
 if TYPE_CHECKING:
@@ -30,137 +23,8 @@ MAX_LINES = 10  # of files, sizes: a report should still be readable
 MAX_CHANNELS = 8  # whose values it lists
 
 
-def main(args: list[str] | None = None) -> int:
-    """
-    Run a command.
-
-    Args:
-        args (`list[str]`, *optional*): The command line; that of the process by default.
-
-    Returns:
-        `int`: The exit status: 0, 1 if it did not work (with a message), 2 if the command line is wrong.
-    """
-    parser = argparse.ArgumentParser(prog="mcvd-diffusers", description="Masked conditional video diffusion.")
-    parser.add_argument("--version", action="version", version=f"mcvd-diffusers {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_convert(commands)
-    _add_data(commands)
-    arguments = parser.parse_args(args)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    is_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere signals cannot be caught
-    if is_main_thread:
-        # Being asked to stop ends in the same clean-up as Ctrl-C, and so does a terminal that is closed.
-        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        former = [signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers]
-    try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
-    finally:
-        if is_main_thread:
-            for number, handler in zip(numbers, former):
-                signal.signal(number, handler)
-
-
-def _add_convert(commands) -> None:
-    parser = commands.add_parser(
-        "convert",
-        allow_abbrev=False,
-        help="a checkpoint of the original code -> a pipeline folder",
-        description="Convert a checkpoint of the original MCVD code into a folder for MCVDPipeline.from_pretrained.",
-        epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.\n\npresets:\n  "
-        + "\n  ".join(ORIGINAL_NAMES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .pt file, or the folder of the experiment, or its logs"
-    )
-    parser.add_argument("output", metavar="OUT", help="the folder to write; it appears when it is complete")
-    parser.add_argument("--config", help="the run's config.yml, if it does not lie beside the checkpoint")
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help="a published model instead of a lost config; listed below",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "model"),
-        help="averaged or raw weights; if not given, those that the original samples with",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="compare the converted network's output with a second implementation on the original's state dict",
-    )
-    parser.set_defaults(run=_convert)
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    try:
-        result = convert_checkpoint(
-            arguments.checkpoint,
-            arguments.output,
-            config=arguments.config,
-            preset=arguments.preset,
-            weights=arguments.weights,
-            verify=arguments.verify,
-        )
-    except (CheckpointError, OSError) as error:
-        print(f"mcvd-diffusers convert: {_printable(str(error))}", file=sys.stderr)
-        return 1
-    print(_printable(_report(result)))
-    return 0
-
-
-def _printable(text: str) -> str:
-    """Names come from files that nobody vouches for: no control characters reach the terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
-
-
-def _in_columns(lines: list[tuple[str, str]], label_width: int) -> str:
-    return "\n".join(
-        textwrap.fill(
-            text,
-            100,
-            initial_indent=f"{label:{label_width}}",
-            subsequent_indent=" " * label_width,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for label, text in lines
-    )
-
-
-def _report(result: Conversion) -> str:
-    weights = "moving average (EMA)" if result.weights == "ema" else "raw"
-    lines = [
-        ("from", f"{result.checkpoint}, with {result.config}"),
-        ("sha256", result.sha256),
-        ("weights", f"{weights}, {result.num_parameters:,} parameters, after {result.step:,} updates"),
-        ("tasks", ", ".join(result.tasks) or "none"),
-    ]
-    if result.stray:
-        lines.append(("ignored", f"options of the config that are not known: {', '.join(result.stray)}"))
-    lines += [("note", note) for note in result.notes]
-    lines += [("verified", sentence) for sentence in result.verified]
-    if result.max_difference is not None:
-        lines.append(("", f"(To be exact: {result.max_difference:.2e}.)"))
-    lines += [("not", f"verified: {sentence}") for sentence in result.not_verified]
-    lines.append(("written", f"{result.output}"))
-    lines.append(("use", f'MCVDPipeline.from_pretrained("{result.output}")'))
-    return _in_columns(lines, 9)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# data
-
-
-def _add_data(commands) -> None:
+def add_data(commands) -> None:
+    """Adds the command, with commands of its own, to those of a parser."""
     parser = commands.add_parser(
         "data",
         help="look at videos before training on them; write moving digits",
@@ -184,14 +48,17 @@ def _add_inspect(commands) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or folder, as --train_data_dir of train_mcvd.py takes it")
     parser.add_argument(
         "--num_frames",
-        type=_from(1),
+        type=integer_from(1),
         default=10,
         metavar="N",
         help="frames of a clip; for train_mcvd.py past, made and future frames together (default: 10, as there)",
     )
-    parser.add_argument("--frame_stride", type=_from(1), default=1, metavar="N", help="take every n-th frame")
+    parser.add_argument("--frame_stride", type=integer_from(1), default=1, metavar="N", help="take every n-th frame")
     parser.add_argument(
-        "--clip_step", type=_from(1), metavar="N", help="an epoch has one clip for each so many starts of a video"
+        "--clip_step",
+        type=integer_from(1),
+        metavar="N",
+        help="an epoch has one clip for each so many starts of a video",
     )
     parser.add_argument("--axes", help="arrays: what each axis is, letters of N (videos), T, C, H, W, such as THWC")
     parser.add_argument(
@@ -208,7 +75,7 @@ def _add_inspect(commands) -> None:
     parser.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split; train by default")
     parser.add_argument(
         "--frames",
-        type=_from(0),
+        type=integer_from(0),
         default=1000,
         metavar="K",
         help="frames to measure values on, spread over all videos; 0: all (default: 1000)",
@@ -250,26 +117,26 @@ def _inspect(arguments: argparse.Namespace) -> int:
             clip_step=arguments.clip_step,
             max_value_frames=arguments.frames,
             vectors=arguments.vectors,
-            progress=_progress,
+            progress=show_progress,
         )
         is_as_arrays = arguments.axes is not None or arguments.variables is not None
         is_published = not is_as_arrays and published_split(arguments.path) is not None
         if arguments.list:
-            print("\n".join(map(_one_line, _listed(found))))
-        print(_printable(_in_columns(_described(found, arguments), 12)))
+            print("\n".join(map(one_line, _listed(found))))
+        print(printable(in_columns(_described(found, arguments), 12)))
         for line in _training_lines(reader, found, arguments, is_published):
-            print(_printable(line))
+            print(printable(line))
         if sheet is not None:
-            print(_printable(_in_columns([("picture", _save_sheet(sheet, reader, found))], 12)))
+            print(printable(in_columns([("picture", _save_sheet(sheet, reader, found))], 12)))
     except (ValueError, OSError, ImportError) as error:
-        print(f"mcvd-diffusers data inspect: {_one_line(str(error))}", file=sys.stderr)
+        print(f"mcvd-diffusers data inspect: {one_line(str(error))}", file=sys.stderr)
         return 1
     num_bad = len(found.unreadable) + len(found.damaged)
     if not found.readable:
         print("mcvd-diffusers data inspect: no video can be read.", file=sys.stderr)
         return 1
     if arguments.strict and num_bad:
-        print(f"mcvd-diffusers data inspect: --strict: {_count(num_bad, 'video')} cannot be read.", file=sys.stderr)
+        print(f"mcvd-diffusers data inspect: --strict: {number_of(num_bad, 'video')} cannot be read.", file=sys.stderr)
         return 1
     return 0
 
@@ -326,7 +193,7 @@ def _save_sheet(file: Path, reader: "ClipReader", found: "Inspection") -> str:
             output.write(stream.getvalue())
     except FileExistsError:  # made in the meantime
         return left_alone
-    return f"{file}: the first clip of {_count(num_videos, 'video')}"
+    return f"{file}: the first clip of {number_of(num_videos, 'video')}"
 
 
 def _listed(found: "Inspection") -> Iterable[str]:
@@ -335,8 +202,8 @@ def _listed(found: "Inspection") -> Iterable[str]:
             yield f"{name}: unreadable: {found.unreadable[name]}"
             continue
         rate = "" if info.frames_per_second is None else f", {info.frames_per_second:.4g} frames per second"
-        text = f"{name}: {_count(info.num_frames, 'frame')}, {info.height} x {info.width}, "
-        text += f"{_count(info.num_channels, 'channel')}, {info.dtype}{rate}"
+        text = f"{name}: {number_of(info.num_frames, 'frame')}, {info.height} x {info.width}, "
+        text += f"{number_of(info.num_channels, 'channel')}, {info.dtype}{rate}"
         yield text + (f"; damaged: {found.damaged[name]}" if name in found.damaged else "")
 
 
@@ -374,10 +241,10 @@ def _described(found: "Inspection", arguments: argparse.Namespace) -> list[tuple
         )
         for summary in found.values:
             lines += _values_lines(summary, len(found.values) > 1, arguments.variables or [])
-        lines += [("beside", f"{name}: {_count(width, 'number')} a frame") for name, width in found.vectors.items()]
+        lines += [("beside", f"{name}: {number_of(width, 'number')} a frame") for name, width in found.vectors.items()]
         lines += _clips_lines(found)
     too_short = {
-        name: _count(info.num_frames, "frame")
+        name: number_of(info.num_frames, "frame")
         for name, info in zip(found.names, found.infos)
         if info is not None and info.num_frames < found.clip_length
     }
@@ -393,7 +260,7 @@ def _described(found: "Inspection", arguments: argparse.Namespace) -> list[tuple
 def _values_lines(summary: "ValueSummary", is_one_of_several: bool, variables: list[str]) -> list[tuple[str, str]]:
     """The values of each channel; `variables` names them, if there is one for each."""
     lines = []
-    kind = f"{summary.dtype}, {_count(summary.num_channels, 'channel')}: " if is_one_of_several else ""
+    kind = f"{summary.dtype}, {number_of(summary.num_channels, 'channel')}: " if is_one_of_several else ""
     for channel in range(min(summary.num_channels, MAX_CHANNELS)):
         name = f" ({variables[channel]})" if len(variables) == summary.num_channels else ""
         channel_name = f"channel {channel}{name}: " if summary.num_channels > 1 or name else ""
@@ -405,7 +272,7 @@ def _values_lines(summary: "ValueSummary", is_one_of_several: bool, variables: l
     if summary.nan_share:
         lines.append(("missing", f"{kind}{summary.nan_share:.3%} of the values are NaN"))
     if summary.num_infinite:
-        lines.append(("infinite", f"{kind}{_count(summary.num_infinite, 'value')}"))
+        lines.append(("infinite", f"{kind}{number_of(summary.num_infinite, 'value')}"))
     return lines
 
 
@@ -417,12 +284,12 @@ def _clips_lines(found: "Inspection") -> list[tuple[str, str]]:
     return [
         (
             "clips",
-            f"of {_count(found.num_frames, 'frame')}{cover}: {_count(num_long, 'video')} long enough,"
-            f" {len(starts) - num_long:,} too short; {_count(sum(starts), 'start')} in all",
+            f"of {number_of(found.num_frames, 'frame')}{cover}: {number_of(num_long, 'video')} long enough,"
+            f" {len(starts) - num_long:,} too short; {number_of(sum(starts), 'start')} in all",
         ),
         (
             "epoch",
-            f"{_count(found.clips_per_epoch(), 'clip')}, one a video; {found.clips_per_epoch(step):,} with"
+            f"{number_of(found.clips_per_epoch(), 'clip')}, one a video; {found.clips_per_epoch(step):,} with"
             f" --clip_step {step}",
         ),
     ]
@@ -444,7 +311,7 @@ def _training_lines(
     where += ["--variables", *arguments.variables] if arguments.variables else []
     where += ["--video_column", arguments.video_column] if arguments.video_column else []
     where += ["--dataset_split", arguments.dataset_split] if arguments.dataset_split else []
-    lines = [_in_columns([("note", note)], 12) for note in notes]
+    lines = [in_columns([("note", note)], 12) for note in notes]
     if flags is None:
         return lines
     return [*lines, f"{'train with':12}train_mcvd.py {shlex.join([*where, *flags])}"]
@@ -470,26 +337,30 @@ def _add_digits(commands) -> None:
         " same bytes, as long as the packages that write them stay the same.",
     )
     parser.add_argument("output", metavar="OUT", help="the folder to write; it appears when it is complete")
-    parser.add_argument("--num_videos", type=_from(1), default=100, metavar="N", help="default: 100")
-    parser.add_argument("--num_frames", type=_from(1), default=30, metavar="N", help="frames of a video (default: 30)")
+    parser.add_argument("--num_videos", type=integer_from(1), default=100, metavar="N", help="default: 100")
+    parser.add_argument(
+        "--num_frames", type=integer_from(1), default=30, metavar="N", help="frames of a video (default: 30)"
+    )
     parser.add_argument(
         "--resolution",
-        type=_from(1),
+        type=integer_from(1),
         nargs="+",
         default=[64],
         metavar="N",
         help="height and width in pixels, or one number for both (default: 64)",
     )
-    parser.add_argument("--num_digits", type=_from(1), default=2, metavar="N", help="digits in a video (default: 2)")
+    parser.add_argument(
+        "--num_digits", type=integer_from(1), default=2, metavar="N", help="digits in a video (default: 2)"
+    )
     parser.add_argument(
         "--digit_size",
-        type=_from(1),
+        type=integer_from(1),
         metavar="N",
         help="height and width of a digit in pixels (default: half the shorter side)",
     )
     parser.add_argument(
         "--max_speed",
-        type=_from(0),
+        type=integer_from(0),
         metavar="N",
         help="largest speed in pixels a frame (default: a 16th of the shorter side)",
     )
@@ -502,7 +373,7 @@ def _add_digits(commands) -> None:
     parser.add_argument(
         "--split", choices=("train", "validation"), default="train", help="which of its images (default: train)"
     )
-    parser.add_argument("--seed", type=_from(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=integer_from(0), default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--format",
         choices=("npy", "npz", "png", "gif", "mp4", "hdf5", "zarr"),
@@ -531,49 +402,21 @@ def _write_digits(arguments: argparse.Namespace) -> int:
             max_speed=max_speed,
             seed=arguments.seed,
         )
-        flags = write_moving_digits(clips, arguments.output, format=arguments.format, progress=_progress)
+        flags = write_moving_digits(clips, arguments.output, format=arguments.format, progress=show_progress)
         more, notes = flags_for_clips(clips, flags)
     except (ValueError, OSError, ImportError) as error:
-        print(f"mcvd-diffusers data digits: {_one_line(str(error))}", file=sys.stderr)
+        print(f"mcvd-diffusers data digits: {one_line(str(error))}", file=sys.stderr)
         return 1
     lossy = "; H.264 is lossy: a few grey levels off" if arguments.format == "mp4" else ""
-    written = (
-        f"{arguments.output}: {_count(arguments.num_videos, 'video')} of {_count(arguments.num_frames, 'frame')},"
-    )
+    written = f"{arguments.output}: {number_of(arguments.num_videos, 'video')} of {number_of(arguments.num_frames, 'frame')},"
     written += f" {size[0]} x {size[1]}, {arguments.format}{lossy}"
-    print(_one_line(f"{'written':12}{written}"))
+    print(one_line(f"{'written':12}{written}"))
     if notes:
-        print(_printable(_in_columns([("note", note) for note in notes], 12)))
+        print(printable(in_columns([("note", note) for note in notes], 12)))
     if more is not None:
         flags = [*flags, *more, "--output_dir", _run_folder(arguments.output)]
-        print(_one_line(f"{'train with':12}train_mcvd.py {shlex.join(flags)}"))
+        print(one_line(f"{'train with':12}train_mcvd.py {shlex.join(flags)}"))
     return 0
-
-
-def _from(minimum: int):
-    """A type of arguments: integers from a minimum on."""
-
-    def integer(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {text}")
-        return int(text)
-
-    return integer
-
-
-def _progress(items: Iterable, label: str) -> Iterable:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, unit=" videos", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
-
-
-def _one_line(text: str) -> str:
-    """For what must not look like several lines, whatever the names in it."""
-    return _printable(" ".join(text.splitlines()))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _counted(values: Iterable[str]) -> str:
@@ -582,8 +425,4 @@ def _counted(values: Iterable[str]) -> str:
     if len(counts) == 1:
         return counts[0][0]
     more = f" and {len(counts) - MAX_LINES:,} more" if len(counts) > MAX_LINES else ""
-    return ", ".join(f"{value} ({_count(number, 'video')})" for value, number in counts[:MAX_LINES]) + more
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ", ".join(f"{value} ({number_of(number, 'video')})" for value, number in counts[:MAX_LINES]) + more

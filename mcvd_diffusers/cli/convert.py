@@ -1,0 +1,84 @@
+"""`mcvd-diffusers convert`: a checkpoint of the original code -> a pipeline folder."""
+
+import argparse
+import sys
+
+from diffusers.utils import logging as diffusers_logging
+
+from mcvd_diffusers.conversion import CheckpointError, Conversion, convert_checkpoint
+from mcvd_diffusers.presets import ORIGINAL_NAMES
+
+from .printing import in_columns, printable
+
+
+def add_convert(commands) -> None:
+    """Adds the command to those of a parser."""
+    parser = commands.add_parser(
+        "convert",
+        allow_abbrev=False,
+        help="a checkpoint of the original code -> a pipeline folder",
+        description="Convert a checkpoint of the original MCVD code into a folder for MCVDPipeline.from_pretrained.",
+        epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.\n\npresets:\n  "
+        + "\n  ".join(ORIGINAL_NAMES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a .pt file, or the folder of the experiment, or its logs"
+    )
+    parser.add_argument("output", metavar="OUT", help="the folder to write; it appears when it is complete")
+    parser.add_argument("--config", help="the run's config.yml, if it does not lie beside the checkpoint")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="a published model instead of a lost config; listed below",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "model"),
+        help="averaged or raw weights; if not given, those that the original samples with",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the converted network's output with a second implementation on the original's state dict",
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        result = convert_checkpoint(
+            arguments.checkpoint,
+            arguments.output,
+            config=arguments.config,
+            preset=arguments.preset,
+            weights=arguments.weights,
+            verify=arguments.verify,
+        )
+    except (CheckpointError, OSError) as error:
+        print(f"mcvd-diffusers convert: {printable(str(error))}", file=sys.stderr)
+        return 1
+    print(printable(_report(result)))
+    return 0
+
+
+def _report(result: Conversion) -> str:
+    weights = "moving average (EMA)" if result.weights == "ema" else "raw"
+    lines = [
+        ("from", f"{result.checkpoint}, with {result.config}"),
+        ("sha256", result.sha256),
+        ("weights", f"{weights}, {result.num_parameters:,} parameters, after {result.step:,} updates"),
+        ("tasks", ", ".join(result.tasks) or "none"),
+    ]
+    if result.stray:
+        lines.append(("ignored", f"options of the config that are not known: {', '.join(result.stray)}"))
+    lines += [("note", note) for note in result.notes]
+    lines += [("verified", sentence) for sentence in result.verified]
+    if result.max_difference is not None:
+        lines.append(("", f"(To be exact: {result.max_difference:.2e}.)"))
+    lines += [("not", f"verified: {sentence}") for sentence in result.not_verified]
+    lines.append(("written", f"{result.output}"))
+    lines.append(("use", f'MCVDPipeline.from_pretrained("{result.output}")'))
+    return in_columns(lines, 9)

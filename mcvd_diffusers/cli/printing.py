@@ -1,0 +1,54 @@
+"""What the commands print, and how their arguments are read."""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Iterable
+
+
+def printable(text: str) -> str:
+    """Names come from files that nobody vouches for: no control characters reach the terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def one_line(text: str) -> str:
+    """For what must not look like several lines, whatever the names in it."""
+    return printable(" ".join(text.splitlines()))
+
+
+def in_columns(lines: list[tuple[str, str]], label_width: int) -> str:
+    """Labels, and what stands beside them, in lines of at most 100 characters."""
+    return "\n".join(
+        textwrap.fill(
+            text,
+            100,
+            initial_indent=f"{label:{label_width}}",
+            subsequent_indent=" " * label_width,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for label, text in lines
+    )
+
+
+def number_of(number: int, noun: str) -> str:
+    """So many of something: `"1 video"`, `"2 videos"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def integer_from(minimum: int):
+    """A type of arguments: integers from a minimum on."""
+
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {text}")
+        return int(text)
+
+    return integer
+
+
+def show_progress(items: Iterable, label: str, unit: str = "videos") -> Iterable:
+    """The items, with a bar on the way if somebody looks at it."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, unit=f" {unit}", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
