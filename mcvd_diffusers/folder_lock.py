@@ -12,7 +12,7 @@ from pathlib import Path
 
 logger = logging.getLogger("train_mcvd")
 
-LOCK_NAME = ".train_mcvd.lock"
+LOCK_NAME = ".mcvd_diffusers.lock"
 
 
 class FolderInUseError(OSError):
