@@ -17,6 +17,20 @@ def repeat_last_frame(past_frames: torch.Tensor, num_frames: int) -> torch.Tenso
     return past_frames[:, -1:].repeat(1, num_frames, 1, 1, 1)
 
 
+def repeat_first_frame(future_frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """
+    Predict, backwards, that nothing moved.
+
+    Args:
+        future_frames (`torch.Tensor` of shape `(B, T, C, H, W)`): Given frames, after those to be made.
+        num_frames (`int`): Frames to make.
+
+    Returns:
+        `torch.Tensor` of shape `(B, num_frames, C, H, W)`: The first given frame, again and again.
+    """
+    return future_frames[:, :1].repeat(1, num_frames, 1, 1, 1)
+
+
 def blend_linearly(past_frames: torch.Tensor, future_frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     """
     Interpolate each pixel linearly between the last past frame and the first future frame.

@@ -1,6 +1,57 @@
-"""Distances between a predicted and a true video, pixel by pixel."""
+"""Distances between a predicted and a true video, frame by frame.
+
+Papers reduce the same errors in different ways, and the numbers differ: each reduction has its own name here.
+
+| name | is |
+| --- | --- |
+| PSNR of the video's error | `psnr_of_mse(video_mse(...))`: decibels of the mean over all pixels of all frames (MCVD) |
+| mean PSNR of the frames | `psnr_of_mse(frame_mse(...)).mean(dim=1)`; never smaller than the above, by Jensen's inequality |
+| SSIM | [`frame_ssim`], mean over frames; what it sees (8 bits or floats, grey or channels) is part of its name |
+
+Shapes: B videos, T frames, C channels, H height, W width.
+"""
+
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
+
+
+# Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), section III-B, C.
+SSIM_SIGMA = 1.5
+SSIM_RADIUS = 5  # of the window of 11 pixels
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+
+# ITU-R 601-2 luma in 16-bit fixed point, as Pillow makes "L" of RGB; together they are 65536.
+LUMA_16BIT = (19595, 38470, 7471)
+
+Quantisation = Literal["none", "floor_8bit", "round_8bit", "binary"]
+Color = Literal["luma", "channels"]
+
+
+def frame_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """
+    Squared error of each frame, averaged over its pixels and channels.
+
+    Args:
+        prediction (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[0, 1]`): Predicted frames.
+        target (`torch.Tensor` of the same shape, in `[0, 1]`): True frames.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, float64: The errors.
+
+    Raises:
+        ValueError: If the shapes differ or a value is not finite.
+    """
+    if prediction.shape != target.shape or prediction.ndim != 5:
+        raise ValueError(
+            "`prediction` and `target` must both have shape (B, T, C, H, W), got"
+            f" {tuple(prediction.shape)} and {tuple(target.shape)}."
+        )
+    error = ((prediction.double() - target.double()) ** 2).flatten(2).mean(dim=2)
+    if not torch.isfinite(error).all():
+        raise ValueError("`prediction` or `target` holds NaN or infinite values, so there is no error to tell.")
+    return error
 
 
 def video_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -17,23 +68,15 @@ def video_mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: If the shapes differ or a value is not finite.
     """
-    if prediction.shape != target.shape or prediction.ndim != 5:
-        raise ValueError(
-            "`prediction` and `target` must both have shape (B, T, C, H, W), got"
-            f" {tuple(prediction.shape)} and {tuple(target.shape)}."
-        )
-    error = ((prediction.double() - target.double()) ** 2).flatten(1).mean(dim=1)
-    if not torch.isfinite(error).all():
-        raise ValueError("`prediction` or `target` holds NaN or infinite values, so there is no error to tell.")
-    return error
+    return frame_mse(prediction, target).mean(dim=1)
 
 
 def psnr_of_mse(mse: torch.Tensor) -> torch.Tensor:
     """
     Peak signal-to-noise ratio of a squared error, for values in `[0, 1]`.
 
-    Which error goes in makes the number: of each video's ([`video_mse`], as MCVD reports it; then infinite for a video
-    that is met exactly), or of the mean over all videos. Neither is the mean of the frames' PSNRs.
+    Which error goes in makes the number: of each video ([`video_mse`], as MCVD reports it), of each frame
+    ([`frame_mse`]), or of the mean over all videos. It is infinite where the error is 0.
 
     Args:
         mse (`torch.Tensor`): Squared errors, 0 or more, any shape.
@@ -42,3 +85,106 @@ def psnr_of_mse(mse: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: Decibels, same shape.
     """
     return -10 * torch.log10(mse)
+
+
+def frame_ssim(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    quantisation: Quantisation = "none",
+    color: Color = "channels",
+) -> torch.Tensor:
+    """
+    Structural similarity of each frame (Wang et al. 2004): Gaussian window of 11 pixels (sigma 1.5), population
+    covariance, mean over the pixels whose window lies inside of the frame.
+
+    It equals scikit-image's `structural_similarity(..., gaussian_weights=True, use_sample_covariance=False)`. The MCVD
+    code's numbers are `quantisation="floor_8bit", color="luma"`, and `quantisation="binary"` for moving digits.
+
+    Args:
+        prediction (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[0, 1]`): Predicted frames.
+        target (`torch.Tensor` of the same shape, in `[0, 1]`): True frames.
+        quantisation (`str`, *optional*, defaults to `"none"`): What both become first: see [`quantise`].
+        color (`str`, *optional*, defaults to `"channels"`):
+            `"channels"`: mean over the channels, of which there may be any number. `"luma"`: 3 channels become one grey
+            by the ITU-R 601-2 weights, in 8 bits as Pillow does if values have 8 bits; 1 channel stays.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, float64: In `[-1, 1]`, 1 for equal frames.
+
+    Raises:
+        ValueError: If the shapes differ, a value is not finite, frames are smaller than the window, or `"luma"` is asked of
+            another number of channels than 1 and 3.
+    """
+    frame_mse(prediction, target)  # checks
+    num_videos, num_frames, num_channels, height, width = prediction.shape
+    size = 2 * SSIM_RADIUS + 1
+    if min(height, width) < size:
+        raise ValueError(
+            f"SSIM needs frames of at least {size} x {size} pixels, the size of its window, got {height} x {width}: leave it"
+            " out."
+        )
+    images = []
+    for video in (prediction, target):
+        video = quantise(video, quantisation)
+        if color == "luma":
+            video = _luma(video, is_8bit=quantisation.endswith("8bit"))
+        images.append(video.double().flatten(0, 1).flatten(0, 1)[:, None])  # (B*T*C, 1, H, W)
+    x, y = images
+    offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=torch.float64, device=x.device)
+    window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    window = window / window.sum()
+
+    def blur(image: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.conv2d(image, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = SSIM_K1**2, SSIM_K2**2  # for values in [0, 1]
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)  # Wang et al., equation 13
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.flatten(1).mean(dim=1).view(num_videos, num_frames, -1).mean(dim=2)
+
+
+def quantise(video: torch.Tensor, quantisation: Quantisation) -> torch.Tensor:
+    """
+    What is left of a video in an image file, or on a black and white screen.
+
+    Args:
+        video (`torch.Tensor`, in `[0, 1]`): Frames, any shape.
+        quantisation (`str`):
+            `"none"`; `"floor_8bit"`: the 256 levels, the next below, as torchvision's `ToPILImage` does; `"round_8bit"`: the
+            nearest; `"binary"`: 0 up to 0.5, and 1 above.
+
+    Returns:
+        `torch.Tensor`: Same shape, float32 in `[0, 1]`; as it came for `"none"`.
+
+    Raises:
+        ValueError: If `quantisation` is none of these.
+    """
+    if quantisation == "none":
+        return video
+    video = video.float().clamp(0, 1)
+    if quantisation == "floor_8bit":  # in float32: 63 of the 256 levels that went to [-1, 1] and back lose one here
+        return (video * 255).floor() / 255
+    if quantisation == "round_8bit":
+        return (video * 255).round() / 255
+    if quantisation == "binary":
+        return video.round()  # halves to even: 0.5 is 0
+    raise ValueError(f'`quantisation` must be "none", "floor_8bit", "round_8bit" or "binary", got {quantisation!r}.')
+
+
+def _luma(video: torch.Tensor, is_8bit: bool) -> torch.Tensor:
+    """Grey (B, T, 1, H, W) of 1 or 3 channels."""
+    if video.shape[2] == 1:
+        return video
+    if video.shape[2] != 3:
+        raise ValueError(
+            f'`color="luma"` is for 1 or 3 channels, got {video.shape[2]}: "channels" takes the mean over any number.'
+        )
+    weights = torch.tensor(LUMA_16BIT, dtype=torch.float64, device=video.device).view(3, 1, 1)
+    if not is_8bit:
+        return (video.double() * weights).sum(dim=2, keepdim=True) / 65536
+    levels = (video.double() * 255).round()
+    return ((levels * weights).sum(dim=2, keepdim=True) + 32768).div(65536).floor() / 255
