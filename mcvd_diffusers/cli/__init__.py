@@ -9,6 +9,7 @@ from mcvd_diffusers._version import __version__
 
 from .convert import add_convert
 from .data import add_data
+from .evaluate import add_evaluate
 
 
 def main(args: list[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(args: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_convert(commands)
     add_data(commands)
+    add_evaluate(commands)
     arguments = parser.parse_args(args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -1,0 +1,393 @@
+"""`mcvd-diffusers evaluate`, `compare` and `protocols`: numbers that carry their protocol."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .printing import integer_from, number_of, one_line, printable, show_progress
+
+
+if TYPE_CHECKING:
+    # The networks and data libraries are imported where they are needed: `--help` does without.
+    from mcvd_diffusers.evaluation import EvaluationClips, Results
+    from mcvd_diffusers.pipelines import MCVDPipeline
+    from mcvd_diffusers.protocols import Protocol
+
+NETWORKS = ("i3d", "videomae", "vjepa2")  # that can lie somewhere else than on the Hub
+
+
+def add_evaluate(commands) -> None:
+    """Adds the commands to those of a parser."""
+    _add_evaluate(commands)
+    parser = commands.add_parser(
+        "compare",
+        allow_abbrev=False,
+        help="two models that were evaluated by one protocol on the same clips",
+        description="The numbers of two evaluations beside each other, with the interval of the difference clip by clip."
+        " Refused if protocols or clips differ.",
+    )
+    parser.add_argument("first", metavar="FIRST", help="results.parquet, or the folder that it is in")
+    parser.add_argument("second", metavar="SECOND", help="the same of another model")
+    parser.set_defaults(run=_compare)
+    parser = commands.add_parser(
+        "protocols",
+        allow_abbrev=False,
+        help="the published protocols, or all that one of them says",
+        description="List the published protocols, or print one, for instance to begin a file of one's own with it.",
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the protocol to print")
+    parser.set_defaults(run=_protocols)
+
+
+def _add_evaluate(commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        allow_abbrev=False,
+        help="a model, test videos and a protocol -> numbers with their intervals",
+        description="Evaluate a model by a protocol: sample, measure, and report every number with its interval. What was"
+        " interrupted goes on by the same command.",
+        epilog="On several devices: accelerate launch -m mcvd_diffusers.cli evaluate ...",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", nargs="?", help="folder of a pipeline, or its id on the Hub")
+    add("--variant", help='which weights: "ema" is the average that train_mcvd.py writes')
+    add("--protocol", metavar="NAME", help="a published protocol (mcvd-diffusers protocols), or a .yaml file")
+    add("--output", metavar="DIR", help="folder of the results: a new one, or that of the same evaluation")
+    add("--from", dest="source", metavar="FILE", help="compute all numbers again from a results.parquet, and check it")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="PATH", help="test videos: a file or folder, as train_mcvd.py takes them")
+    data.add_argument(
+        "--digits",
+        choices=("mnist", "sklearn"),
+        help="for protocols of moving digits: draw them from MNIST (from the Hub) or scikit-learn's",
+    )
+    data.add_argument("--names", nargs="+", metavar="NAME", help='only these videos; patterns such as "val/*"')
+    data.add_argument("--names_list", metavar="FILE", help="only the videos named in a file")
+    data.add_argument(
+        "--validation_fraction",
+        type=float,
+        metavar="SHARE",
+        help="only the videos that train_mcvd.py holds out with this share",
+    )
+    data.add_argument("--split_frames", type=integer_from(1), metavar="N", help="cut long videos, as in train_mcvd.py")
+    data.add_argument("--axes", help="arrays: what each axis is, letters of N, T, C, H, W")
+    data.add_argument("--variables", nargs="+", metavar="NAME", help="arrays and fields that become the channels")
+    data.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
+    data.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split")
+
+    sampling = parser.add_argument_group("sampling (part of each result, not of the protocol)")
+    sampling.add_argument(
+        "--scheduler", metavar="CLASS", help="one of Diffusers', such as DDIMScheduler; by default the model's own"
+    )
+    sampling.add_argument("--num_inference_steps", type=integer_from(1), default=100, metavar="N", help="default: 100")
+    sampling.add_argument("--eta", type=float, default=0.0, help="DDIM's stochasticity (default: 0)")
+    sampling.add_argument("--guidance_scale", type=float, default=1.0, metavar="W", help="default: 1, none")
+    sampling.add_argument("--seed", type=integer_from(0), default=0, help="default: 0")
+    sampling.add_argument(
+        "--batch_size", type=integer_from(1), default=16, metavar="N", help="videos at a time (default: 16)"
+    )
+
+    change = parser.add_argument_group("changes to the protocol, which its label then says")
+    change.add_argument("--num_clips", type=integer_from(2), metavar="N", help="fewer clips, to try things out")
+    change.add_argument("--samples_per_clip", type=integer_from(1), metavar="N", help="fewer samples")
+    change.add_argument(
+        "--leave_out", nargs="+", default=[], metavar="METRIC", help="metrics or feature networks, such as lpips i3d"
+    )
+    where = parser.add_argument_group("feature networks, if they are not to come from the Hub")
+    where.add_argument("--i3d", metavar="FILE", help="FVD's TorchScript file: path or URL; its SHA-256 is checked")
+    where.add_argument("--videomae", metavar="DIR", help="folder or Hub id of a VideoMAE")
+    where.add_argument("--vjepa2", metavar="DIR", help="folder or Hub id of a V-JEPA 2")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.source is not None:
+            return _recompute(arguments)
+        for name in ("model", "protocol", "output"):
+            if getattr(arguments, name) is None:
+                raise ValueError(f"{'MODEL' if name == 'model' else f'--{name}'} is missing: say which.")
+        if (arguments.data is None) == (arguments.digits is None):
+            raise ValueError("Pass --data PATH, or --digits for a protocol of moving digits; one of them.")
+        return _run(arguments)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"mcvd-diffusers evaluate: {one_line(str(error))}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from accelerate import PartialState
+    from diffusers.utils import logging as diffusers_logging
+
+    from mcvd_diffusers.evaluation import Sampler, evaluate
+    from mcvd_diffusers.evaluation.report import as_table, can_plot
+    from mcvd_diffusers.metrics import LPIPS, load_feature_network
+    from mcvd_diffusers.protocols import load_protocol
+
+    # What is quick to find out first: the protocol, the model, the data; then networks that may be downloaded.
+    protocol = _changed(load_protocol(arguments.protocol), arguments)
+    state = PartialState()
+    diffusers_logging.disable_progress_bar()
+    pipeline = _load_model(arguments)
+    clips = _open_clips(arguments, protocol, pipeline)
+    places = {name: getattr(arguments, name) for name in NETWORKS}
+    useless = [name for name in NETWORKS if places[name] and name not in protocol.feature_networks]
+    if useless:
+        raise ValueError(f"--{useless[0]} means nothing for {protocol.label}, which does not ask for that network.")
+    with state.main_process_first():  # so that what is downloaded is downloaded once
+        networks = [
+            load_feature_network(f"{spec}:{places[spec]}" if places.get(spec) else spec, device=state.device)
+            for spec in protocol.feature_networks
+        ]
+        lpips = LPIPS.from_package(device=state.device) if "lpips" in protocol.metrics else None
+    pipeline = pipeline.to(state.device)
+    pipeline.set_progress_bar_config(disable=True)
+    if state.is_main_process:
+        samples = len(clips) * protocol.samples_per_clip
+        print(
+            printable(f"{protocol.label}: {number_of(samples, 'video')} of {number_of(len(clips), 'clip')}"),
+            flush=True,
+        )
+        for note in _notes(arguments, protocol, pipeline, clips):
+            print(printable(f"note: {note}"), flush=True)
+        if not can_plot():
+            print('note: no plots: they need matplotlib, pip install "mcvd-diffusers[plots]"', flush=True)
+    results = evaluate(
+        pipeline,
+        clips,
+        protocol,
+        Path(arguments.output).expanduser(),
+        model=f"{arguments.model}{f' ({arguments.variant})' if arguments.variant else ''}",
+        sampler=Sampler(
+            num_inference_steps=arguments.num_inference_steps,
+            eta=arguments.eta,
+            guidance_scale=arguments.guidance_scale,
+        ),
+        networks=networks,
+        lpips=lpips,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        wait_for_everyone=state.wait_for_everyone,
+        progress=lambda items, label: show_progress(items, label, unit="parts"),
+    )
+    if results is not None:
+        print(printable(as_table(results)))
+        print(
+            printable(
+                f"\nwritten to {arguments.output}; check it with: mcvd-diffusers evaluate --from {arguments.output}"
+            )
+        )
+    state.destroy_process_group()
+    return 0
+
+
+def _changed(protocol: "Protocol", arguments: argparse.Namespace) -> "Protocol":
+    """The protocol with what the flags change."""
+    fields = {
+        name: getattr(arguments, name)
+        for name in ("num_clips", "samples_per_clip")
+        if getattr(arguments, name) is not None
+    }
+    if fields.get("samples_per_clip") == 1 and protocol.distance_per_trajectory:
+        fields["distance_per_trajectory"] = False
+    for name in arguments.leave_out:
+        lists = [
+            entry for entry in ("metrics", "ensemble_metrics", "feature_networks") if name in getattr(protocol, entry)
+        ]
+        if not lists:
+            there = ", ".join([*protocol.metrics, *protocol.ensemble_metrics, *protocol.feature_networks])
+            raise ValueError(f"--leave_out {name}: {protocol.label} does not measure that, but {there}.")
+        for entry in lists:
+            kept = fields.get(entry, getattr(protocol, entry))
+            fields[entry] = tuple(x for x in kept if x != name)
+    if not fields.get("feature_networks", protocol.feature_networks) and protocol.distance_per_trajectory:
+        fields["distance_per_trajectory"] = False
+    return protocol.changed(**fields)
+
+
+def _load_model(arguments: argparse.Namespace) -> "MCVDPipeline":
+    import diffusers
+
+    from mcvd_diffusers.pipelines import MCVDPipeline
+
+    pipeline = MCVDPipeline.from_pretrained(arguments.model, variant=arguments.variant)
+    if arguments.scheduler is not None:
+        scheduler = getattr(diffusers, arguments.scheduler, None)
+        if not isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
+            raise ValueError(
+                f"--scheduler must be one of Diffusers' schedulers, such as DDIMScheduler, got {arguments.scheduler!r}."
+            )
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline") -> "EvaluationClips":
+    """The clips of the protocol, of the data that the flags name."""
+    from mcvd_diffusers.data import PieceReader, SubsetReader, open_reader, published_split, read_names, split_videos
+    from mcvd_diffusers.evaluation import choose_clips, draw_digits
+
+    num_channels = pipeline.normalizer.num_channels(pipeline.unet.config.in_channels)
+    choices = {name: getattr(arguments, name) for name in ("names", "names_list", "validation_fraction")}
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} both say which videos: pass one of them.")
+    if arguments.digits is not None:
+        others = ("axes", "variables", "video_column", "dataset_split", "split_frames")
+        useless = [*given, *(name for name in others if getattr(arguments, name))]
+        if useless:
+            raise ValueError(f"--{useless[0]} means nothing for --digits, which are drawn: leave it out.")
+        return draw_digits(protocol, arguments.digits, num_channels=num_channels)
+    is_as_arrays = arguments.axes is not None or arguments.variables is not None
+    published = None if is_as_arrays or given else published_split(arguments.data)
+    if published is not None:
+        reader, description = published[1], f"{Path(arguments.data).name}, test videos as published"
+    else:
+        reader = open_reader(
+            arguments.data,
+            axes=arguments.axes,
+            variables=arguments.variables,
+            column=arguments.video_column,
+            split=arguments.dataset_split,
+        )
+        description = Path(arguments.data).name
+    if arguments.split_frames is not None:
+        reader = PieceReader(reader, arguments.split_frames)
+        description += f", in pieces of {arguments.split_frames} frames"
+    if arguments.validation_fraction is not None:
+        reader = split_videos(reader, validation=arguments.validation_fraction).validation
+        description += f", held out with --validation_fraction {arguments.validation_fraction:g}"
+    elif given:
+        names = arguments.names or read_names(arguments.names_list)
+        split = split_videos(SubsetReader(reader, range(len(reader))), validation=names)
+        reader = split.validation
+        description += ", videos chosen by name"
+    return choose_clips(
+        reader, protocol, normalizer=pipeline.normalizer, num_channels=num_channels, description=description
+    )
+
+
+def _notes(
+    arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline", clips: "EvaluationClips"
+) -> list[str]:
+    """What a user would want to know before hours of sampling."""
+    notes, config = [], pipeline.unet.config
+    for side in ("past", "future"):
+        given, read = getattr(protocol, f"num_{side}_frames"), config[f"num_{side}_frames"]
+        if given > read:
+            notes.append(f"the model reads {read} of the {given} {side} frames that are given, the nearest")
+    if (
+        arguments.variant is None
+        and (Path(arguments.model) / "unet" / "diffusion_pytorch_model.ema.safetensors").exists()
+    ):
+        notes.append("these are the raw weights; the model has averaged ones, too: --variant ema")
+    if protocol.changes:
+        notes.append(f"this is not {protocol.name} as published: its label says what was changed")
+    if clips.num_skipped:
+        notes.append(f"{number_of(clips.num_skipped, 'video')} too short for a clip are left out")
+    return notes
+
+
+def _recompute(arguments: argparse.Namespace) -> int:
+    """`--from`: all numbers again, and whether the files beside say the same."""
+    from mcvd_diffusers.evaluation import Results
+    from mcvd_diffusers.evaluation.report import as_table, save_report
+
+    others = ("model", "protocol", "data", "digits")
+    useless = [name for name in others if getattr(arguments, name) is not None]
+    if useless:
+        name = "MODEL" if useless[0] == "model" else f"--{useless[0]}"
+        raise ValueError(f"{name} means nothing with --from: the file says what was evaluated, and how.")
+    source = Path(arguments.source).expanduser()
+    results = Results.read(source)
+    print(printable(as_table(results)))
+    if arguments.output is not None:
+        output = Path(arguments.output).expanduser()
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(f"{output} exists and is not empty: choose another folder. Nothing is overwritten.")
+        output.mkdir(parents=True, exist_ok=True)
+        save_report(output, results)
+    folder = source if source.is_dir() else source.parent
+    differences = _differences(folder / "results.json", results)
+    if differences:
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ValueError(
+            f"{folder / 'results.json'} does not say what the results are: {'; '.join(differences[:5])}{more}. It was changed,"
+            " or is of another evaluation. The table above is computed from the results themselves."
+        )
+    print("\nThe file is as it was written" + (", and results.json agrees." if differences is not None else "."))
+    return 0
+
+
+def _differences(path: Path, results: "Results") -> list[str] | None:
+    """What a results.json says otherwise; `None` if there is none."""
+    from mcvd_diffusers.evaluation.results import to_json
+
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return [f"it is no JSON ({error})"]
+    differences = []
+
+    def walk(place: str, said, computed) -> None:
+        if isinstance(said, dict) and isinstance(computed, dict):
+            for name in sorted({*map(str, said), *computed}):
+                walk(f"{place}.{name}" if place else name, said.get(name), computed.get(name))
+        elif isinstance(said, list) and isinstance(computed, list) and len(said) == len(computed):
+            for number, (one, other) in enumerate(zip(said, computed)):
+                walk(f"{place}[{number}]", one, other)
+        elif not _is_same(said, computed):
+            differences.append(f"{place} is {said!r} there, and {computed!r} computed")
+
+    stated = stated if isinstance(stated, dict) else {}
+    stated.pop("cost", None)  # what it took is not in the results
+    computed = json.loads(json.dumps(to_json(results)))
+    computed.pop("cost")
+    walk("", stated, computed)
+    return differences
+
+
+def _is_same(said, computed) -> bool:
+    numbers = [isinstance(x, (int, float)) and not isinstance(x, bool) for x in (said, computed)]
+    # Another machine's linear algebra rounds distances otherwise.
+    return math.isclose(said, computed, rel_tol=1e-6, abs_tol=1e-9) if all(numbers) else said == computed
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mcvd_diffusers.evaluation import Results, compare
+    from mcvd_diffusers.evaluation.report import as_comparison
+
+    try:
+        first, second = (Results.read(path) for path in (arguments.first, arguments.second))
+        print(printable(as_comparison(first, second, compare(first, second))))
+    except (ValueError, OSError) as error:
+        print(f"mcvd-diffusers compare: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _protocols(arguments: argparse.Namespace) -> int:
+    from mcvd_diffusers.protocols import list_protocols, load_protocol
+    from mcvd_diffusers.protocols.protocol import FOLDER
+
+    try:
+        if arguments.name is not None:
+            protocol = load_protocol(arguments.name)  # checks
+            is_published = arguments.name in list_protocols()
+            path = FOLDER / f"{arguments.name}.yaml" if is_published else Path(arguments.name).expanduser()
+            print(printable(path.read_text(encoding="utf-8").rstrip()))
+            print(f"# {protocol.label}; sha256 of what is measured: {protocol.digest}")
+            return 0
+        for name in list_protocols():
+            print(f"{name:36}{load_protocol(name).title}")
+    except (ValueError, OSError) as error:
+        print(f"mcvd-diffusers protocols: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    return 0

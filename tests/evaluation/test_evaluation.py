@@ -1,0 +1,507 @@
+"""An evaluation: the numbers are those of its videos, a file says all of them again, and whatever stops it costs nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from mcvd_diffusers.data import ClipReader, VideoInfo, open_reader
+from mcvd_diffusers.evaluation import (
+    Results,
+    ResultsError,
+    Sampler,
+    choose_clips,
+    compare,
+    draw_digits,
+    evaluate,
+)
+from mcvd_diffusers.evaluation.evaluate import make_videos
+from mcvd_diffusers.evaluation.report import as_comparison, as_table
+from mcvd_diffusers.folder_lock import LOCK_NAME
+from mcvd_diffusers.metrics import frame_mse, frame_ssim, mean_interval, psnr_of_mse, repeat_last_frame, video_mse
+from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.protocols import load_protocol
+
+
+FAST = Sampler(num_inference_steps=2)
+
+
+class Moments:
+    """A feature network of one's own: brightness and contrast of each frame."""
+
+    name, min_frames = "brightness and contrast", 2
+
+    def features(self, videos):
+        frames = videos.flatten(2)
+        return torch.cat([frames.mean(dim=2), frames.std(dim=2)], dim=1)
+
+
+def clips_of(videos, protocol, normalizer=FrameNormalizer()):
+    reader = open_reader(videos, axes="NTCHW")
+    return choose_clips(reader, protocol, normalizer=normalizer, num_channels=1, description="squares")
+
+
+def run(pipeline, videos, protocol, output, **options):
+    networks = [Moments()] * len(protocol.feature_networks)
+    options = {"model": "tiny", "sampler": FAST, "networks": networks, "batch_size": 6, **options}
+    return evaluate(pipeline, clips_of(videos, protocol), protocol, output, **options)
+
+
+def number(results, metric, made_by="model", samples=None):
+    (found,) = (
+        n for n in results.numbers() if (n.metric, n.made_by) == (metric, made_by) and samples in (None, n.samples)
+    )
+    return found
+
+
+def test_numbers_are_those_of_the_videos(pipeline, videos, protocol, tmp_path):
+    results = run(pipeline, videos, protocol, tmp_path / "out")
+    clips = clips_of(videos, protocol)
+    batch = [clips[i] for i in range(12)]
+    truth, (past, _), samples, _ = make_videos(pipeline, batch, protocol, FAST, 0, 6)
+    mse = torch.stack([video_mse(samples[:, s], truth) for s in range(3)], dim=1)  # (12, 3)
+    psnr = psnr_of_mse(mse)
+    names = [clip.video for clip in batch]
+    assert number(results, "mse", samples="best of 3").value == pytest.approx(float(mse.min(dim=1).values.mean()))
+    best = number(results, "psnr_of_video_mse", samples="best of 3")
+    assert best.value == pytest.approx(float(psnr.max(dim=1).values.mean()), rel=1e-6)
+    interval = mean_interval(psnr.max(dim=1).values.numpy(), names)
+    assert (best.low, best.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
+    mean = number(results, "psnr_of_video_mse", samples="mean of 3")
+    assert mean.value == pytest.approx(float(psnr.mean()), rel=1e-6)
+    frames = torch.stack([psnr_of_mse(frame_mse(samples[:, s], truth)).mean(dim=1) for s in range(3)], dim=1)
+    found = number(results, "psnr_frame_mean", samples="best of 3")
+    assert found.value == pytest.approx(float(frames.max(dim=1).values.mean()), rel=1e-6)
+    ssim = torch.stack([frame_ssim(samples[:, s], truth).mean(dim=1) for s in range(3)], dim=1)
+    assert number(results, "ssim", samples="best of 3").value == pytest.approx(float(ssim.max(dim=1).values.mean()))
+    baseline = video_mse(repeat_last_frame(past, 5), truth).mean()
+    assert number(results, "mse", "repeat_last_frame").value == pytest.approx(float(baseline))
+
+    members, observed = samples.double().numpy(), truth.double().numpy()
+    spread = np.abs(members[:, :, None] - members[:, None]).mean(axis=(1, 2)) / 2
+    crps = (np.abs(members - observed[:, None]).mean(axis=1) - spread).mean()
+    assert number(results, "crps").value == pytest.approx(crps)
+    ratio = 4 / 3 * members.var(axis=1, ddof=1).mean() / ((members.mean(axis=1) - observed) ** 2).mean()
+    skill = number(results, "spread_skill_ratio")
+    assert skill.value == pytest.approx(ratio**0.5) and skill.low < skill.value < skill.high
+    ranks = [n.value for n in results.numbers() if n.metric == "rank_histogram"]
+    assert len(ranks) == 4 and sum(ranks) == pytest.approx(1) and ranks == pytest.approx(results.rank_shares())
+
+
+def test_every_number_carries_its_protocol(pipeline, videos, protocol, tmp_path):
+    protocol = protocol.changed(feature_networks=["transnetv2"], distance_per_trajectory=True)
+    results = run(pipeline, videos, protocol, tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "results.json").read_text())
+    label = "squares v1 (feature_networks=transnetv2, distance_per_trajectory=True)"
+    assert stated["protocol"]["label"] == label
+    for entry in stated["numbers"]:
+        assert entry["protocol"] == label and entry["definition"]
+        assert entry["num_clips"] == 12 and entry["num_videos"] == 12 and entry["num_samples"] in (12, 36)
+        assert entry["low"] <= entry["value"] <= entry["high"] and entry["interval"]
+    frechet = [entry for entry in stated["numbers"] if entry["metric"] == "frechet"]
+    assert [entry["samples"] for entry in frechet] == ["3 together", "mean over 3 trajectories", "1"]
+    assert all("brightness and contrast" in entry["definition"] for entry in frechet)
+    assert not any(entry["metric"] == "fvd" for entry in stated["numbers"])  # only over I3D
+    for name in ("sampler", "seed", "versions", "model", "data", "device"):
+        assert stated[name] not in (None, {}), name
+    assert stated["cost"]["num_videos"] == 36 and stated["cost"]["network_calls"] == 36 * 2 * 2
+    for text in (as_table(results), (tmp_path / "out" / "results.md").read_text(), *map(str, results.numbers())):
+        assert label in text
+    for name in ("best.gif", "median.gif", "worst.gif"):
+        with Image.open(tmp_path / "out" / name) as animation:
+            assert animation.n_frames == 7
+    for name in ("quality_by_frame.png", "rank_histogram.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert min(picture.size) > 200
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_two_runs_write_the_same_file(pipeline, videos, protocol, tmp_path):
+    for name in ("one", "two"):
+        run(pipeline, videos, protocol, tmp_path / name)
+    one, two = ((tmp_path / name / "results.parquet").read_bytes() for name in ("one", "two"))
+    assert one == two
+    run(pipeline, videos, protocol, tmp_path / "seed", seed=1)
+    assert (tmp_path / "seed" / "results.parquet").read_bytes() != one
+
+
+def test_samples_do_not_depend_on_the_batch(pipeline, videos, protocol, tmp_path):
+    one = run(pipeline, videos, protocol, tmp_path / "one", batch_size=3)
+    two = run(pipeline, videos, protocol, tmp_path / "two", batch_size=36)
+    np.testing.assert_allclose(one.per_sample("mse", "model"), two.per_sample("mse", "model"), rtol=1e-4)
+
+
+def test_an_interrupted_evaluation_ends_with_the_same_file(pipeline, videos, protocol, tmp_path):
+    run(pipeline, videos, protocol, tmp_path / "whole")
+
+    def stop_after_two(items, label):
+        for count, item in enumerate(items):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pipeline, videos, protocol, tmp_path / "out", progress=stop_after_two)
+    parts = sorted((tmp_path / "out" / "parts").iterdir())
+    assert len(parts) == 2 and not (tmp_path / "out" / "results.parquet").exists()
+    before = [part.stat().st_mtime_ns for part in parts]
+    parts[1].write_bytes(parts[1].read_bytes()[:100])  # a machine that lost power
+    with pytest.raises(KeyboardInterrupt):
+        run(pipeline, videos, protocol, tmp_path / "out", progress=stop_after_two)
+    assert parts[0].stat().st_mtime_ns == before[0]  # made once
+    run(pipeline, videos, protocol, tmp_path / "out")
+    same = (tmp_path / "whole" / "results.parquet").read_bytes()
+    assert (tmp_path / "out" / "results.parquet").read_bytes() == same
+    again = run(pipeline, videos, protocol, tmp_path / "out")  # nothing is left to be done
+    assert (tmp_path / "out" / "results.parquet").read_bytes() == same
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["cost"]["num_videos"] == 36
+    assert again.numbers() == Results.read(tmp_path / "out").numbers()
+
+
+def test_a_folder_of_another_evaluation_is_left_alone(pipeline, videos, protocol, tmp_path):
+    run(pipeline, videos, protocol, tmp_path / "out")
+
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != LOCK_NAME}
+
+    before = times()
+    with pytest.raises(ResultsError, match="holds another evaluation .seed: 0 then, 1 now"):
+        run(pipeline, videos, protocol, tmp_path / "out", seed=1)
+    with pytest.raises(ResultsError, match=r"sampler.num_inference_steps: 2 then, 3 now"):
+        run(pipeline, videos, protocol, tmp_path / "out", sampler=Sampler(num_inference_steps=3))
+    assert times() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("hello")
+    with pytest.raises(ResultsError, match="holds something else. Nothing is overwritten"):
+        run(pipeline, videos, protocol, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("column", ["mse", "sample", "video", "rank_counts", "energy_score"])
+def test_a_value_that_was_changed_by_hand_is_noticed(pipeline, videos, protocol, tmp_path, column):
+    run(pipeline, videos, protocol, tmp_path / "out")
+    path = tmp_path / "out" / "results.parquet"
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    place = next(i for i, value in enumerate(values) if value is not None)
+    old = values[place]
+    changes = {
+        list: lambda: [old[0] * 2, *old[1:]],
+        str: lambda: old + "x",
+        int: lambda: old + 1,
+        float: lambda: old / 2,
+    }
+    values[place] = changes[type(old)]()
+    index = table.schema.get_field_index(column)
+    field = table.schema.field(index)
+    import pyarrow as pa
+
+    changed = table.set_column(index, field, pa.array(values, field.type))  # keeps the metadata
+    pq.write_table(changed, path)
+    with pytest.raises(ResultsError, match="was changed after it was written"):
+        Results.read(path)
+
+
+def test_settings_that_were_changed_by_hand_are_noticed(pipeline, videos, protocol, tmp_path):
+    run(pipeline, videos, protocol, tmp_path / "out")
+    path = tmp_path / "out" / "results.parquet"
+    table = pq.read_table(path)
+    record = json.loads(table.schema.metadata[b"mcvd_diffusers"])
+    record["settings"]["protocol"]["samples_per_clip"] = 1
+    pq.write_table(table.replace_schema_metadata({b"mcvd_diffusers": json.dumps(record)}), path)
+    with pytest.raises(ResultsError, match="was changed after it was written"):
+        Results.read(path)
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(ResultsError, match="no record of its protocol"):
+        Results.read(path)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ResultsError, match="cannot be read as results"):
+        Results.read(path)
+
+
+def test_numbers_of_different_protocols_are_not_compared(pipeline, videos, protocol, tmp_path):
+    one = run(pipeline, videos, protocol, tmp_path / "one")
+    two = run(pipeline, videos, protocol, tmp_path / "two", seed=5)
+    rows = compare(one, two)
+    assert [row[0].metric for row in rows] == list(protocol.metrics)
+    for first, second, difference in rows:
+        assert difference["value"] == pytest.approx(first.value - second.value)
+        assert difference["low"] <= difference["value"] <= difference["high"]
+    text = as_comparison(one, two, rows)
+    assert text.count("squares v1") == 2 and "no difference is shown" in text
+
+    fewer = run(pipeline, videos, protocol.changed(num_clips=4), tmp_path / "fewer")
+    with pytest.raises(ResultsError, match=r"different protocols, squares v1 and squares v1 \(num_clips=4\)"):
+        compare(one, fewer)
+    renamed = run(pipeline, videos, dataclasses.replace(protocol, clip_seed=3), tmp_path / "seed")
+    with pytest.raises(ResultsError, match="two that are both called squares v1"):
+        compare(one, renamed)
+
+
+def test_numbers_on_different_clips_are_not_compared(pipeline, videos, protocol, tmp_path):
+    (tmp_path / "others").mkdir()
+    np.save(tmp_path / "others" / "squares.npy", np.load(videos / "squares.npy")[::-1])
+    one = run(pipeline, videos, protocol, tmp_path / "one")
+    two = run(pipeline, tmp_path / "others", protocol, tmp_path / "two")
+    with pytest.raises(ResultsError, match="on different clips"):
+        compare(one, two)
+
+
+@pytest.mark.parametrize("task", ["interpolation", "past_prediction", "generation"])
+def test_other_tasks(pipeline, videos, protocol, tmp_path, task):
+    given = {"interpolation": (2, 3, 1), "past_prediction": (0, 3, 1), "generation": (0, 4, 0)}[task]
+    changes = dict(zip(("num_past_frames", "num_frames", "num_future_frames"), given))
+    changes |= {
+        "feature_networks": ("own",),
+        "ensemble_metrics": (),
+        "metrics": () if task == "generation" else ("mse",),
+    }
+    protocol = dataclasses.replace(protocol, task=task, **changes)
+    results = run(pipeline, videos, protocol, tmp_path / "out")
+    baseline = {"interpolation": "blend_linearly", "past_prediction": "repeat_first_frame"}.get(task)
+    assert results.makers() == ["model", *([baseline] if baseline else [])]
+    pictures = {path.name for path in (tmp_path / "out").glob("*.gif")}
+    assert pictures == ({"generated.gif"} if task == "generation" else {"best.gif", "median.gif", "worst.gif"})
+    assert number(results, "frechet", samples="3 together").value > 0
+
+
+def test_infinite_psnr_is_no_number(pipeline, tmp_path, protocol):
+    still = np.random.RandomState(0).randint(0, 255, (12, 1, 1, 16, 16)).astype(np.uint8).repeat(10, axis=1)
+    np.save(tmp_path / "still.npy", still)
+    results = run(pipeline, tmp_path / "still.npy", protocol, tmp_path / "out")
+    exact = number(results, "psnr_of_video_mse", "repeat_last_frame")
+    assert exact.value is None and "12 of 12 clips have a frame that is met exactly" in exact.note
+    assert "not defined" in str(exact) and number(results, "mse", "repeat_last_frame").value == 0
+    json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)  # no Infinity in it
+
+
+def test_models_in_other_units(tmp_path, model_folder, videos, protocol):
+    from mcvd_diffusers import MCVDPipeline
+
+    pipe = MCVDPipeline.from_pretrained(model_folder)
+    pipe = MCVDPipeline(
+        pipe.unet, pipe.scheduler, normalization=FrameNormalizer.from_range(200, 320, nan_fill=250).to_config()
+    )
+    kelvin = np.load(videos / "squares.npy").astype(np.float32) / 255 * 120 + 200
+    np.save(tmp_path / "kelvin.npy", kelvin)
+    clips = clips_of(tmp_path / "kelvin.npy", protocol, pipe.normalizer)
+    pipe.set_progress_bar_config(disable=True)
+    results = evaluate(pipe, clips, protocol, tmp_path / "out", model="kelvin", sampler=FAST)
+    # Scores of ensembles are in kelvin; what papers compare is in [0, 1].
+    unit = evaluate(
+        MCVDPipeline.from_pretrained(model_folder),
+        clips_of(videos, protocol),
+        protocol,
+        tmp_path / "unit",
+        model="unit",
+        sampler=FAST,
+    )
+    assert number(results, "crps").value == pytest.approx(120 * number(unit, "crps").value, rel=1e-3)
+    assert number(results, "mse", samples="best of 3").value == pytest.approx(
+        number(unit, "mse", samples="best of 3").value, rel=1e-3
+    )
+    kelvin[3, 5:, 0, :4] = np.nan
+    np.save(tmp_path / "kelvin.npy", kelvin)
+    filled = dataclasses.replace(protocol, missing_values="fill", clip_choice="first")
+    assert torch.isfinite(clips_of(tmp_path / "kelvin.npy", filled, pipe.normalizer)[3].frames).all()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Which clips
+
+
+class Lengths(ClipReader):
+    """Videos of given lengths, black."""
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def name(self, video):
+        return f"video {video}"
+
+    def info(self, video):
+        return VideoInfo(self.lengths[video], 1, 16, 16, "uint8")
+
+    def _read(self, video, frames):
+        value = np.array(list(frames), dtype=np.uint8).reshape(-1, 1, 1, 1)
+        return np.broadcast_to(value, (len(frames), 1, 16, 16))
+
+
+def places(lengths, protocol):
+    options = {"normalizer": FrameNormalizer(), "num_channels": 1, "description": ""}
+    clips = choose_clips(Lengths(lengths), protocol, **options)
+    found = [clips[i] for i in range(len(clips))]
+    for clip in found:  # the frames are those of the place that is stated
+        expected = torch.arange(clip.start, clip.start + protocol.num_clip_frames * protocol.frame_stride)
+        shown = (clip.frames[:, 0, 0, 0] * 255).round()
+        assert torch.equal(shown, expected[:: protocol.frame_stride].float())
+    return [(int(clip.video.split()[1]), clip.start) for clip in found]
+
+
+def test_first_frames(protocol):
+    first = dataclasses.replace(protocol, clip_choice="first")
+    assert places([20] * 12, first) == [(video, 0) for video in range(12)]
+    assert places([9, 30] * 2, first.changed(num_clips=None)) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert [video for video, _ in places([20] * 100, first.changed(num_clips=3))] == [0, 50, 99]  # spread
+
+
+def test_random_starts_use_every_start_and_mcvd_all_but_the_last(protocol):
+    many = dataclasses.replace(protocol, num_clips=300)
+    assert {start for _, start in places([12] * 60, many)} == set(range(6))  # 12 - 7 + 1 starts
+    original = dataclasses.replace(many, clip_choice="mcvd")
+    assert {start for _, start in places([12] * 75, original)} == set(range(5))
+    assert places([12] * 60, many) == places([12] * 60, many)
+    assert places([12] * 60, many) != places([12] * 60, dataclasses.replace(many, clip_seed=1))
+    strided = dataclasses.replace(many, frame_stride=2, num_clips=20)
+    assert max(start for _, start in places([14] * 20, strided)) <= 1
+
+
+def test_clips_of_one_video_are_one_group(pipeline, protocol, tmp_path):
+    options = {"normalizer": FrameNormalizer(), "num_channels": 1, "description": ""}
+    clips = choose_clips(Lengths([30, 40, 50]), protocol, **options)
+    results = evaluate(pipeline, clips, protocol, tmp_path / "out", model="tiny", sampler=FAST)
+    found = number(results, "mse", samples="best of 3")
+    assert (found.num_clips, found.num_videos) == (12, 3) and "over 3 videos" in found.interval
+
+
+def test_moving_digits_of_a_protocol():
+    protocol = load_protocol("mcvd-smmnist-5-10").changed(num_clips=3)
+    clips = draw_digits(protocol, "sklearn", num_channels=1)
+    assert len(clips) == 3 and clips[0].frames.shape == (15, 1, 64, 64)
+    assert clips[0].sha256 == draw_digits(protocol, "sklearn", num_channels=1)[0].sha256 != clips[1].sha256
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_too_few_clips(videos, protocol):
+    with pytest.raises(ValueError, match=r"judges 13 clips, and the data have 12 \(one a video\)"):
+        clips_of(videos, dataclasses.replace(protocol, num_clips=13, clip_choice="first"))
+    with pytest.raises(ValueError, match=r"judges 100 clips, and the data have 48 \(counting each start"):
+        clips_of(videos, dataclasses.replace(protocol, num_clips=100))
+
+
+def test_clips_shorter_than_the_horizon(protocol):
+    options = {"normalizer": FrameNormalizer(), "num_channels": 1, "description": ""}
+    with pytest.raises(
+        ValueError, match=r"2 of 13 videos have fewer than the 7 frames.*video 1 \(6\), video 12 \(3\)"
+    ):
+        choose_clips(Lengths([9, 6, *[9] * 10, 3]), protocol, **options)
+    skipping = dataclasses.replace(protocol, short_videos="skip")
+    clips = choose_clips(Lengths([9, 6, *[9] * 10, 3]), skipping, **options)
+    assert clips.num_skipped == 2 and {clip[1] for clip in clips._places} == {f"video {i}" for i in range(12)} - {
+        "video 1"
+    }
+    with pytest.raises(ValueError, match="3 of 3 videos have fewer"):
+        choose_clips(Lengths([1, 2, 3]), skipping, **options)
+
+
+def test_mismatched_channels(pipeline, videos, protocol, tmp_path):
+    with pytest.raises(ValueError, match=r"frames of 1 channel\(s\), and squares v1 judges frames of 3"):
+        clips_of(videos, dataclasses.replace(protocol, num_channels=3))
+    np.save(tmp_path / "five.npy", np.zeros((12, 10, 5, 16, 16), np.uint8))
+    with pytest.raises(ValueError, match="frames of 5 channels where 1 are asked for"):
+        clips_of(tmp_path / "five.npy", protocol)
+
+
+def test_missing_values(tmp_path, videos, protocol):
+    video = np.load(videos / "squares.npy").astype(np.float32) / 255
+    video[5, 3:] = np.nan
+    np.save(tmp_path / "nan.npy", video)
+    with pytest.raises(ValueError, match="missing values"):
+        clips = clips_of(tmp_path / "nan.npy", dataclasses.replace(protocol, clip_choice="first"))
+        [clips[i] for i in range(12)]
+
+
+def test_networks_that_cannot_see_the_videos(pipeline, videos, protocol, tmp_path):
+    class Long(Moments):
+        min_frames = 10
+
+    asking = dataclasses.replace(protocol, feature_networks=("own",))
+    with pytest.raises(ValueError, match="needs videos of at least 10 frames, and squares v1 has 5: leave it out"):
+        run(pipeline, videos, asking, tmp_path / "out", networks=[Long()])
+    with pytest.raises(ValueError, match="asks for the feature networks own, got 0"):
+        run(pipeline, videos, asking, tmp_path / "out", networks=[])
+    with pytest.raises(ValueError, match="asks for LPIPS"):
+        run(pipeline, videos, dataclasses.replace(protocol, metrics=("lpips",)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_reads_no_future_does_not_interpolate(videos, protocol, tmp_path):
+    from diffusers import DDIMScheduler
+
+    from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
+
+    unet = MCVDUNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        num_past_frames=2,
+        num_frames=3,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        layers_per_block=1,
+    )
+    between = dataclasses.replace(protocol, task="interpolation", num_future_frames=1, num_frames=3)
+    with pytest.raises(ValueError, match="gives future frames, and this model reads none"):
+        run(MCVDPipeline(unet, DDIMScheduler()), videos, between, tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+def command(model_folder, videos, output, protocol, *more):
+    words = [model_folder, "--data", videos, "--axes", "NTCHW", "--protocol", protocol, "--output", output]
+    words += ["--num_inference_steps", 2, "--batch_size", 3, *more]
+    return ["-m", "mcvd_diffusers.cli", "evaluate", *map(str, words)]
+
+
+@pytest.fixture
+def protocol_file(protocol, tmp_path):
+    fields = {name: value for name, value in protocol.to_dict().items() if name != "changes"}
+    path = tmp_path / "squares.yaml"
+    path.write_text(json.dumps(fields))  # JSON is YAML
+    return path
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one_and_a_killed_one_goes_on(model_folder, videos, protocol_file, tmp_path):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def launch(output, *launcher):
+        words = [sys.executable, *launcher, *command(model_folder, videos, tmp_path / output, protocol_file)]
+        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    one = launch("one")
+    assert one.wait(300) == 0, one.stdout.read()
+    two = launch("two", "-m", "torch.distributed.run", "--nproc_per_node=2")
+    text, _ = two.communicate(timeout=400)
+    assert two.returncode == 0, text
+    assert text.count("psnr_frame_mean (higher is better)  model") == 2  # one table, not two
+    same = (tmp_path / "one" / "results.parquet").read_bytes()
+    assert (tmp_path / "two" / "results.parquet").read_bytes() == same
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["cost"]["num_processes"] == 2
+
+    killed = launch("killed")
+    parts, deadline = tmp_path / "killed" / "parts", time.monotonic() + 300
+    while len(list(parts.glob("part-*.parquet"))) < 3:
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "results.parquet").exists()
+    again = launch("killed")
+    assert again.wait(300) == 0, again.stdout.read()
+    assert (tmp_path / "killed" / "results.parquet").read_bytes() == same
