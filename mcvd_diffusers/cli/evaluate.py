@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .printing import integer_from, number_of, one_line, printable, show_progress
+from .printing import integer_from, log_progress, number_of, one_line, printable
 
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # What is quick to find out first: the protocol, the model, the data; then networks that may be downloaded.
     protocol = _changed(load_protocol(arguments.protocol), arguments)
     state = PartialState()
+    diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     pipeline = _load_model(arguments)
     clips = _open_clips(arguments, protocol, pipeline)
@@ -139,11 +140,18 @@ def _run(arguments: argparse.Namespace) -> int:
     if useless:
         raise ValueError(f"--{useless[0]} means nothing for {protocol.label}, which does not ask for that network.")
     with state.main_process_first():  # so that what is downloaded is downloaded once
-        networks = [
-            load_feature_network(f"{spec}:{places[spec]}" if places.get(spec) else spec, device=state.device)
-            for spec in protocol.feature_networks
-        ]
-        lpips = LPIPS.from_package(device=state.device) if "lpips" in protocol.metrics else None
+        networks = []
+        for spec in protocol.feature_networks:
+            place = places.get(spec)
+            try:
+                networks.append(load_feature_network(f"{spec}:{place}" if place else spec, device=state.device))
+            except (ValueError, OSError, ImportError) as error:
+                way_out = f"--{spec} says where it is, " if spec in NETWORKS else ""
+                raise ValueError(f"{error} ({way_out}--leave_out {spec} does without)") from error
+        try:
+            lpips = LPIPS.from_package(device=state.device) if "lpips" in protocol.metrics else None
+        except (OSError, ImportError) as error:
+            raise ValueError(f"{error} (--leave_out lpips does without)") from error
     pipeline = pipeline.to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     if state.is_main_process:
@@ -174,7 +182,7 @@ def _run(arguments: argparse.Namespace) -> int:
         process_index=state.process_index,
         num_processes=state.num_processes,
         wait_for_everyone=state.wait_for_everyone,
-        progress=lambda items, label: show_progress(items, label, unit="parts"),
+        progress=log_progress if state.is_main_process else lambda items, label: items,
     )
     if results is not None:
         print(printable(as_table(results)))
@@ -216,7 +224,14 @@ def _load_model(arguments: argparse.Namespace) -> "MCVDPipeline":
 
     from mcvd_diffusers.pipelines import MCVDPipeline
 
-    pipeline = MCVDPipeline.from_pretrained(arguments.model, variant=arguments.variant)
+    try:
+        pipeline = MCVDPipeline.from_pretrained(arguments.model, variant=arguments.variant)
+    except (OSError, ValueError) as error:
+        where = "" if Path(arguments.model).is_dir() else " is no folder here, and"
+        raise ValueError(
+            f"MODEL {arguments.model}{where} cannot be loaded as a pipeline"
+            f"{f' with --variant {arguments.variant}' if arguments.variant else ''}: {one_line(str(error))}"
+        ) from error
     if arguments.scheduler is not None:
         scheduler = getattr(diffusers, arguments.scheduler, None)
         if not isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):

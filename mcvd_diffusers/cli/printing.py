@@ -3,6 +3,7 @@
 import argparse
 import sys
 import textwrap
+import time
 from collections.abc import Iterable
 
 
@@ -47,8 +48,20 @@ def integer_from(minimum: int):
     return integer
 
 
-def show_progress(items: Iterable, label: str, unit: str = "videos") -> Iterable:
+def show_progress(items: Iterable, label: str) -> Iterable:
     """The items, with a bar on the way if somebody looks at it."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=label, unit=f" {unit}", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+    return tqdm(items, desc=label, unit=" videos", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+
+
+def log_progress(items: Iterable, label: str, *, seconds: float = 60.0) -> Iterable:
+    """The items; for what takes hours and is looked at in a log, a line about each minute."""
+    items = list(items)
+    started = said = time.monotonic()
+    for count, item in enumerate(items):
+        now = time.monotonic()
+        if count and now - said >= seconds:
+            said, left = now, (now - started) / count * (len(items) - count)
+            print(f"{label}: {count} of {len(items)}, about {left / 60:.0f} minutes left", flush=True)
+        yield item

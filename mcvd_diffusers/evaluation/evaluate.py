@@ -337,9 +337,10 @@ def _open_folder(output: Path, settings: dict) -> FolderLock:
     output.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(output)
     try:
-        if record.is_file():
+        has_work = (output / RESULTS_FILE).exists() or any((output / PARTS).glob("part-*"))
+        if record.is_file() and has_work:
             _check_same(output, json.loads(record.read_text()), settings)
-        else:
+        else:  # also of one that has failed before it made anything
             _write_text(record, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         (output / PARTS).mkdir(exist_ok=True)
     except (OSError, ValueError):

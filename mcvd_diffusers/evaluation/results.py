@@ -225,6 +225,27 @@ class Results:
         values = values.reshape(self._num_clips(), -1, values.shape[-1])
         return _decibels(values) if is_psnr else values
 
+    def per_clip(self, metric: str, samples: str) -> np.ndarray | None:
+        """
+        A metric of the model for each clip: what a number is the mean of.
+
+        Args:
+            metric (`str`): One of the protocol's metrics.
+            samples (`str`): Of the number: `"best of 10"`, `"mean of 10"`, ...
+
+        Returns:
+            `np.ndarray` of shape `(clips,)` or `None`: `None` for what is a number of all clips together only.
+        """
+        if metric in self.protocol.metrics:
+            values = self.per_sample(metric, "model")
+            if samples.startswith("best"):
+                return values.max(axis=1) if metric in HIGHER_IS_BETTER else values.min(axis=1)
+            return values.mean(axis=1)
+        if metric in ("crps", "fair_crps", "energy_score"):
+            values = np.array(self.column(metric, "ensemble"), dtype=np.float64)
+            return values if values.ndim == 1 else values.mean(axis=1)
+        return None
+
     def groups(self) -> list[str]:
         """
         The source video of each clip: clips of one video are not independent.
@@ -314,9 +335,7 @@ class Results:
         together = f"{count} together"
         for metric in ("crps", "fair_crps", "energy_score"):
             if metric in wanted:
-                values = np.array(self.column(metric, "ensemble"), dtype=np.float64)
-                values = values if values.ndim == 1 else values.mean(axis=1)
-                numbers.append(self._number(metric, "model", together, values))
+                numbers.append(self._number(metric, "model", together, self.per_clip(metric, together)))
         if "spread_skill_ratio" in wanted:
             variance, error = (
                 np.array(self.column(name, "ensemble"), np.float64).mean(axis=1)
@@ -408,8 +427,9 @@ def compare(first: Results, second: Results) -> list[tuple[Number, Number, "dict
         first, second ([`Results`]): Of one protocol, on the same data.
 
     Returns:
-        `list[tuple[Number, Number, dict]]`: For each metric of single videos both numbers, and the difference of the first to
-        the second: `value`, `low`, `high`, `interval`, clip by clip, so that what is due to the clips cancels.
+        `list[tuple[Number, Number, dict]]`: For each metric both numbers, and by how much the first exceeds the second:
+        `value`, and, where each clip has a number of its own, `low`, `high`, `interval`: clip by clip, so that what is due to
+        the clips cancels.
 
     Raises:
         [`ResultsError`]: If the protocols or the clips differ: such numbers must not be compared.
@@ -429,24 +449,16 @@ def compare(first: Results, second: Results) -> list[tuple[Number, Number, "dict
     if [n["name"] for n in first.settings["networks"]] != [n["name"] for n in second.settings["networks"]]:
         raise ResultsError("The distances of the two are over different feature networks, and do not compare.")
     rows = []
-    for metric in first.protocol.metrics:
-        best = {}
-        for results in (first, second):
-            values = results.per_sample(metric, "model")
-            is_best = values.shape[1] > 1 and results.protocol.best_of == "each_metric"
-            reduce = np.max if metric in HIGHER_IS_BETTER else np.min
-            best[results] = reduce(values, axis=1) if is_best else values.mean(axis=1)
-        one, other = (
-            next(n for n in results.numbers() if n.metric == metric and n.made_by == "model")
-            for results in (first, second)
-        )
+    for one, other in zip(first.numbers(), second.numbers()):
+        if one.made_by != "model" or one.metric == "rank_histogram" or one.samples.startswith("mean over"):
+            continue
         difference = {"value": None, "low": None, "high": None, "interval": "none"}
         if one.value is not None and other.value is not None:
-            low, high, method = _interval(
-                lambda: paired_difference_interval(best[first], best[second], first.groups())
-            )
-            value = float((best[first] - best[second]).mean())
-            difference = {"value": value, "low": low, "high": high, "interval": method}
+            values = [results.per_clip(one.metric, one.samples) for results in (first, second)]
+            difference["value"] = one.value - other.value
+            if values[0] is not None:
+                ends = _interval(lambda: paired_difference_interval(*values, first.groups()))
+                difference |= dict(zip(("low", "high", "interval"), ends))
         rows.append((one, other, difference))
     return rows
 
