@@ -63,5 +63,6 @@ def log_progress(items: Iterable, label: str, *, seconds: float = 60.0) -> Itera
         now = time.monotonic()
         if count and now - said >= seconds:
             said, left = now, (now - started) / count * (len(items) - count)
-            print(f"{label}: {count} of {len(items)}, about {left / 60:.0f} minutes left", flush=True)
+            left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
+            print(f"{label}: {count} of {len(items)}, about {left} left", flush=True)
         yield item

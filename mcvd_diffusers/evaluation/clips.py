@@ -83,7 +83,10 @@ class EvaluationClips:
             ValueError: If it cannot be read, or values are missing and the protocol refuses that.
         """
         item, video, start = self._places[index]
-        frames = self._normalizer.decode(self._dataset[item]["video"])
+        try:
+            frames = self._normalizer.decode(self._dataset[item]["video"])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Clip {index}, of {video} from frame {start}, cannot be judged: {error}") from error
         if not torch.isfinite(frames).all():
             if not self._is_filled:
                 raise ValueError(

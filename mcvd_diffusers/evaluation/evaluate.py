@@ -108,6 +108,8 @@ def evaluate(
     """
     networks = list(networks)
     _check(pipeline, protocol, networks, lpips)
+    for index in range(process_index, len(clips), num_processes):
+        clips[index]  # raises: a clip that is broken, or has missing values, is told before hours of sampling
     settings = _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, batch_size)
     is_first = process_index == 0
     lock = _open_folder(output, settings) if is_first else None

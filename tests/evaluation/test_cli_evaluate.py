@@ -1,0 +1,202 @@
+"""The commands `evaluate`, `compare` and `protocols`: what they print, refuse, and say is the way out."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from mcvd_diffusers.cli import main
+from mcvd_diffusers.evaluation import Results
+
+
+@pytest.fixture
+def protocol_file(protocol, tmp_path):
+    fields = {name: value for name, value in protocol.to_dict().items() if name != "changes"}
+    path = tmp_path / "squares.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.fixture
+def evaluate(model_folder, videos, protocol_file, tmp_path, capsys):
+    def call(*more, data=("--data", videos, "--axes", "NTCHW"), protocol=protocol_file, output=tmp_path / "out"):
+        words = ["evaluate", model_folder, *data, "--protocol", protocol, "--output", output]
+        status = main([str(word) for word in [*words, "--num_inference_steps", 2, "--batch_size", 12, *more]])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_evaluate_then_check_then_compare(evaluate, tmp_path, capsys):
+    status, out, err = evaluate()
+    assert status == 0, err
+    assert out.startswith("squares v1: 36 videos of 12 clips") and "DDIMScheduler, 2 steps a block; seed 0" in out
+    status = main(["evaluate", "--from", str(tmp_path / "out")])
+    again = capsys.readouterr().out
+    assert status == 0 and "results.json agrees" in again
+    table = [line for line in out.splitlines() if line.startswith(("psnr", "ssim", "crps", "mse"))]
+    assert len(table) == 3 * 4 + 1 and all(line in again for line in table)
+
+    assert (
+        main(["evaluate", "--from", str(tmp_path / "out" / "results.parquet"), "--output", str(tmp_path / "new")]) == 0
+    )
+    assert {path.name for path in (tmp_path / "new").iterdir()} >= {"results.json", "results.md", "rank_histogram.png"}
+    assert main(["evaluate", "--from", str(tmp_path / "out"), "--output", str(tmp_path / "new")]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+
+    assert evaluate("--seed", "3", output=tmp_path / "other")[0] == 0
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "other")]) == 0
+    assert "first - second, clip by clip" in capsys.readouterr().out
+    assert evaluate("--num_clips", "5", output=tmp_path / "five")[0] == 0
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "five")]) == 1
+    assert "different protocols, squares v1 and squares v1 (num_clips=5)" in capsys.readouterr().err
+
+
+def test_a_number_that_was_changed_in_the_json_is_noticed(evaluate, tmp_path, capsys):
+    assert evaluate()[0] == 0
+    path = tmp_path / "out" / "results.json"
+    stated = json.loads(path.read_text())
+    stated["numbers"][0]["value"] += 0.01
+    path.write_text(json.dumps(stated))
+    assert main(["evaluate", "--from", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert "does not say what the results are: numbers[0].value is" in message
+    stated["numbers"][0]["value"] -= 0.01
+    del stated["numbers"][1]
+    path.write_text(json.dumps(stated))
+    assert main(["evaluate", "--from", str(tmp_path / "out")]) == 1
+    path.write_text("{")
+    assert main(["evaluate", "--from", str(tmp_path / "out")]) == 1
+    assert "it is no JSON" in capsys.readouterr().err
+    path.unlink()
+    assert main(["evaluate", "--from", str(tmp_path / "out")]) == 0
+
+
+def test_networks_of_transformers_and_torchscript(evaluate, model_folder, videos, protocol, tmp_path):
+    import hashlib
+
+    import torch
+    from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+    torch.manual_seed(0)
+    VideoMAEModel(VideoMAEConfig(image_size=16, num_frames=4, intermediate_size=16, **small)).save_pretrained(
+        tmp_path / "videomae"
+    )
+    small |= {"pred_hidden_size": 12, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    VJEPA2Model(
+        VJEPA2Config(
+            crop_size=16, frames_per_clip=4, hidden_size=24, **{k: v for k, v in small.items() if k != "hidden_size"}
+        )
+    ).save_pretrained(tmp_path / "vjepa2")
+
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+            return x.mean(dim=[3, 4])[:, 0, :4]
+
+    torch.jit.script(Network()).save(tmp_path / "network.pt")
+    sha256 = hashlib.sha256((tmp_path / "network.pt").read_bytes()).hexdigest()
+    fields = {name: value for name, value in protocol.to_dict().items() if name != "changes"}
+    torchscript = f"torchscript:{tmp_path / 'network.pt'}#sha256={sha256}"
+    fields |= {"feature_networks": ["videomae", "vjepa2", torchscript], "num_frames": 8, "ensemble_metrics": []}
+    fields |= {"given_frames_in_distances": True, "metrics": ["mse"], "samples_per_clip": 1, "clip_choice": "first"}
+    own = tmp_path / "networks.yaml"
+    own.write_text(yaml.safe_dump(fields))
+    places = ("--videomae", tmp_path / "videomae", "--vjepa2", tmp_path / "vjepa2")
+    status, _, err = evaluate(*places, protocol=own)
+    assert status == 0, err
+    numbers = [n for n in Results.read(tmp_path / "out").numbers() if n.metric in ("frechet", "mmd", "fvd")]
+    # V-JEPA 2 is compared as JEDi compares V-JEPA, but its name says which it is; nothing here is I3D, so nothing is FVD.
+    assert [(n.metric, n.definition.split("network: ")[1].split()[0]) for n in numbers] == [
+        ("frechet", "videomae"),
+        ("frechet", "videomae"),
+        ("mmd", "vjepa2"),
+        ("mmd", "vjepa2"),
+        ("frechet", "torchscript,"),
+        ("frechet", "torchscript,"),
+    ]
+    assert all(n.value > 0 and n.low <= n.value <= n.high for n in numbers)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--protocol", "mcvd-kth-10-30"], "256 clips|fewer than the 40 frames"),
+        (["--protocol", "mcvd-bair-1-15"], r"frames of 1 channel\(s\), and mcvd-bair-1-15 v1 judges frames of 3"),
+        (["--protocol", "mcvd-kth"], "There is no protocol 'mcvd-kth'"),
+        (["--leave_out", "fid"], "--leave_out fid: squares v1 does not measure that, but psnr_of_video_mse"),
+        (["--scheduler", "DDIM"], "--scheduler must be one of Diffusers' schedulers"),
+        (["--names", "x*"], "names videos that are not there: x"),
+        (["--names", "squares*", "--validation_fraction", "0.5"], "both say which videos: pass one of them"),
+        (["--i3d", "file.pt"], "--i3d means nothing for squares v1, which does not ask for that network"),
+        (["--digits", "sklearn"], "Pass --data PATH, or --digits"),
+        (["--variant", "ema"], "cannot be loaded as a pipeline with --variant ema"),
+        (["--num_clips", "500"], "judges 500 clips, and the data have 48"),
+        (["--from", "out"], "MODEL means nothing with --from"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_made(evaluate, tmp_path, more, message):
+    import re
+
+    status, out, err = evaluate(*more)
+    assert status == 1 and not (tmp_path / "out").exists()
+    assert re.search(message, err), err
+    assert "Traceback" not in err and len(err.splitlines()) == 1
+
+
+def test_networks_that_are_not_here_name_the_way_out(evaluate, protocol, tmp_path, monkeypatch):
+    import socket
+
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    fields = {name: value for name, value in protocol.to_dict().items() if name != "changes"}
+    for name in ("i3d", "videomae", "vjepa2"):
+        own = tmp_path / f"{name}.yaml"
+        own.write_text(yaml.safe_dump(fields | {"feature_networks": [name], "given_frames_in_distances": True}))
+        status, _, err = evaluate(protocol=own)
+        assert status == 1 and f"(--{name} says where it is, --leave_out {name} does without)" in err
+    own.write_text(yaml.safe_dump(fields | {"metrics": ["lpips"]}))
+    status, _, err = evaluate(protocol=own)
+    assert status == 1 and "mcvd-diffusers[lpips]" in err and "--leave_out lpips does without" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_leaving_out_and_taking_less_is_in_the_label(evaluate, tmp_path):
+    status, out, _ = evaluate("--leave_out", "ssim", "crps", "--samples_per_clip", "2", "--num_clips", "4")
+    assert status == 0
+    results = Results.read(tmp_path / "out")
+    assert "num_clips=4, samples_per_clip=2" in results.protocol.label and "metrics=" in results.protocol.label
+    assert not {"ssim", "crps"} & {number.metric for number in results.numbers()}
+    assert "this is not squares as published" in out
+
+
+def test_missing_values_end_it(evaluate, tmp_path, videos):
+    broken = np.load(videos / "squares.npy").astype(np.float32) / 255
+    broken[:, 6:] = np.nan
+    np.save(tmp_path / "broken.npy", broken)
+    status, _, err = evaluate(data=("--data", tmp_path / "broken.npy", "--axes", "NTCHW"))
+    assert status == 1 and "NaN" in err
+
+
+def test_protocols_are_listed_and_printed(capsys):
+    assert main(["protocols"]) == 0
+    assert "mcvd-kth-10-30" in capsys.readouterr().out
+    assert main(["protocols", "mcvd-kth-10-30"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["num_past_frames"] == 10 and "sha256 of what is measured" in text
+    assert main(["protocols", "nope"]) == 1
+
+
+def test_results_that_are_none_are_refused(tmp_path, capsys):
+    (tmp_path / "results.parquet").write_bytes(b"hello")
+    for words in (
+        ["evaluate", "--from", tmp_path],
+        ["compare", tmp_path, tmp_path],
+        ["evaluate", "--from", tmp_path / "no"],
+    ):
+        assert main([str(word) for word in words]) == 1
+        assert "cannot be read as results" in capsys.readouterr().err
