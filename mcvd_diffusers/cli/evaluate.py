@@ -46,6 +46,7 @@ def _add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         allow_abbrev=False,
+        usage="%(prog)s MODEL --data PATH --protocol NAME --output DIR [options]\n       %(prog)s --from results.parquet",
         help="a model, test videos and a protocol -> numbers with their intervals",
         description="Evaluate a model by a protocol: sample, measure, and report every number with its interval. What was"
         " interrupted goes on by the same command.",
@@ -86,6 +87,11 @@ def _add_evaluate(commands) -> None:
     sampling.add_argument("--num_inference_steps", type=integer_from(1), default=100, metavar="N", help="default: 100")
     sampling.add_argument("--eta", type=float, default=0.0, help="DDIM's stochasticity (default: 0)")
     sampling.add_argument("--guidance_scale", type=float, default=1.0, metavar="W", help="default: 1, none")
+    sampling.add_argument(
+        "--final_denoise",
+        action=argparse.BooleanOptionalAction,
+        help="the original's last network call; by default as the model has it",
+    )
     sampling.add_argument("--seed", type=integer_from(0), default=0, help="default: 0")
     sampling.add_argument(
         "--batch_size", type=integer_from(1), default=16, metavar="N", help="videos at a time (default: 16)"
@@ -174,6 +180,7 @@ def _run(arguments: argparse.Namespace) -> int:
             num_inference_steps=arguments.num_inference_steps,
             eta=arguments.eta,
             guidance_scale=arguments.guidance_scale,
+            final_denoise=arguments.final_denoise,
         ),
         networks=networks,
         lpips=lpips,

@@ -111,6 +111,7 @@ def evaluate(
     for index in range(process_index, len(clips), num_processes):
         clips[index]  # raises: a clip that is broken, or has missing values, is told before hours of sampling
     settings = _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, batch_size)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     is_first = process_index == 0
     lock = _open_folder(output, settings) if is_first else None
     wait_for_everyone()  # the others write into the folder
@@ -120,7 +121,7 @@ def evaluate(
         num_parts = -(-len(clips) // clips_per_part)
         mine = [] if (output / RESULTS_FILE).exists() else range(process_index, num_parts, num_processes)
         for part in progress(mine, "parts"):
-            if _read_part(output, part) is not None:
+            if _read_part(output, part, digest) is not None:
                 continue
             started = time.perf_counter()
             first = part * clips_per_part
@@ -128,21 +129,22 @@ def evaluate(
             truth, given, samples, baselines = make_videos(pipeline, batch, protocol, sampler, seed, batch_size)
             seconds = time.perf_counter() - started
             rows = scorer.rows(batch, truth, samples, baselines, given)
-            _write_part(
-                output,
-                part,
-                rows,
-                len(networks),
-                {"seconds": seconds, "num_videos": samples[:, :, 0, 0, 0, 0].numel()},
-            )
+            record = {"settings": digest, "seconds": seconds, "num_videos": samples.shape[0] * samples.shape[1]}
+            _write_part(output, part, make_table(rows, num_networks=len(networks)), record)
         wait_for_everyone()
         if not is_first:
             return None
         if not (output / RESULTS_FILE).exists():
-            rows = [row for part in range(num_parts) for row in _read_part(output, part)[0]]
-            write_results(output / RESULTS_FILE, rows, settings)
+            parts = [_read_part(output, part, digest) for part in range(num_parts)]
+            missing = [number for number, part in enumerate(parts) if part is None]
+            if missing:
+                raise ResultsError(
+                    f"{output / PARTS} has lost {len(missing)} of {num_parts} parts, the first of them {missing[0]}. The same"
+                    " command makes them again."
+                )
+            write_results(output / RESULTS_FILE, [table for table, _ in parts], settings)
         results = Results.read(output / RESULTS_FILE)
-        cost = _cost(output, num_parts, num_processes, settings)
+        cost = _cost(output, [_read_part(output, part, digest) for part in range(num_parts)], num_processes, settings)
         save_videos(output, results, lambda clip: _columns(pipeline, clips[clip], protocol, sampler, seed, batch_size))
         save_report(output, results, cost=cost)
         for part in range(num_parts):
@@ -374,11 +376,10 @@ def _part_file(output: Path, part: int) -> Path:
     return output / PARTS / f"part-{part:06d}.parquet"
 
 
-def _write_part(output: Path, part: int, rows: list[dict], num_networks: int, cost: dict) -> None:
+def _write_part(output: Path, part: int, table, record: dict) -> None:
     import pyarrow.parquet as pq
 
-    table = make_table(rows, num_networks=num_networks)
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(cost).encode()})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(record).encode()})
     path = _part_file(output, part)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -388,31 +389,30 @@ def _write_part(output: Path, part: int, rows: list[dict], num_networks: int, co
         partial.unlink(missing_ok=True)
 
 
-def _read_part(output: Path, part: int) -> tuple[list[dict], dict] | None:
-    """Rows and cost; `None` if the part is not there, or not whole (a machine that lost power)."""
+def _read_part(output: Path, part: int, digest: str):
+    """Table and record; `None` if the part is not there, not whole (a machine that lost power), or of other settings."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(_part_file(output, part), partitioning=None)
-        return table.to_pylist(), json.loads(table.schema.metadata[METADATA_KEY])
-    except (FileNotFoundError, pa.ArrowInvalid, OSError):
+        record = json.loads(table.schema.metadata[METADATA_KEY])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return None
+    return (table, record) if record.get("settings") == digest else None
 
 
-def _cost(output: Path, num_parts: int, num_processes: int, settings: dict) -> dict | None:
-    """What sampling took, by the parts; `None` once they are gone."""
-    parts = [_read_part(output, part) for part in range(num_parts)]
+def _cost(output: Path, parts: list, num_processes: int, settings: dict) -> dict | None:
+    """What sampling took, by the parts; once they are gone, as it was stated."""
     if None in parts:
         try:
             return json.loads((output / "results.json").read_text()).get("cost")
         except (OSError, ValueError):
             return None
-    seconds, videos = (sum(cost[name] for _, cost in parts) for name in ("seconds", "num_videos"))
-    calls = settings["network_calls_per_video"]
+    seconds, videos = (sum(record[name] for _, record in parts) for name in ("seconds", "num_videos"))
     return {
         "num_videos": videos,
-        "network_calls": videos * calls,
+        "network_calls": videos * settings["network_calls_per_video"],
         "seconds_of_sampling": round(seconds, 2),
         "seconds_per_video": round(seconds / videos, 4),
         "num_processes": num_processes,

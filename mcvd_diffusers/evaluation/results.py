@@ -463,13 +463,13 @@ def compare(first: Results, second: Results) -> list[tuple[Number, Number, "dict
     return rows
 
 
-def write_results(path: Path, rows: list[dict], settings: dict) -> Results:
+def write_results(path: Path, tables: list, settings: dict) -> Results:
     """
     Writes a file of results; the same rows and settings give the same bytes.
 
     Args:
         path (`Path`): The file; it appears when it is complete.
-        rows (`list[dict]`): Columns -> values, for each video.
+        tables (`list[pyarrow.Table]`): A row for each video, clip by clip.
         settings (`dict`): Protocol, model, sampler, versions; plain JSON.
 
     Returns:
@@ -481,7 +481,7 @@ def write_results(path: Path, rows: list[dict], settings: dict) -> Results:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = make_table(rows, num_networks=len(settings["networks"]))
+    table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).combine_chunks()
     record = {"format": FORMAT, "settings": settings, "sha256": digest_of(table, settings)}
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(record, sort_keys=True).encode()})
     partial = path.with_name(f".{path.name}.partial")
