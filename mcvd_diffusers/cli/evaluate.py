@@ -127,6 +127,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
     from diffusers.utils import logging as diffusers_logging
 
     from mcvd_diffusers.evaluation import Sampler, evaluate
@@ -136,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     # What is quick to find out first: the protocol, the model, the data; then networks that may be downloaded.
     protocol = _changed(load_protocol(arguments.protocol), arguments)
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not look at itself
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     pipeline = _load_model(arguments)

@@ -11,10 +11,10 @@ Papers reduce the same errors in different ways, and the numbers differ: each re
 Shapes: B videos, T frames, C channels, H height, W width.
 """
 
+import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 
 # Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004), section III-B, C.
@@ -117,34 +117,49 @@ def frame_ssim(
             another number of channels than 1 and 3.
     """
     frame_mse(prediction, target)  # checks
-    num_videos, num_frames, num_channels, height, width = prediction.shape
+    num_videos, num_frames, _, height, width = prediction.shape
     size = 2 * SSIM_RADIUS + 1
     if min(height, width) < size:
         raise ValueError(
             f"SSIM needs frames of at least {size} x {size} pixels, the size of its window, got {height} x {width}: leave it"
             " out."
         )
-    images = []
-    for video in (prediction, target):
-        video = quantise(video, quantisation)
-        if color == "luma":
-            video = _luma(video, is_8bit=quantisation.endswith("8bit"))
-        images.append(video.double().flatten(0, 1).flatten(0, 1)[:, None])  # (B*T*C, 1, H, W)
-    x, y = images
-    offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=torch.float64, device=x.device)
-    window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    window = window / window.sum()
+    frames_at_a_time = max(1, 2**16 // (height * width))  # so that what is computed stays in the processor's caches
+    chunks = zip(prediction.flatten(0, 1).split(frames_at_a_time), target.flatten(0, 1).split(frames_at_a_time))
+    similarities = [_ssim(*(_as_seen(frames, quantisation, color) for frames in pair)) for pair in chunks]
+    return torch.cat(similarities).view(num_videos, num_frames)
 
-    def blur(image: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(F.conv2d(image, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
 
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
+def _as_seen(frames: torch.Tensor, quantisation: Quantisation, color: Color) -> torch.Tensor:
+    """Frames (N, C, H, W) as SSIM sees them, float64."""
+    frames = quantise(frames, quantisation)
+    return (_luma(frames, quantisation.endswith("8bit")) if color == "luma" else frames).double()
+
+
+def _ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Similarity of each frame of (N, C, H, W), float64."""
+    mean_x, mean_y = _blur(x), _blur(y)
+    product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
+    covariance = _blur(x * y) - product
+    variances = _blur(x * x + y * y) - squares  # of both together, which is all that is needed
     c1, c2 = SSIM_K1**2, SSIM_K2**2  # for values in [0, 1]
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)  # Wang et al., equation 13
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.flatten(1).mean(dim=1).view(num_videos, num_frames, -1).mean(dim=2)
+    # Wang et al., equation 13
+    similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+    return similarity.flatten(1).mean(dim=1)  # all channels have as many pixels
+
+
+def _blur(images: torch.Tensor) -> torch.Tensor:
+    """Weighted means over the windows that lie inside: shifted additions, twice as fast as a convolution in float64."""
+    weights = [math.exp(-0.5 * (offset / SSIM_SIGMA) ** 2) for offset in range(SSIM_RADIUS + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    for dim in (-2, -1):
+        size = images.shape[dim] - 2 * SSIM_RADIUS
+        blurred = images.narrow(dim, SSIM_RADIUS, size) * (weights[0] / total)
+        for offset in range(1, SSIM_RADIUS + 1):
+            sides = (images.narrow(dim, SSIM_RADIUS + step, size) for step in (-offset, offset))
+            blurred.add_(sum(sides), alpha=weights[offset] / total)
+        images = blurred
+    return images
 
 
 def quantise(video: torch.Tensor, quantisation: Quantisation) -> torch.Tensor:
@@ -175,16 +190,16 @@ def quantise(video: torch.Tensor, quantisation: Quantisation) -> torch.Tensor:
     raise ValueError(f'`quantisation` must be "none", "floor_8bit", "round_8bit" or "binary", got {quantisation!r}.')
 
 
-def _luma(video: torch.Tensor, is_8bit: bool) -> torch.Tensor:
-    """Grey (B, T, 1, H, W) of 1 or 3 channels."""
-    if video.shape[2] == 1:
-        return video
-    if video.shape[2] != 3:
+def _luma(frames: torch.Tensor, is_8bit: bool) -> torch.Tensor:
+    """Grey (N, 1, H, W) of 1 or 3 channels."""
+    if frames.shape[1] == 1:
+        return frames
+    if frames.shape[1] != 3:
         raise ValueError(
-            f'`color="luma"` is for 1 or 3 channels, got {video.shape[2]}: "channels" takes the mean over any number.'
+            f'`color="luma"` is for 1 or 3 channels, got {frames.shape[1]}: "channels" takes the mean over any number.'
         )
-    weights = torch.tensor(LUMA_16BIT, dtype=torch.float64, device=video.device).view(3, 1, 1)
+    weights = torch.tensor(LUMA_16BIT, dtype=torch.float64, device=frames.device).view(3, 1, 1)
     if not is_8bit:
-        return (video.double() * weights).sum(dim=2, keepdim=True) / 65536
-    levels = (video.double() * 255).round()
-    return ((levels * weights).sum(dim=2, keepdim=True) + 32768).div(65536).floor() / 255
+        return (frames.double() * weights).sum(dim=1, keepdim=True) / 65536
+    levels = (frames.double() * 255).round()
+    return ((levels * weights).sum(dim=1, keepdim=True) + 32768).div(65536).floor() / 255
