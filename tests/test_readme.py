@@ -10,6 +10,8 @@ from diffusers import DDIMScheduler
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
+from mcvd_diffusers.cli import make_parser
+from mcvd_diffusers.protocols import load_protocol
 
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,16 @@ def test_commands_of_the_readme_parse(tmp_path):
     targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"^make ([\w-]+)", text, re.M):
         assert target in targets
+
+
+def test_commands_of_the_command_line_parse():
+    text = README.replace("\\\n", " ")
+    commands = re.findall(r"^(?:  )?mcvd-diffusers (.*)$", text, re.M)
+    assert {command.split()[0] for command in commands} >= {"convert", "data", "evaluate", "protocols"}
+    for command in commands:
+        arguments = make_parser().parse_args(shlex.split(command, comments=True))
+        if getattr(arguments, "protocol", None):
+            load_protocol(ROOT / arguments.protocol if "/" in arguments.protocol else arguments.protocol)
 
 
 def test_files_of_the_readme_exist():

@@ -22,13 +22,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         `int`: The exit status: 0, 1 if it did not work (with a message), 2 if the command line is wrong.
     """
-    parser = argparse.ArgumentParser(prog="mcvd-diffusers", description="Masked conditional video diffusion.")
-    parser.add_argument("--version", action="version", version=f"mcvd-diffusers {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_convert(commands)
-    add_data(commands)
-    add_evaluate(commands)
-    arguments = parser.parse_args(args)
+    arguments = make_parser().parse_args(args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
@@ -46,3 +40,19 @@ def main(args: list[str] | None = None) -> int:
         if is_main_thread:
             for number, handler in zip(numbers, former):
                 signal.signal(number, handler)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    The command line.
+
+    Returns:
+        `argparse.ArgumentParser`: With all commands.
+    """
+    parser = argparse.ArgumentParser(prog="mcvd-diffusers", description="Masked conditional video diffusion.")
+    parser.add_argument("--version", action="version", version=f"mcvd-diffusers {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_convert(commands)
+    add_data(commands)
+    add_evaluate(commands)
+    return parser

@@ -1,6 +1,7 @@
 """`mcvd-diffusers evaluate`, `compare` and `protocols`: numbers that carry their protocol."""
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -38,7 +39,8 @@ def add_evaluate(commands) -> None:
         help="the published protocols, or all that one of them says",
         description="List the published protocols, or print one, for instance to begin a file of one's own with it.",
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the protocol to print")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the protocol to print: a name, or a .yaml file")
+    parser.add_argument("--fields", action="store_true", help="say what each field of a protocol means")
     parser.set_defaults(run=_protocols)
 
 
@@ -64,7 +66,7 @@ def _add_evaluate(commands) -> None:
     data.add_argument(
         "--digits",
         choices=("mnist", "sklearn"),
-        help="for protocols of moving digits: draw them from MNIST (from the Hub) or scikit-learn's",
+        help="for protocols of moving digits: draw others than the protocol says: MNIST's (from the Hub), scikit-learn's",
     )
     data.add_argument("--names", nargs="+", metavar="NAME", help='only these videos; patterns such as "val/*"')
     data.add_argument("--names_list", metavar="FILE", help="only the videos named in a file")
@@ -107,18 +109,17 @@ def _add_evaluate(commands) -> None:
     where.add_argument("--i3d", metavar="FILE", help="FVD's TorchScript file: path or URL; its SHA-256 is checked")
     where.add_argument("--videomae", metavar="DIR", help="folder or Hub id of a VideoMAE")
     where.add_argument("--vjepa2", metavar="DIR", help="folder or Hub id of a V-JEPA 2")
-    parser.set_defaults(run=_evaluate)
+    defaults = {action.dest: action.default for action in parser._actions}
+    parser.set_defaults(run=_evaluate, refuse=parser.error, defaults=defaults)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     try:
         if arguments.source is not None:
             return _recompute(arguments)
-        for name in ("model", "protocol", "output"):
-            if getattr(arguments, name) is None:
-                raise ValueError(f"{'MODEL' if name == 'model' else f'--{name}'} is missing: say which.")
-        if (arguments.data is None) == (arguments.digits is None):
-            raise ValueError("Pass --data PATH, or --digits for a protocol of moving digits; one of them.")
+        missing = [name for name in ("model", "protocol", "output") if getattr(arguments, name) is None]
+        if missing:
+            arguments.refuse(f"missing: {', '.join('MODEL' if name == 'model' else f'--{name}' for name in missing)}")
         return _run(arguments)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"mcvd-diffusers evaluate: {one_line(str(error))}", file=sys.stderr)
@@ -130,13 +131,20 @@ def _run(arguments: argparse.Namespace) -> int:
     from accelerate.utils import parse_flag_from_env
     from diffusers.utils import logging as diffusers_logging
 
-    from mcvd_diffusers.evaluation import Sampler, evaluate
+    from mcvd_diffusers.evaluation import Sampler, check_output, evaluate
     from mcvd_diffusers.evaluation.report import as_table, can_plot
     from mcvd_diffusers.metrics import LPIPS, load_feature_network
     from mcvd_diffusers.protocols import load_protocol
 
     # What is quick to find out first: the protocol, the model, the data; then networks that may be downloaded.
     protocol = _changed(load_protocol(arguments.protocol), arguments)
+    output = Path(arguments.output).expanduser()
+    check_output(output)
+    if arguments.data is not None and Path(arguments.data).is_dir():
+        if output.resolve().is_relative_to(Path(arguments.data).resolve()):
+            raise ValueError(
+                f"--output {output} lies in --data {arguments.data}, and would be taken for data: choose another."
+            )
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not look at itself
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -175,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
         pipeline,
         clips,
         protocol,
-        Path(arguments.output).expanduser(),
+        output,
         model=f"{arguments.model}{f' ({arguments.variant})' if arguments.variant else ''}",
         sampler=Sampler(
             num_inference_steps=arguments.num_inference_steps,
@@ -210,8 +218,10 @@ def _changed(protocol: "Protocol", arguments: argparse.Namespace) -> "Protocol":
         for name in ("num_clips", "samples_per_clip")
         if getattr(arguments, name) is not None
     }
-    if fields.get("samples_per_clip") == 1 and protocol.distance_per_trajectory:
-        fields["distance_per_trajectory"] = False
+    if arguments.digits is not None:
+        if protocol.moving_digits is None:
+            raise ValueError(f"--digits: {protocol.label} judges videos, not digits that are drawn: pass --data PATH.")
+        fields["moving_digits"] = protocol.moving_digits | {"source": arguments.digits}
     for name in arguments.leave_out:
         lists = [
             entry for entry in ("metrics", "ensemble_metrics", "feature_networks") if name in getattr(protocol, entry)
@@ -222,8 +232,6 @@ def _changed(protocol: "Protocol", arguments: argparse.Namespace) -> "Protocol":
         for entry in lists:
             kept = fields.get(entry, getattr(protocol, entry))
             fields[entry] = tuple(x for x in kept if x != name)
-    if not fields.get("feature_networks", protocol.feature_networks) and protocol.distance_per_trajectory:
-        fields["distance_per_trajectory"] = False
     return protocol.changed(**fields)
 
 
@@ -252,53 +260,76 @@ def _load_model(arguments: argparse.Namespace) -> "MCVDPipeline":
 
 def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline") -> "EvaluationClips":
     """The clips of the protocol, of the data that the flags name."""
-    from mcvd_diffusers.data import PieceReader, SubsetReader, open_reader, published_split, read_names, split_videos
+    from mcvd_diffusers.data import PieceReader, open_reader, published_split, read_names, split_videos
     from mcvd_diffusers.evaluation import choose_clips, draw_digits
 
     num_channels = pipeline.normalizer.num_channels(pipeline.unet.config.in_channels)
     choices = {name: getattr(arguments, name) for name in ("names", "names_list", "validation_fraction")}
     given = [name for name, value in choices.items() if value is not None]
+    options = {name: getattr(arguments, name) for name in ("axes", "variables", "video_column", "dataset_split")}
+    options = {name: value for name, value in options.items() if value is not None}
+    if protocol.moving_digits is not None:
+        useless = ["data", *given, *options, "split_frames"]
+        useless = [name for name in useless if getattr(arguments, name) is not None]
+        if useless:
+            raise ValueError(
+                f"--{useless[0]} means nothing for {protocol.label}, which draws its digits: leave it out, or write a protocol"
+                " of one's own for stored videos."
+            )
+        return draw_digits(protocol, num_channels=num_channels)
+    if arguments.data is None:
+        raise ValueError(f"--data is missing: {protocol.label} judges videos. Say where they are.")
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} both say which videos: pass one of them.")
-    if arguments.digits is not None:
-        others = ("axes", "variables", "video_column", "dataset_split", "split_frames")
-        useless = [*given, *(name for name in others if getattr(arguments, name))]
-        if useless:
-            raise ValueError(f"--{useless[0]} means nothing for --digits, which are drawn: leave it out.")
-        return draw_digits(protocol, arguments.digits, num_channels=num_channels)
-    is_as_arrays = arguments.axes is not None or arguments.variables is not None
-    published = None if is_as_arrays or given else published_split(arguments.data)
-    if published is not None:
-        reader, description = published[1], f"{Path(arguments.data).name}, test videos as published"
-    else:
-        reader = open_reader(
-            arguments.data,
-            axes=arguments.axes,
-            variables=arguments.variables,
-            column=arguments.video_column,
-            split=arguments.dataset_split,
-        )
-        description = Path(arguments.data).name
+    is_as_arrays = "axes" in options or "variables" in options
+    facts = [f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in options.items()]
+    try:
+        published = None if is_as_arrays or given else published_split(arguments.data)
+        if published is not None:
+            reader = published[1]
+            facts.append("test videos as published")
+        else:
+            reader = open_reader(
+                arguments.data,
+                axes=arguments.axes,
+                variables=arguments.variables,
+                column=arguments.video_column,
+                split=arguments.dataset_split,
+            )
+    except ValueError as error:
+        raise ValueError(f"--data {arguments.data}: {error}") from error
     if arguments.split_frames is not None:
         reader = PieceReader(reader, arguments.split_frames)
-        description += f", in pieces of {arguments.split_frames} frames"
-    if arguments.validation_fraction is not None:
-        reader = split_videos(reader, validation=arguments.validation_fraction).validation
-        description += f", held out with --validation_fraction {arguments.validation_fraction:g}"
-    elif given:
-        names = arguments.names or read_names(arguments.names_list)
-        split = split_videos(SubsetReader(reader, range(len(reader))), validation=names)
-        reader = split.validation
-        description += ", videos chosen by name"
+        facts.append(f"in pieces of {arguments.split_frames} frames")
+    if given:
+        side = choices[given[0]]
+        facts.append(f"--{given[0]} {' '.join(side) if isinstance(side, list) else side}")
+        try:
+            side = read_names(side) if given == ["names_list"] else side
+            reader = (
+                _only(reader, side) if given != ["validation_fraction"] else split_videos(reader, validation=side)[1]
+            )
+        except ValueError as error:
+            raise ValueError(f"--{given[0]}: {error}") from error
+    description = ", ".join([Path(arguments.data).name, *facts])
     return choose_clips(
         reader, protocol, normalizer=pipeline.normalizer, num_channels=num_channels, description=description
     )
+
+
+def _only(reader, names: list[str]):
+    """The videos with these names or patterns, all of them if need be."""
+    from mcvd_diffusers.data import SubsetReader, find_videos
+
+    return SubsetReader(reader, find_videos(reader, names))
 
 
 def _notes(
     arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline", clips: "EvaluationClips"
 ) -> list[str]:
     """What a user would want to know before hours of sampling."""
+    from mcvd_diffusers.protocols import list_protocols
+
     notes, config = [], pipeline.unet.config
     for side in ("past", "future"):
         given, read = getattr(protocol, f"num_{side}_frames"), config[f"num_{side}_frames"]
@@ -310,7 +341,11 @@ def _notes(
     ):
         notes.append("these are the raw weights; the model has averaged ones, too: --variant ema")
     if protocol.changes:
-        notes.append(f"this is not {protocol.name} as published: its label says what was changed")
+        notes.append(
+            f"these are no numbers of {protocol.name} v{protocol.version} itself: the label says what was changed"
+        )
+    if arguments.data is not None and protocol.name in list_protocols():
+        notes.append(f"whether {arguments.data} holds what {protocol.name} is about is taken on trust")
     if clips.num_skipped:
         notes.append(f"{number_of(clips.num_skipped, 'video')} too short for a clip are left out")
     return notes
@@ -321,8 +356,11 @@ def _recompute(arguments: argparse.Namespace) -> int:
     from mcvd_diffusers.evaluation import Results
     from mcvd_diffusers.evaluation.report import as_table, save_report
 
-    others = ("model", "protocol", "data", "digits")
-    useless = [name for name in others if getattr(arguments, name) is not None]
+    useless = [
+        name
+        for name, default in arguments.defaults.items()
+        if name not in ("source", "output", "help") and getattr(arguments, name) != default
+    ]
     if useless:
         name = "MODEL" if useless[0] == "model" else f"--{useless[0]}"
         raise ValueError(f"{name} means nothing with --from: the file says what was evaluated, and how.")
@@ -349,13 +387,14 @@ def _recompute(arguments: argparse.Namespace) -> int:
 
 def _differences(path: Path, results: "Results") -> list[str] | None:
     """What a results.json says otherwise; `None` if there is none."""
+    from mcvd_diffusers.evaluation.report import as_markdown
     from mcvd_diffusers.evaluation.results import to_json
 
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return [f"it is no JSON ({error})"]
     differences = []
 
@@ -370,10 +409,14 @@ def _differences(path: Path, results: "Results") -> list[str] | None:
             differences.append(f"{place} is {said!r} there, and {computed!r} computed")
 
     stated = stated if isinstance(stated, dict) else {}
-    stated.pop("cost", None)  # what it took is not in the results
+    cost = stated.pop("cost", None)  # what it took is not in the results
     computed = json.loads(json.dumps(to_json(results)))
     computed.pop("cost")
     walk("", stated, computed)
+    if not differences and (path.parent / "results.md").is_file():
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a cost that was changed
+            if (path.parent / "results.md").read_text(encoding="utf-8") != as_markdown(results, cost=cost):
+                return ["results.md beside it is another text than the results give"]
     return differences
 
 
@@ -390,26 +433,28 @@ def _compare(arguments: argparse.Namespace) -> int:
     try:
         first, second = (Results.read(path) for path in (arguments.first, arguments.second))
         print(printable(as_comparison(first, second, compare(first, second))))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"mcvd-diffusers compare: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0
 
 
 def _protocols(arguments: argparse.Namespace) -> int:
-    from mcvd_diffusers.protocols import list_protocols, load_protocol
-    from mcvd_diffusers.protocols.protocol import FOLDER
+    import yaml
+
+    from mcvd_diffusers.protocols import list_protocols, load_protocol, protocol_fields
 
     try:
-        if arguments.name is not None:
-            protocol = load_protocol(arguments.name)  # checks
-            is_published = arguments.name in list_protocols()
-            path = FOLDER / f"{arguments.name}.yaml" if is_published else Path(arguments.name).expanduser()
-            print(printable(path.read_text(encoding="utf-8").rstrip()))
-            print(f"# {protocol.label}; sha256 of what is measured: {protocol.digest}")
-            return 0
-        for name in list_protocols():
-            print(f"{name:36}{load_protocol(name).title}")
+        if arguments.fields:
+            print(protocol_fields())
+        elif arguments.name is not None:
+            protocol = load_protocol(arguments.name)
+            fields = {name: value for name, value in protocol.to_dict().items() if name != "changes"}
+            print(printable(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120).rstrip()))
+            print(f"# {protocol.label}; SHA-256 of what is measured: {protocol.digest}")
+        else:
+            for name in list_protocols():
+                print(f"{name:36}{load_protocol(name).title}")
     except (ValueError, OSError) as error:
         print(f"mcvd-diffusers protocols: {one_line(str(error))}", file=sys.stderr)
         return 1

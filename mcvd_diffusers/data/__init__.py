@@ -12,7 +12,7 @@ from .moving_digits import MovingDigits, draw_moving_digits, draw_trajectory, lo
 from .original import HDF5Reader, OriginalClips, published_split
 from .reader import ClipReader, PieceReader, SubsetReader, VideoInfo, num_clip_starts, spread_frames
 from .sources import open_reader
-from .splits import Split, hash_of_name, read_names, split_videos
+from .splits import Split, find_videos, hash_of_name, read_names, split_videos
 from .tar_shards import TarReader
 from .video_files import VideoFileReader
 
@@ -40,6 +40,7 @@ __all__ = [
     "VideoInfo",
     "draw_moving_digits",
     "draw_trajectory",
+    "find_videos",
     "hash_of_name",
     "load_datasets_reader",
     "load_digits",

@@ -161,6 +161,25 @@ def read_names(path: str | PathLike) -> list[str]:
     return names
 
 
+def find_videos(reader: ClipReader, names: Sequence[str]) -> list[int]:
+    """
+    The videos that a list of names means.
+
+    Args:
+        reader ([`ClipReader`]): The videos.
+        names (`Sequence[str]`): Names, or patterns in which `*` stands for anything.
+
+    Returns:
+        `list[int]`: Their numbers, in the order of the reader.
+
+    Raises:
+        `ValueError`: If a name or pattern fits no video.
+    """
+    known = [reader.name(video) for video in range(len(reader))]
+    found = _matching("names", names, known)
+    return [video for video, name in enumerate(known) if name in found]
+
+
 def _matching(side: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
     """The names that a list means. A name that is there is meant as it stands, whatever it has of `*?[`."""
     known, found, lost = set(names), set(), []

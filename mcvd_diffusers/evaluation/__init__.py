@@ -1,7 +1,7 @@
 """From a model, test videos and a protocol to numbers that can be checked."""
 
 from .clips import EvaluationClips, choose_clips, draw_digits
-from .evaluate import Sampler, evaluate
+from .evaluate import Sampler, check_output, evaluate
 from .results import Number, Results, ResultsError, compare
 
 
@@ -11,6 +11,7 @@ __all__ = [
     "Results",
     "ResultsError",
     "Sampler",
+    "check_output",
     "choose_clips",
     "compare",
     "draw_digits",

@@ -69,6 +69,28 @@ class EvaluationClips:
         """How many different videos they are of."""
         return len({video for _, video, _ in self._places})
 
+    def facts(self) -> dict:
+        """
+        Reads all clips once: what is broken or missing is told before hours of sampling.
+
+        Returns:
+            `dict`: `"clips_sha256"`: of all clips with their places, in order: whether two evaluations saw the same.
+            `"share_of_values_beyond_range"`: of values that the model's range cuts off, in truth and samples.
+
+        Raises:
+            ValueError: If a clip cannot be judged.
+        """
+        digest, num_beyond, num_values = hashlib.sha256(), 0, 0
+        low, high = (torch.tensor(ends)[:, None, None] for ends in (self._normalizer.low, self._normalizer.high))
+        for index, (item, _, _) in enumerate(self._places):
+            clip = self[index]
+            digest.update(f"{clip.video}\n{clip.start}\n{clip.sha256}\n".encode("utf-8", "surrogateescape"))
+            stored = self._dataset[item]["video"]
+            if stored.dtype == torch.float32 and not self._normalizer.is_unit:
+                num_beyond += int(((stored < low) | (stored > high)).sum())
+            num_values += stored.numel()
+        return {"clips_sha256": digest.hexdigest(), "share_of_values_beyond_range": num_beyond / num_values}
+
     def __getitem__(self, index: int) -> EvaluationClip:
         """
         Reads one clip.
@@ -84,7 +106,7 @@ class EvaluationClips:
         """
         item, video, start = self._places[index]
         try:
-            frames = self._normalizer.decode(self._dataset[item]["video"])
+            frames = self._normalizer.decode(self._dataset.encode(self._dataset[item]["video"]))
         except (OSError, ValueError) as error:
             raise ValueError(f"Clip {index}, of {video} from frame {start}, cannot be judged: {error}") from error
         if not torch.isfinite(frames).all():
@@ -150,6 +172,7 @@ def choose_clips(
         clip_step=1,  # so that each start is a clip
         random_start=False,
         normalizer=normalizer,
+        encoded=False,  # so that values beyond the range can be seen
         strict=True,  # nothing takes the place of a clip that is broken
     )
     first_clips = np.cumsum([0, *num_starts])
@@ -163,13 +186,12 @@ def choose_clips(
     )
 
 
-def draw_digits(protocol: Protocol, source: str, *, num_channels: int) -> EvaluationClips:
+def draw_digits(protocol: Protocol, *, num_channels: int) -> EvaluationClips:
     """
     The moving digits that a protocol describes, of held-out images.
 
     Args:
         protocol ([`Protocol`]): With `moving_digits`.
-        source (`str`): `"mnist"` (from the Hub) or `"sklearn"`: see [`load_digits`].
         num_channels (`int`): Of the model's frames.
 
     Returns:
@@ -181,13 +203,12 @@ def draw_digits(protocol: Protocol, source: str, *, num_channels: int) -> Evalua
     """
     digits = protocol.moving_digits
     if digits is None:
-        raise ValueError(
-            f"{protocol.label} judges videos, not digits that are drawn: pass --data PATH instead of --digits."
-        )
+        raise ValueError(f"{protocol.label} judges videos, not digits that are drawn: pass --data PATH.")
     if num_channels != 1:
         raise ValueError(
             f"The model makes frames of {num_channels} channels, and moving digits are grey: pass --data."
         )
+    source = digits["source"]
     images = load_digits(source, split="validation", size=digits["digit_size"])
     if len(images) < digits["num_images"]:
         raise ValueError(f"{protocol.label} uses {digits['num_images']} images, and {source} has {len(images)}.")

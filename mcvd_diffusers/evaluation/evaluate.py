@@ -5,6 +5,8 @@ evaluation which was killed goes on after the last part; and since a part always
 noise is keyed by its clip and number, it ends with the same file, bit for bit, on the same machine.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +21,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mcvd_diffusers._version import __version__
-from mcvd_diffusers.folder_lock import FolderLock
+from mcvd_diffusers.folder_lock import LOCK_NAME, FolderLock
 from mcvd_diffusers.metrics import (
     LPIPS,
     FeatureNetwork,
@@ -35,12 +37,14 @@ from mcvd_diffusers.randomness import keyed_seed
 
 from .clips import EvaluationClip, EvaluationClips, fill_missing
 from .report import save_report, save_videos
-from .results import METADATA_KEY, Results, ResultsError, make_table, write_results
-from .scoring import Scorer
+from .results import METADATA_KEY, Results, ResultsError, digest_of, make_table, write_results
+from .scoring import Scorer, ensemble_unit
 
 
 VERSIONS = ("torch", "diffusers", "transformers", "numpy", "pyarrow")
-SETTINGS_FILE, PARTS, RESULTS_FILE = "evaluation.json", "parts", "results.parquet"
+SETTINGS_FILE, PARTS, RESULTS_FILE, COST_FILE = "evaluation.json", "parts", "results.parquet", ".cost.json"
+MADE_BY = "mcvd-diffusers evaluate"  # in the record of a folder: it is ours
+COST_KEYS = ("seconds", "num_videos", "network_calls")
 
 
 @dataclass(frozen=True)
@@ -107,33 +111,35 @@ def evaluate(
         OSError: If the folder is in use, or cannot be written to.
     """
     networks = list(networks)
-    _check(pipeline, protocol, networks, lpips)
-    for index in range(process_index, len(clips), num_processes):
-        clips[index]  # raises: a clip that is broken, or has missing values, is told before hours of sampling
-    settings = _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, batch_size)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    is_first = process_index == 0
-    lock = _open_folder(output, settings) if is_first else None
-    wait_for_everyone()  # the others write into the folder
+    _check(pipeline, protocol, networks, lpips, num_pixels=clips[0].frames.shape[-2:])
+    lock = None
     try:
+        if process_index == 0:
+            settings = _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, batch_size)
+            lock = _open_folder(output, settings)
+        wait_for_everyone()  # the others write into the folder, too
+        settings = _read_json(output / SETTINGS_FILE)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         scorer = Scorer(protocol, pipeline.normalizer, networks, lpips, seed)
         clips_per_part = max(1, batch_size // protocol.samples_per_clip)
         num_parts = -(-len(clips) // clips_per_part)
         mine = [] if (output / RESULTS_FILE).exists() else range(process_index, num_parts, num_processes)
-        for part in progress(mine, "parts"):
+        for part in progress(mine, "batches of clips"):
             if _read_part(output, part, digest) is not None:
                 continue
-            started = time.perf_counter()
             first = part * clips_per_part
             batch = [clips[index] for index in range(first, min(first + clips_per_part, len(clips)))]
-            truth, given, samples, baselines = make_videos(pipeline, batch, protocol, sampler, seed, batch_size)
-            seconds = time.perf_counter() - started
+            with _counting_calls(pipeline.unet) as calls:
+                started = time.perf_counter()
+                truth, given, samples, baselines = make_videos(pipeline, batch, protocol, sampler, seed, batch_size)
+                cost = {"seconds": time.perf_counter() - started, "num_videos": samples.shape[0] * samples.shape[1]}
             rows = scorer.rows(batch, truth, samples, baselines, given)
-            record = {"settings": digest, "seconds": seconds, "num_videos": samples.shape[0] * samples.shape[1]}
-            _write_part(output, part, make_table(rows, num_networks=len(networks)), record)
+            table = make_table(rows, num_networks=len(networks))
+            _write_part(output, part, table, digest, cost | {"network_calls": calls[0]})
         wait_for_everyone()
-        if not is_first:
+        if process_index > 0:
             return None
+        cost = None
         if not (output / RESULTS_FILE).exists():
             parts = [_read_part(output, part, digest) for part in range(num_parts)]
             missing = [number for number, part in enumerate(parts) if part is None]
@@ -142,14 +148,23 @@ def evaluate(
                     f"{output / PARTS} has lost {len(missing)} of {num_parts} parts, the first of them {missing[0]}. The same"
                     " command makes them again."
                 )
+            cost = _total_cost([cost for _, cost in parts], num_processes, settings["device"])
+            _write_text(output / COST_FILE, json.dumps(cost))
             write_results(output / RESULTS_FILE, [table for table, _ in parts], settings)
         results = Results.read(output / RESULTS_FILE)
-        cost = _cost(output, [_read_part(output, part, digest) for part in range(num_parts)], num_processes, settings)
-        save_videos(output, results, lambda clip: _columns(pipeline, clips[clip], protocol, sampler, seed, batch_size))
+        if results.settings != settings:
+            raise ResultsError(
+                f"{output / RESULTS_FILE} is of another evaluation than {output / SETTINGS_FILE} says: choose another folder."
+            )
+        cost = _read_cost(output) if cost is None else cost
+        videos_of = functools.partial(_columns, pipeline, clips, protocol, sampler, seed, batch_size)
+        save_videos(output, results, videos_of)
         save_report(output, results, cost=cost)
         for part in range(num_parts):
             _part_file(output, part).unlink(missing_ok=True)
-        (output / PARTS).rmdir()
+        (output / COST_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something of the user's is in it
+            (output / PARTS).rmdir()
         return results
     finally:
         if lock is not None:
@@ -163,6 +178,8 @@ def make_videos(
     sampler: Sampler,
     seed: int,
     batch_size: int,
+    *,
+    num_samples: int | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor, dict[str, torch.Tensor]]:
     """
     The true videos of some clips, what is given of them, and what the model and the baselines make of that.
@@ -176,12 +193,13 @@ def make_videos(
         sampler ([`Sampler`]): How.
         seed (`int`): Of the samples.
         batch_size (`int`): Videos that go through the network together.
+        num_samples (`int`, *optional*): `S`, the first so many samples; by default as the protocol says.
 
     Returns:
         `tuple`: Truth `(K, T, C, H, W)`; given frames before and after; samples `(K, S, T, C, H, W)`; baselines, name ->
         `(K, T, C, H, W)`. All in the model's units.
     """
-    config = pipeline.unet.config
+    config, num_samples = pipeline.unet.config, num_samples or protocol.samples_per_clip
     video = torch.stack([clip.frames for clip in batch])
     sides = [protocol.num_past_frames, protocol.num_frames, protocol.num_future_frames]
     past, truth, future = video.split(sides, dim=1)
@@ -198,14 +216,14 @@ def make_videos(
         eta=sampler.eta,
         guidance_scale=sampler.guidance_scale,
         final_denoise=sampler.final_denoise,
-        ensemble_size=protocol.samples_per_clip,
+        ensemble_size=num_samples,
         generator=[torch.Generator().manual_seed(keyed_seed(seed, clip.index)) for clip in batch],
         max_batch_size=batch_size,
         output_type="pt",
     ).frames
     if protocol.missing_values == "fill":
         samples = fill_missing(samples, pipeline.normalizer)
-    samples = samples.unflatten(0, (len(batch), protocol.samples_per_clip)).cpu()
+    samples = samples.unflatten(0, (len(batch), num_samples)).cpu()
     baselines = {}
     if protocol.task == "prediction":
         baselines["repeat_last_frame"] = repeat_last_frame(past, protocol.num_frames)
@@ -217,21 +235,36 @@ def make_videos(
 
 
 def _columns(
-    pipeline: MCVDPipeline, clip: EvaluationClip, protocol: Protocol, sampler: Sampler, seed: int, batch_size: int
+    pipeline: MCVDPipeline,
+    clips: EvaluationClips,
+    protocol: Protocol,
+    sampler: Sampler,
+    seed: int,
+    batch_size: int,
+    clip: int,
+    sample: int,
 ) -> tuple[dict[str, torch.Tensor], list[bool]]:
-    """A clip's videos for a picture: label -> (S, T, C, H, W) in [0, 1], and which frames were given."""
-    truth, (past, future), samples, baselines = make_videos(pipeline, [clip], protocol, sampler, seed, batch_size)
-    columns = {"sample": samples[0]}
-    if protocol.task != "generation":
-        columns = {"truth": truth, **columns, **{name.replace("_", " "): x for name, x in baselines.items()}}
-    whole = {}
-    for name, video in columns.items():
-        before, after = (frames.expand(len(video), -1, -1, -1, -1) for frames in (past, future))
-        whole[name] = pipeline.normalizer.to_display(torch.cat([before, video, after], dim=1))
+    """A clip's videos for a picture: label -> (1, T, C, H, W) in [0, 1], and which frames were given."""
+    truth, (past, future), samples, baselines = make_videos(
+        pipeline, [clips[clip]], protocol, sampler, seed, batch_size, num_samples=sample + 1
+    )
+    columns = {"truth": truth, "sample": samples[0, sample:]}
+    columns |= {name.replace("_", " "): video for name, video in baselines.items()}
+    whole = {
+        name: pipeline.normalizer.to_display(torch.cat([past, video, future], dim=1))
+        for name, video in columns.items()
+    }
     return whole, [True] * past.shape[1] + [False] * protocol.num_frames + [True] * future.shape[1]
 
 
-def _check(pipeline: MCVDPipeline, protocol: Protocol, networks: list[FeatureNetwork], lpips: LPIPS | None) -> None:
+def _check(
+    pipeline: MCVDPipeline,
+    protocol: Protocol,
+    networks: list[FeatureNetwork],
+    lpips: LPIPS | None,
+    *,
+    num_pixels: tuple[int, int],
+) -> None:
     """What would fail after hours fails now."""
     config = pipeline.unet.config
     for side in ("past", "future"):
@@ -247,6 +280,11 @@ def _check(pipeline: MCVDPipeline, protocol: Protocol, networks: list[FeatureNet
         )
     if ("lpips" in protocol.metrics) != (lpips is not None):
         raise ValueError(f"{protocol.label} {'asks' if lpips is None else 'does not ask'} for LPIPS.")
+    if pipeline.normalizer.has_mask_channel and protocol.missing_values == "refuse":
+        raise ValueError(
+            f"The model says where values are missing, and errors of missing values cannot be computed: {protocol.label} must"
+            " say `missing_values: fill`, which puts in what the model was trained to see there (a protocol of one's own)."
+        )
     channels = pipeline.normalizer.num_channels(config.in_channels)
     num_frames = protocol.num_clip_frames if protocol.given_frames_in_distances else protocol.num_frames
     for network in networks:
@@ -260,6 +298,13 @@ def _check(pipeline: MCVDPipeline, protocol: Protocol, networks: list[FeatureNet
                 f"{network.name} needs videos of at least {network.min_frames} frames, and {protocol.label} has {num_frames}:"
                 " leave it out (--leave_out, or a protocol of one's own)."
             )
+        try:
+            trial = network.features(torch.rand(2, num_frames, channels, *num_pixels))
+        except Exception as error:  # whatever a network of somebody else raises
+            raise ValueError(f"{network.name} cannot read these videos: {first_line(error)}. Leave it out.") from error
+        if not torch.is_tensor(trial) or trial.ndim != 2 or len(trial) != 2 or trial.shape[1] == 0:
+            got = tuple(trial.shape) if torch.is_tensor(trial) else type(trial).__name__
+            raise ValueError(f"{network.name} must make a tensor (2, D) of features of 2 videos, got {got}.")
     if channels not in (1, 3) and "lpips" in protocol.metrics:
         raise ValueError(
             f"LPIPS looks at grey or colour frames, and the model's have {channels} channels: leave it out."
@@ -278,28 +323,35 @@ def _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, 
     sampling = asdict(sampler)
     if sampling["final_denoise"] is None:
         sampling["final_denoise"] = bool(pipeline.config.final_denoise)
-    num_blocks = -(-protocol.num_frames // pipeline.unet.config.num_frames)
+    unet, units = pipeline.unet.config, pipeline.normalizer
     settings = {
+        "made_by": MADE_BY,
         "protocol": protocol.to_dict(),
         "model": {
             "name": model,
             "weights_sha256": _weights_digest(pipeline.unet),
             "num_parameters": sum(parameter.numel() for parameter in pipeline.unet.parameters()),
             "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-            "units": str(pipeline.normalizer),
+            "units": str(units),
+            "value_range": [list(units.low), list(units.high)],
+            # What the network is given of the given frames, and how often it is called for a longer video.
+            "num_past_frames_read": min(unet.num_past_frames, protocol.num_past_frames),
+            "num_future_frames_read": min(unet.num_future_frames, protocol.num_future_frames),
+            "num_frames_of_a_block": unet.num_frames,
         },
         "data": {
             "description": clips.description,
             "num_clips": len(clips),
             "num_videos": clips.num_videos,
             "num_short_videos_skipped": clips.num_skipped,
+            **clips.facts(),
         },
         "sampler": {"scheduler": type(scheduler).__name__, **sampling, "scheduler_config": config},
         "seed": seed,
         "batch_size": batch_size,
-        "network_calls_per_video": num_blocks * (sampler.num_inference_steps + sampling["final_denoise"]),
         "networks": [_describe_network(network) for network in networks],
         "lpips": None if lpips is None else lpips.name,
+        "ensemble_unit": ensemble_unit(units),
         "versions": {
             "mcvd_diffusers": __version__,
             "python": platform.python_version(),
@@ -307,7 +359,8 @@ def _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, 
         },
         "device": _device_name(pipeline.device),
     }
-    return json.loads(json.dumps(settings, default=str))
+    # Schedulers have settings such as -inf, which is no JSON: they become text.
+    return json.loads(json.dumps(settings, default=str), parse_constant=str)
 
 
 def _describe_network(network: FeatureNetwork) -> dict:
@@ -331,22 +384,55 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def check_output(output: Path) -> None:
+    """
+    Refuse a folder that holds anything but an evaluation, without making or changing anything.
+
+    Args:
+        output (`Path`): The folder; need not exist.
+
+    Raises:
+        [`ResultsError`]: If it is something else.
+    """
+    try:
+        if output.is_symlink() and not output.exists():
+            raise ResultsError(f"{output} is a link to a place that does not exist: name a folder for the results.")
+        if not output.exists():
+            return
+        if not output.is_dir():
+            raise ResultsError(f"{output} is no folder: name a folder for the results.")
+        names = {path.name for path in output.iterdir()}
+    except (OSError, ValueError) as error:
+        if isinstance(error, ResultsError):
+            raise
+        raise ResultsError(f"{output} cannot be a folder for the results: {error}") from error
+    names -= {LOCK_NAME, COST_FILE, *(name for name in names if name.startswith(".") and ".partial" in name)}
+    record = output / SETTINGS_FILE
+    is_ours = SETTINGS_FILE in names and _read_json(record).get("made_by") == MADE_BY
+    if names and not is_ours:
+        raise ResultsError(f"{output} holds something else. Nothing is overwritten: choose another folder.")
+    if (output / PARTS).exists() and not (output / PARTS).is_dir():
+        raise ResultsError(f"{output / PARTS} is no folder: move it away.")
+
+
 def _open_folder(output: Path, settings: dict) -> FolderLock:
     """Takes the folder for this evaluation; refuses one that holds anything else."""
-    record = output / SETTINGS_FILE
-    if output.exists() and not output.is_dir():
-        raise ResultsError(f"{output} is a file: name a folder for the results.")
-    if output.is_dir() and any(output.iterdir()) and not record.is_file():
-        raise ResultsError(f"{output} holds something else. Nothing is overwritten: choose another folder.")
+    check_output(output)
     output.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(output)
     try:
-        has_work = (output / RESULTS_FILE).exists() or any((output / PARTS).glob("part-*"))
+        check_output(output)
+        record, parts = output / SETTINGS_FILE, output / PARTS
+        for partial in parts.glob(".part-*.partial"):  # of a process that was killed
+            partial.unlink(missing_ok=True)
+        has_work = any(parts.glob("part-*")) or any(
+            (output / name).exists() for name in (RESULTS_FILE, "results.json")
+        )
         if record.is_file() and has_work:
-            _check_same(output, json.loads(record.read_text()), settings)
+            _check_same(output, _read_json(record), settings)
         else:  # also of one that has failed before it made anything
             _write_text(record, json.dumps(settings, indent=2, sort_keys=True) + "\n")
-        (output / PARTS).mkdir(exist_ok=True)
+        parts.mkdir(exist_ok=True)
     except (OSError, ValueError):
         lock.release()
         raise
@@ -376,48 +462,86 @@ def _part_file(output: Path, part: int) -> Path:
     return output / PARTS / f"part-{part:06d}.parquet"
 
 
-def _write_part(output: Path, part: int, table, record: dict) -> None:
+def _write_part(output: Path, part: int, table, digest: str, cost: dict) -> None:
     import pyarrow.parquet as pq
 
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(record).encode()})
+    record = {"sha256": digest_of(table, {"settings": digest, "part": part}), "cost": cost}
     path = _part_file(output, part)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        pq.write_table(table, partial)
+        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(record).encode()}), partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _read_part(output: Path, part: int, digest: str):
-    """Table and record; `None` if the part is not there, not whole (a machine that lost power), or of other settings."""
+    """Table and cost; `None` if the part is not there, not whole (a machine that lost power), or another one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(_part_file(output, part), partitioning=None)
         record = json.loads(table.schema.metadata[METADATA_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
-        return None
-    return (table, record) if record.get("settings") == digest else None
+        if digest_of(table, {"settings": digest, "part": part}) == record["sha256"]:
+            return table, record["cost"]
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, NotImplementedError):
+        pass
+    return None
 
 
-def _cost(output: Path, parts: list, num_processes: int, settings: dict) -> dict | None:
-    """What sampling took, by the parts; once they are gone, as it was stated."""
-    if None in parts:
-        try:
-            return json.loads((output / "results.json").read_text()).get("cost")
-        except (OSError, ValueError):
-            return None
-    seconds, videos = (sum(record[name] for _, record in parts) for name in ("seconds", "num_videos"))
+@contextlib.contextmanager
+def _counting_calls(unet: torch.nn.Module):
+    """How often the network is called, counting each video of a batch, while the context lasts."""
+    calls = [0]
+
+    def count(module: torch.nn.Module, arguments: tuple) -> None:
+        calls[0] += len(arguments[0])
+
+    handle = unet.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _total_cost(costs: list[dict], num_processes: int, device: str) -> dict:
+    seconds, videos, calls = (sum(cost[name] for cost in costs) for name in ("seconds", "num_videos", "network_calls"))
     return {
         "num_videos": videos,
-        "network_calls": videos * settings["network_calls_per_video"],
+        "network_calls": calls,
         "seconds_of_sampling": round(seconds, 2),
         "seconds_per_video": round(seconds / videos, 4),
         "num_processes": num_processes,
-        "device": settings["device"],
+        "device": device,
     }
+
+
+def _read_cost(output: Path) -> dict | None:
+    """What an evaluation that is finished took, if it is still known."""
+    for name in (COST_FILE, "results.json"):
+        with contextlib.suppress(OSError, ValueError):
+            cost = _read_json(output / name)
+            cost = cost.get("cost") if name == "results.json" else cost
+            if isinstance(cost, dict) and set(cost) == set(_total_cost([dict.fromkeys(COST_KEYS, 1)], 1, "")):
+                return cost
+    return None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path} is no JSON any more ({first_line(error)}): move the folder away.") from error
+    if not isinstance(content, dict):
+        raise ResultsError(f"{path} is not what an evaluation writes: move the folder away.")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """What is said of an error in the middle of another message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,29 +1,23 @@
 """Numbers -> files for people: a table, JSON, plots, and the best, the median and the worst video."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
+import yaml
 
+from mcvd_diffusers.metrics import mean_interval, paired_difference_interval
 from mcvd_diffusers.visualization import save_comparison_gif
 
-from .results import HIGHER_IS_BETTER, Number, Results, to_json
+from .results import Number, Results, to_json
 
 
 COLORS = {"model": "#1f77b4"}  # baselines take greys
 BASELINE_COLORS = ("#7f7f7f", "#bcbd22")
-NAMES = {
-    "psnr_of_video_mse": "PSNR (dB)",
-    "psnr_frame_mean": "PSNR (dB)",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "mse": "MSE",
-}
-NUM_GENERATED = 4  # videos in the picture of a task without a truth
+NAMES = {"psnr": "PSNR of the mean error (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
+ARROWS = {"higher": " \u2191", "lower": " \u2193", "": ""}  # which direction is better
 
 
 def save_report(output: Path, results: Results, *, cost: dict | None = None) -> list[str]:
@@ -63,20 +57,15 @@ def as_table(results: Results) -> str:
     rows = [("metric", "of", "samples", "value", "95 % interval", "std", "clips (videos)")]
     notes = []
     for number in _without_ranks(results):
-        interval = "" if number.low is None else f"{number.low:.5g} .. {number.high:.5g}"
-        unit = f" {number.unit}" * bool(number.unit and number.value is not None)
-        arrow = {"higher": " (higher is better)", "lower": " (lower is better)"}.get(number.better, "")
-        std = "" if number.std is None else f"{number.std:.3g}"
+        interval = "" if number.low is None else f"{number.low:.4g} .. {number.high:.4g}"
+        std = "" if number.std is None else f"{number.std:.2g}"
         clips = f"{number.num_clips} ({number.num_videos})"
-        value = number.shown_value() + unit
-        rows.append((number.metric + arrow, number.made_by, number.samples, value, interval, std, clips))
-        note = f"{number.metric}: {number.note}" if number.note else ""
-        if number.low is None:
-            note = f"{number.metric} of {number.made_by}: {number.note or number.interval}"
-        if note and note not in notes:
-            notes.append(note)
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+        metric = number.metric + ARROWS[number.better]
+        rows.append((metric, number.made_by, number.samples, number.shown_value(), interval, std, clips))
+        reasons = [number.note] if number.note else []
+        reasons += [number.interval] if number.low is None and number.interval != "none" else []
+        notes += [f"{number.metric} of {number.made_by}: {reason}" for reason in reasons]
+    lines = _aligned(rows)
     lines.insert(1, "-" * len(max(lines, key=len)))
     methods: dict[str, list[str]] = {}
     for number in _without_ranks(results):
@@ -87,7 +76,55 @@ def as_table(results: Results) -> str:
     intervals = [
         f"intervals{'' if names is most else ' of ' + ', '.join(names)}: {method}" for method, names in methods.items()
     ]
-    return "\n".join([heading(results), "", *lines, "", *intervals, *notes])
+    return "\n".join(
+        [heading(results), "", *lines, "", *against_baselines(results), *intervals, *dict.fromkeys(notes)]
+    )
+
+
+def against_baselines(results: Results) -> list[str]:
+    """
+    In which metrics the model is better than what needs no network, clip by clip.
+
+    Args:
+        results ([`Results`]): What to report.
+
+    Returns:
+        `list[str]`: A line for each baseline.
+    """
+    lines, groups = [], results.groups()
+    for baseline in results.makers()[1:]:
+        verdicts: dict[str, list[str]] = {}
+        for metric in results.protocol.metrics:
+            one, other = (
+                next(number for number in results.numbers() if (number.metric, number.made_by) == (metric, made_by))
+                for made_by in ("model", baseline)
+            )
+            values = [results.per_clip(metric, x.samples, x.made_by) for x in (one, other)]
+            if values[0] is None or None in (one.value, other.value):
+                continue
+            try:
+                interval = paired_difference_interval(*values, groups)
+            except ValueError:  # clips of a single video
+                continue
+            verdict = _verdict(interval.low, interval.high, one.better, "better in", "worse in", "not told apart in")
+            verdicts.setdefault(verdict, []).append(f"{metric} ({one.samples})" if one.samples != "1" else metric)
+        parts = [f"{verdict} {', '.join(metrics)}" for verdict, metrics in sorted(verdicts.items())]
+        if parts:
+            lines.append(f"against {baseline}, clip by clip: {'; '.join(parts)}")
+    return lines
+
+
+def _verdict(low: float, high: float, better: str, first: str, second: str, neither: str) -> str:
+    """Which of two is better, if the interval of their difference leaves out 0."""
+    is_higher, is_lower = low > 0, high < 0
+    if not is_higher and not is_lower:
+        return neither
+    return first if is_higher == (better == "higher") else second
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def as_comparison(first: Results, second: Results, rows: list[tuple[Number, Number, dict]]) -> str:
@@ -101,21 +138,19 @@ def as_comparison(first: Results, second: Results, rows: list[tuple[Number, Numb
     Returns:
         `str`: Lines of text.
     """
-    lines = [heading(first), "", "against", "", heading(second), ""]
-    cells = [("metric", "samples", "first", "second", "first - second, clip by clip", "95 % interval", "")]
+    former = heading(first).splitlines()
+    lines = ["first:", *former, "", "second, where it differs:"]
+    lines += [line for line in heading(second).splitlines() if line not in former] or ["nothing"]
+    cells = [("metric", "samples", "first", "second", "first - second", "its 95 % interval, clip by clip", "")]
     for one, other, difference in rows:
         value, low, high = (difference[name] for name in ("value", "low", "high"))
-        interval = "" if low is None else f"{low:+.4g} .. {high:+.4g}"
-        verdict = ""
-        if low is not None and value is not None:
-            is_first = (low > 0) if one.better == "higher" else (high < 0)
-            is_second = (high < 0) if one.better == "higher" else (low > 0)
-            verdict = "first is better" if is_first else "second is better" if is_second else "no difference is shown"
+        words = ("first is better", "second is better", "no difference is shown")
+        verdict = "" if low is None or value is None else _verdict(low, high, one.better, *words)
+        interval = "none: one number for all clips" if low is None else f"{low:+.4g} .. {high:+.4g}"
         shown = "not defined" if value is None else f"{value:+.4g}"
-        cells.append((one.metric, one.samples, one.shown_value(), other.shown_value(), shown, interval, verdict))
-    widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
-    lines += ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join(lines)
+        metric = one.metric + ARROWS[one.better]
+        cells.append((metric, one.samples, one.shown_value(), other.shown_value(), shown, interval, verdict))
+    return "\n".join([*lines, "", *_aligned(cells)])
 
 
 def heading(results: Results) -> str:
@@ -134,16 +169,31 @@ def heading(results: Results) -> str:
     sampling += f", eta {sampler['eta']:g}" * bool(sampler["eta"])
     sampling += f", guidance {sampler['guidance_scale']:g}" * (sampler["guidance_scale"] != 1)
     sampling += ", with the original's final denoising call" * sampler["final_denoise"]
+    read = [
+        f"{model[f'num_{side}_frames_read']} of {getattr(protocol, f'num_{side}_frames')} {side} frames"
+        for side in ("past", "future")
+        if getattr(protocol, f"num_{side}_frames")
+    ]
+    num_blocks = -(-protocol.num_frames // model["num_frames_of_a_block"])
+    size = model["num_frames_of_a_block"]
+    blocks = (
+        f"{num_blocks} blocks of {size} frames, each after the other"
+        if num_blocks > 1
+        else f"one block of {size} frames"
+    )
+    beyond = data["share_of_values_beyond_range"]
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     skipped = data["num_short_videos_skipped"]
     return "\n".join(
         [
             f"protocol  {protocol.label}: {protocol.title}",
             f"model     {model['name']}, {model['num_parameters']:,} parameters, weights {model['weights_sha256'][:12]},"
-            f" {model['dtype']}, values {model['units']}",
+            f" {model['dtype']}; units of the data: {model['units']}",
+            f"reads     {' and '.join(read) or 'nothing'} that are given; makes {blocks}",
             f"sampler   {sampling}; seed {settings['seed']}; batches of {settings['batch_size']}",
             f"data      {data['description']}: {data['num_clips']} clips of {data['num_videos']} videos"
-            + (f"; {skipped} too short, left out" if skipped else ""),
+            + (f"; {skipped} too short, left out" if skipped else "")
+            + (f"; {beyond:.2%} of the values lie beyond the model's range and are cut off" if beyond else ""),
             f"made on   {settings['device']}; {versions}",
         ]
     )
@@ -173,46 +223,48 @@ def as_markdown(results: Results, *, cost: dict | None = None) -> str:
     for number in _without_ranks(results):
         interval = "" if number.low is None else f"{number.low:.5g} to {number.high:.5g}"
         std = "" if number.std is None else f"{number.std:.4g}"
-        value = f"{number.shown_value()} {number.unit}".strip()
-        cells = (number.metric, number.made_by, number.samples, value, interval, number.interval, std)
+        value = f"{number.shown_value()}{f' {number.unit}' if number.unit and number.value is not None else ''}"
+        metric = number.metric + ARROWS[number.better]
+        cells = (metric, number.made_by, number.samples, value, interval, number.interval, std)
         lines.append("| " + " | ".join([*cells, f"{number.num_clips} ({number.num_videos})", number.note]) + " |")
+    lines += ["", *(f"{line}." for line in against_baselines(results))]
     definitions = dict.fromkeys(f"- `{number.metric}`: {number.definition}." for number in results.numbers())
-    lines += ["", "What the metrics are:", "", *definitions, "", f"Source of the protocol: {results.protocol.source}."]
-    lines += ["", *(f"- {note}" for note in results.protocol.notes)]
+    lines += ["", "What the metrics are:", "", *definitions]
+    lines += ["- std: standard deviation over clips, dividing by their number.", "", "Videos:", ""]
+    for shown in results.chosen_videos():
+        value = "" if shown["value"] is None else f", {shown['metric']} {shown['value']:.5g}"
+        where = f"clip {shown['clip']} ({shown['video']}, from frame {shown['start']}), sample {shown['sample']}"
+        lines.append(f"- `{shown['file']}`: {where}{value}.")
+    protocol = yaml.safe_dump(results.protocol.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+    lines += [
+        "",
+        f"The protocol (SHA-256 of what is measured: {results.protocol.digest}):",
+        "",
+        "```yaml",
+        protocol,
+        "```",
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def save_videos(output: Path, results: Results, videos_of: Callable[[int], tuple[dict, list[bool]]]) -> list[str]:
+def save_videos(output: Path, results: Results, videos_of: Callable[[int, int], tuple[dict, list[bool]]]) -> list[str]:
     """
-    Writes the best, the median and the worst video by the first metric as GIFs; of what is generated, some.
+    Writes the videos of [`~Results.chosen_videos`] as GIFs.
 
     Args:
-        output (`Path`): An existing folder.
+        output (`Path`): An existing folder; what is there already is of the same evaluation, and left.
         results ([`Results`]): What was measured.
-        videos_of (`Callable`): Number of a clip -> (label -> its videos `(S or 1, T, C, H, W)` in `[0, 1]`, is_given).
+        videos_of (`Callable`): Clip, sample -> (label -> video `(1, T, C, H, W)` in `[0, 1]`, which frames were given).
 
     Returns:
         `list[str]`: Names of the files.
     """
-    metrics = results.protocol.metrics
-    names = ["best.gif", "median.gif", "worst.gif"] if metrics else ["generated.gif"]
-    if all((output / name).is_file() for name in names):  # of a run before; to make them again costs as much
-        return names
-    if not metrics:
-        if results.protocol.task != "generation":
-            return []
-        made = [videos_of(clip) for clip in range(min(NUM_GENERATED, results.settings["data"]["num_clips"]))]
-        columns = {name: torch.cat([videos[name][:1] for videos, _ in made]) for name in made[0][0]}
-        _replace(output / "generated.gif", lambda partial: save_comparison_gif(partial, columns, made[0][1]))
-        return ["generated.gif"]
-    values = results.per_sample(metrics[0], "model")
-    order = np.argsort(values, axis=None, kind="stable")
-    order = order[::-1] if metrics[0] in HIGHER_IS_BETTER else order
-    for name, place in zip(names, (0, len(order) // 2, len(order) - 1)):
-        clip, sample = divmod(int(order[place]), values.shape[1])
-        columns, is_given = videos_of(clip)
-        columns = {label: videos[[sample if label == "sample" else 0]] for label, videos in columns.items()}
-        _replace(output / name, lambda partial: save_comparison_gif(partial, columns, is_given))
+    names = []
+    for chosen in results.chosen_videos():
+        names.append(chosen["file"])
+        if not (output / chosen["file"]).is_file():
+            columns, is_given = videos_of(chosen["clip"], chosen["sample"])
+            _replace(output / chosen["file"], lambda partial: save_comparison_gif(partial, columns, is_given))
     return names
 
 
@@ -244,48 +296,52 @@ def _save_plots(output: Path, results: Results) -> list[str]:
 
 
 def _quality_figure(results: Results):
-    """Each metric against the number of the frame: mean over clips and samples, with its normal 95 % band."""
+    """Each metric against the number of the frame: mean over clips and samples, with its 95 % interval."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    protocol = results.protocol
-    metrics = [metric for metric in protocol.metrics if metric not in ("mse", "psnr_frame_mean")] or protocol.metrics[
-        :1
-    ]
-    figure = Figure(figsize=(4.2 * len(metrics), 3.6), layout="constrained")
+    protocol, groups = results.protocol, results.groups()
+    is_psnr = any(metric == "mse" or metric.startswith("psnr") for metric in protocol.metrics)
+    metrics = ["psnr"] * is_psnr + [metric for metric in ("ssim", "lpips") if metric in protocol.metrics]
+    figure = Figure(figsize=(4.4 * len(metrics), 3.8), layout="constrained")
     frames = np.arange(1, protocol.num_frames + 1)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
         baselines = iter(BASELINE_COLORS)
         for made_by in results.makers():
-            values = results.per_frame(metric, made_by)
-            # A frame that is met exactly has infinite decibels: the mean is then that of the mean error.
-            if metric.startswith("psnr") and not np.isfinite(values).all():
-                mse = results.per_frame("mse", made_by).mean(axis=(0, 1))
-                means, half_widths = -10 * np.log10(np.where(mse > 0, mse, np.nan)), np.zeros_like(mse)
-            else:
-                means = values.mean(axis=(0, 1))
-                half_widths = 1.96 * values.mean(axis=1).std(axis=0) / math.sqrt(max(1, len(values) - 1))
+            values = results.per_frame("mse" if metric == "psnr" else metric, made_by).mean(axis=1)  # (clips, frames)
+            curves = [values.mean(axis=0)]
+            if len(set(groups)) > 1:
+                intervals = [mean_interval(frame, groups, num_resamples=1000) for frame in values.T]
+                curves += [np.array([x.low for x in intervals]), np.array([x.high for x in intervals])]
+            if metric == "psnr":  # of the mean error, which is finite also where a frame is met exactly
+                curves = [-10 * np.log10(np.where(curve > 0, curve, np.nan)) for curve in curves]
             color = COLORS.get(made_by) or next(baselines)
-            axes.plot(frames, means, color=color, label=made_by.replace("_", " "), marker=".", markersize=4)
-            axes.fill_between(frames, means - half_widths, means + half_widths, color=color, alpha=0.2, linewidth=0)
-        axes.set_xlabel("frame that is made")
+            axes.plot(frames, curves[0], color=color, label=made_by.replace("_", " "), marker=".", markersize=4)
+            if len(curves) > 1:
+                axes.fill_between(frames, *curves[1:], color=color, alpha=0.2, linewidth=0)
+        axes.set_xlabel("predicted frame")
         axes.set_ylabel(NAMES[metric])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     count = protocol.samples_per_clip
     of = f", mean of {count} samples" if count > 1 else ""
-    figure.suptitle(f"{protocol.label}: {results.settings['data']['num_clips']} clips{of}", fontsize="medium")
+    num_clips = results.settings["data"]["num_clips"]
+    figure.suptitle(f"{protocol.label}: {num_clips} clips{of}; bands: 95 % intervals", fontsize="medium")
     return figure
 
 
 def _rank_figure(results: Results):
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shares = results.rank_shares()
     figure = Figure(figsize=(4.8, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.bar(range(len(shares)), shares, color=COLORS["model"])
     axes.axhline(1 / len(shares), color="black", linewidth=1, linestyle="--", label="calibrated")
-    axes.set_xlabel(f"rank of the truth among {len(shares) - 1} samples")
+    axes.set_xlabel(f"rank of the truth among {len(shares) - 1} samples (of equal values: drawn)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("share of pixels")
     axes.legend(fontsize="small")
     axes.set_title(results.protocol.label, fontsize="medium")

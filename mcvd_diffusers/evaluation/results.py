@@ -5,6 +5,7 @@ model, the sampler and a SHA-256 of both, so that each number can be computed ag
 hand is noticed. (It tells accidents and edits, not forgery: whoever can compute a hash can write another.)
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mcvd_diffusers.metrics import (
     FeatureMoments,
@@ -23,6 +25,8 @@ from mcvd_diffusers.metrics import (
     normal_interval,
     paired_difference_interval,
     polynomial_mmd,
+    psnr_of_mse,
+    spread_skill_ratio,
 )
 from mcvd_diffusers.protocols import Protocol
 
@@ -35,20 +39,24 @@ METADATA_KEY = b"mcvd_diffusers"
 # How often a distance is computed for its interval: enough for 95 %, and a minute for 2560 videos of 400 features.
 NUM_BLOCKS = 64
 
-HIGHER_IS_BETTER = ("psnr_of_video_mse", "psnr_frame_mean", "ssim")
-UNITS = {"psnr_of_video_mse": "dB", "psnr_frame_mean": "dB"}
+NUM_SAMPLES_SHOWN = 4  # as videos, where there is no metric to choose by
+
+HIGHER_IS_BETTER = ("psnr_of_mean_mse", "psnr_of_video_mse", "psnr_frame_mean", "ssim")
+UNITS = dict.fromkeys(("psnr_of_mean_mse", "psnr_of_video_mse", "psnr_frame_mean"), "dB")
 
 DEFINITIONS = {
     "mse": "mean squared error over all pixels, channels and frames; values in [0, 1]",
+    "psnr_of_mean_mse": "PSNR of the mean squared error over all clips: finite, too, where a clip is met exactly",
     "psnr_of_video_mse": "PSNR of each video's mean squared error, then the mean over clips; values in [0, 1]",
     "psnr_frame_mean": "mean over frames of each frame's PSNR, then over clips; values in [0, 1]",
     "ssim": "SSIM (Gaussian window of 11, sigma 1.5), mean over frames and clips",
     "lpips": "LPIPS, mean over frames and clips",
-    "crps": "continuous ranked probability score of the ensemble at each pixel, in the units of the model",
-    "fair_crps": "CRPS for an ensemble of infinite size (Ferro 2014), in the units of the model",
-    "energy_score": "energy score of the ensemble of whole videos, in the units of the model",
+    "crps": "continuous ranked probability score of the ensemble at each pixel",
+    "fair_crps": "CRPS for an ensemble of infinite size (Ferro 2014)",
+    "energy_score": "energy score of the ensemble of whole videos",
     "spread_skill_ratio": "root of (M + 1) / M times the mean variance over the mean squared error of the mean",
-    "rank_histogram": "share of pixels at which the truth has this rank among the M samples; flat is 1 / (M + 1)",
+    "rank_histogram": "share of pixels at which the truth has this rank among the M samples (ranks of equal values are drawn); flat is"
+    " 1 / (M + 1)",
     "frechet": "Frechet distance between the features of all made and all true videos",
     "mmd": "100 times the squared MMD, with the kernel (x.y / D)^2, as JEDi, between made and true videos",
 }
@@ -143,25 +151,36 @@ class Results:
         """
         import pyarrow.parquet as pq
 
-        path = Path(path).expanduser()
+        try:
+            path = Path(path).expanduser()
+        except RuntimeError as error:
+            raise ResultsError(f"{path} does not exist: {error}") from error
         if path.is_dir() and (path / "results.parquet").is_file():
             path = path / "results.parquet"
+        if not path.exists() or path.is_dir():
+            why = (
+                "is a folder without results.parquet: its evaluation has not finished"
+                if path.is_dir()
+                else "does not exist"
+            )
+            raise ResultsError(f"{path} {why}.")
         try:
             table = pq.read_table(path, partitioning=None)
             metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
             settings, digest = metadata["settings"], metadata["sha256"]
+            is_as_written = table.schema.remove_metadata().equals(_schema(len(settings["networks"])))
         except KeyError as error:
             raise ResultsError(
                 f"{path} has no record of its protocol and of what was written: it is not a file of `mcvd-diffusers evaluate`,"
                 " or was changed by a program that drops such records."
             ) from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, NotImplementedError) as error:
             raise ResultsError(f"{path} cannot be read as results: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ResultsError(
                 f"{path} has format {metadata.get('format')!r}, and this version reads {FORMAT}: use the version that wrote it."
             )
-        if digest_of(table, settings) != digest:
+        if not is_as_written or digest_of(table, settings) != digest:
             raise ResultsError(
                 f"{path} was changed after it was written: its content does not have the SHA-256 that it states. Evaluate again,"
                 " or take the original file."
@@ -182,6 +201,13 @@ class Results:
         import pyarrow.compute as pc
 
         return self.table.filter(pc.equal(self.table["made_by"], made_by))[name].to_pylist()
+
+    def _matrix(self, name: str, made_by: str) -> np.ndarray:
+        """A column of lists of one length, (rows, entries), float64."""
+        import pyarrow.compute as pc
+
+        values = self.table.filter(pc.equal(self.table["made_by"], made_by))[name].combine_chunks()
+        return values.flatten().to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(values), -1)
 
     def makers(self) -> list[str]:
         """
@@ -205,6 +231,8 @@ class Results:
             `np.ndarray` of shape `(clips, samples)`, float64: The values; infinite PSNR where a frame is met exactly.
         """
         frames = self.per_frame(metric, made_by)
+        if metric == "psnr_of_mean_mse":
+            raise ValueError("`psnr_of_mean_mse` is of all clips together: single videos have none.")
         if metric == "psnr_of_video_mse":
             return _decibels(self.per_frame("mse", made_by).mean(axis=2))
         return frames.mean(axis=2)
@@ -221,23 +249,24 @@ class Results:
             `np.ndarray` of shape `(clips, samples, frames)`, float64: The values.
         """
         is_psnr = metric.startswith("psnr")
-        values = np.array(self.column("mse" if is_psnr else metric, made_by), dtype=np.float64)
+        values = self._matrix("mse" if is_psnr else metric, made_by)
         values = values.reshape(self._num_clips(), -1, values.shape[-1])
         return _decibels(values) if is_psnr else values
 
-    def per_clip(self, metric: str, samples: str) -> np.ndarray | None:
+    def per_clip(self, metric: str, samples: str, made_by: str = "model") -> np.ndarray | None:
         """
-        A metric of the model for each clip: what a number is the mean of.
+        A metric for each clip: what a number is the mean of.
 
         Args:
             metric (`str`): One of the protocol's metrics.
             samples (`str`): Of the number: `"best of 10"`, `"mean of 10"`, ...
+            made_by (`str`, *optional*, defaults to `"model"`): Or a baseline.
 
         Returns:
             `np.ndarray` of shape `(clips,)` or `None`: `None` for what is a number of all clips together only.
         """
-        if metric in self.protocol.metrics:
-            values = self.per_sample(metric, "model")
+        if metric in self.protocol.metrics and metric != "psnr_of_mean_mse":
+            values = self.per_sample(metric, made_by)
             if samples.startswith("best"):
                 return values.max(axis=1) if metric in HIGHER_IS_BETTER else values.min(axis=1)
             return values.mean(axis=1)
@@ -255,6 +284,37 @@ class Results:
         """
         first = [sample == 0 for sample in self.column("sample", "model")]
         return [name for name, is_first in zip(self.column("video", "model"), first) if is_first]
+
+    def chosen_videos(self) -> list[dict]:
+        """
+        The best, the median and the worst video by the first metric of single videos, or, without one, the first samples.
+
+        Returns:
+            `list[dict]`: `"file"`, and `"clip"`, `"video"`, `"start"`, `"sample"`, `"metric"`, `"value"` of what it shows;
+            the value is `None` where there is no metric, and where it is infinite.
+        """
+        metric = next((name for name in self.protocol.metrics if name != "psnr_of_mean_mse"), None)
+        videos, starts, samples = (self.column(name, "model") for name in ("video", "start", "sample"))
+        count = self.protocol.samples_per_clip
+        if metric is None:
+            names = [f"sample_{clip}.gif" for clip in range(min(NUM_SAMPLES_SHOWN, self._num_clips()))]
+            places, values = [clip * count for clip in range(len(names))], None
+        else:
+            names, values = ["best.gif", "median.gif", "worst.gif"], self.per_sample(metric, "model").ravel()
+            order = np.argsort(-values if metric in HIGHER_IS_BETTER else values, kind="stable")
+            places = [int(order[place]) for place in (0, len(order) // 2, len(order) - 1)]
+        return [
+            {
+                "file": name,
+                "clip": place // count,
+                "video": videos[place],
+                "start": starts[place],
+                "sample": samples[place],
+                "metric": metric,
+                "value": None if values is None or not math.isfinite(values[place]) else float(values[place]),
+            }
+            for name, place in zip(names, places)
+        ]
 
     def rank_shares(self) -> np.ndarray:
         """
@@ -298,7 +358,8 @@ class Results:
             "better": "higher" if metric in HIGHER_IS_BETTER else "lower",
         }
         if not np.isfinite(values).all():
-            note = f"{int((~np.isfinite(values)).sum())} of {len(values)} clips have a frame that is met exactly"
+            what = "have a frame" if metric == "psnr_frame_mean" else "have a video"
+            note = f"{int((~np.isfinite(values)).sum())} of {len(values)} clips {what} that is met exactly: infinite decibels"
             none = dict.fromkeys(("value", "low", "high", "std", "normal_half_width"))
             return Number(**{**common, **none, "interval": "none", "note": note, **more})
         mean, std, half_width = normal_interval(values)
@@ -320,6 +381,9 @@ class Results:
         protocol, numbers = self.protocol, []
         for metric in protocol.metrics:
             for made_by in self.makers():
+                if metric == "psnr_of_mean_mse":
+                    numbers += self._psnr_of_mean_mse(made_by)
+                    continue
                 values = self.per_sample(metric, made_by)
                 count = values.shape[1]
                 if count > 1 and protocol.best_of == "each_metric":
@@ -328,6 +392,32 @@ class Results:
                 with np.errstate(invalid="ignore"):
                     mean = values.mean(axis=1)
                 numbers.append(self._number(metric, made_by, "1" if count == 1 else f"mean of {count}", mean))
+        return numbers
+
+    def _psnr_of_mean_mse(self, made_by: str) -> list[Number]:
+        """The numbers of the mean squared error, in decibels: the mean first, so its ends become ends."""
+        values = self.per_sample("mse", made_by)
+        count = values.shape[1]
+        best = {f"best of {count}": values.min(axis=1)} if self.protocol.best_of == "each_metric" and count > 1 else {}
+        numbers = []
+        for samples, mse in {**best, "1" if count == 1 else f"mean of {count}": values.mean(axis=1)}.items():
+            number = self._number("mse", made_by, samples, mse)
+            value, low, high = (
+                None if x is None or x <= 0 else float(_decibels(np.array(x)))
+                for x in (number.value, number.low, number.high)
+            )
+            own = {
+                "metric": "psnr_of_mean_mse",
+                "value": value,
+                "low": high,
+                "high": low,
+                "unit": "dB",
+                "better": "higher",
+            }
+            own |= {"definition": self._definition("psnr_of_mean_mse"), "std": None, "normal_half_width": None}
+            own |= {"interval": number.interval} if low is not None and high is not None else {"interval": "none"}
+            own |= {"note": "every video is met exactly"} if value is None else {}
+            numbers.append(dataclasses.replace(number, **own))
         return numbers
 
     def _ensemble(self) -> list[Number]:
@@ -358,7 +448,7 @@ class Results:
         groups, factor = self.groups(), (count + 1) / count
         low, high, method = _interval(lambda: mean_interval(variance, groups, weights=error))
         low, high = (None if x is None else math.sqrt(max(0.0, factor * x)) for x in (low, high))
-        ratio = math.sqrt(factor * variance.mean() / error.mean())
+        ratio = spread_skill_ratio(variance, error, num_members=count)
         own = {"value": ratio, "low": low, "high": high, "interval": method, "std": None, "normal_half_width": None}
         more = own | {"better": "", "note": "1 for a calibrated ensemble; below, it is too sure of itself"}
         return self._number("spread_skill_ratio", "model", together, variance, **more)
@@ -367,42 +457,55 @@ class Results:
         numbers = []
         for place, network in enumerate(self.settings["networks"]):
             column, distance = f"features_{place}", DISTANCES[network["distance"]]
-            real = np.array(self.column(column, "truth"), dtype=np.float64)  # (N, D)
-            if len(set(self._clip_hashes())) == 1:
-                raise ResultsError(
-                    "All clips are the same, so there is no distribution of true videos to compare with."
-                )
+            real = self._matrix(column, "truth")  # (N, D)
             for made_by in self.makers():
-                made = np.array(self.column(column, made_by), dtype=np.float64).reshape(len(real), -1, real.shape[1])
+                made = self._matrix(column, made_by).reshape(len(real), -1, real.shape[1])
                 numbers += self._distance(network, distance, made_by, real, made)
         return numbers
 
     def _distance(self, network: dict, distance: Callable, made_by: str, real: np.ndarray, made: np.ndarray):
         """Of all samples together, and, if the protocol asks for it, of each trajectory apart."""
-        metric = "fvd" if network["is_i3d"] else network["distance"]
         num_clips, count = made.shape[:2]
+        given = "with" if self.protocol.given_frames_in_distances else "without"
+        definition = f"{DEFINITIONS[network['distance']]}; network: {network['name']}; {given} the given frames"
+        blank = dict.fromkeys(("std", "normal_half_width"))
+        more = {"definition": definition, "better": "lower", **blank}
+        metric, zeros = self._distance_name(network), np.zeros(num_clips)
+        samples = "1" if count == 1 else f"{count} together"
+        if (real == real[0]).all():
+            none = dict.fromkeys(("value", "low", "high"))
+            none |= {
+                "interval": "none",
+                "note": "all true videos look the same to the network: there is no distribution",
+            }
+            yield self._number(metric, made_by, samples, zeros, **more, **none)
+            return
         value = distance(_moments(real), _moments(made.reshape(-1, made.shape[2])))
         low, high, method = _interval(
             lambda: distance_interval(distance, real, made, self.groups(), num_blocks=NUM_BLOCKS)
         )
-        given = "with" if self.protocol.given_frames_in_distances else "without"
-        note = f"{network['name']}; {given} the given frames"
+        note = f"{num_clips * count} made against {num_clips} true videos; {network['name']}; {given} the given frames"
         if num_clips <= real.shape[1]:
-            note += f"; {num_clips} clips for {real.shape[1]} features"
-        definition = DEFINITIONS[network["distance"]]
-        more = {"definition": f"{definition}; network: {network['name']}", "better": "lower"}
+            note += f"; fewer clips than its {real.shape[1]} features: biased upwards, compare at equal numbers only"
         own = {"value": value, "low": low, "high": high, "interval": method, "note": note}
-        blank = {"std": None, "normal_half_width": None}
-        zeros = np.zeros(num_clips)
-        samples = "1" if count == 1 else f"{count} together"
-        yield self._number(metric, made_by, samples, zeros, **more, **own, **blank)
+        yield self._number(metric, made_by, samples, zeros, **more | own)
         if self.protocol.distance_per_trajectory and count > 1:
             values = np.array([distance(_moments(real), _moments(made[:, s])) for s in range(count)])
             mean, std, half_width = normal_interval(values)
             own = {"value": mean, "std": std, "normal_half_width": half_width, "note": note}
+            own["note"] = note.replace(f"{num_clips * count} made", f"{count} times {num_clips} made")
             own |= {"low": mean - half_width, "high": mean + half_width}
             own["interval"] = f"normal over {count} trajectories, as in the original: not over clips"
-            yield self._number(metric, made_by, f"mean over {count} trajectories", zeros, **more, **own)
+            yield self._number(metric, made_by, f"mean over {count} trajectories", zeros, **more | own)
+
+    def _distance_name(self, network: dict) -> str:
+        """FVD only over I3D; other networks stand in the name, whole where two are of one kind."""
+        if network["is_i3d"]:
+            return "fvd"
+        names = [other["name"] for other in self.settings["networks"]]
+        short = network["name"].split(",")[0]
+        is_alone = sum(name.split(",")[0] == short for name in names) == 1
+        return f"{network['distance']} over {short if is_alone else network['name']}"
 
     def _clip_hashes(self) -> list[str]:
         return self.column("clip_sha256", "model")
@@ -411,6 +514,9 @@ class Results:
         definition = DEFINITIONS.get(metric, "")
         if metric == "ssim":
             definition += f"; quantisation {self.protocol.ssim_quantisation}, color {self.protocol.ssim_color}"
+        unit = self.settings["ensemble_unit"]
+        if metric in ("crps", "fair_crps", "energy_score", "spread_skill_ratio"):
+            definition += f"; in shares {unit}" if unit else "; in the model's units"
         if metric == "lpips":
             definition += f"; {self.settings['lpips']}"
         return definition
@@ -445,6 +551,12 @@ def compare(first: Results, second: Results) -> list[tuple[Number, Number, "dict
         raise ResultsError(
             f"Both were evaluated by {first.protocol.label}, but on different clips, so their numbers do not compare: use the"
             " same data."
+        )
+    ranges = [results.settings["model"]["value_range"] for results in (first, second)]
+    if ranges[0] != ranges[1]:
+        raise ResultsError(
+            f"The models work in different ranges of values, {ranges[0]} and {ranges[1]}, and errors are measured in shares of"
+            " them: these numbers do not compare."
         )
     if [n["name"] for n in first.settings["networks"]] != [n["name"] for n in second.settings["networks"]]:
         raise ResultsError("The distances of the two are over different feature networks, and do not compare.")
@@ -496,6 +608,17 @@ def write_results(path: Path, tables: list, settings: dict) -> Results:
     return Results.read(path)
 
 
+def _schema(num_networks: int):
+    """The columns of a file of results."""
+    import pyarrow as pa
+
+    kinds = {"int32": pa.int32(), "string": pa.string(), "double": pa.float64()}
+    kinds |= {"list<double>": pa.list_(pa.float64()), "list<int64>": pa.list_(pa.int64())}
+    columns = {name: kinds[kind] for name, kind in COLUMNS.items()}
+    columns |= {f"features_{number}": pa.list_(pa.float32()) for number in range(num_networks)}
+    return pa.schema(list(columns.items()))
+
+
 def make_table(rows: list[dict], *, num_networks: int):
     """
     Rows as a table with all columns, those without values included.
@@ -509,11 +632,7 @@ def make_table(rows: list[dict], *, num_networks: int):
     """
     import pyarrow as pa
 
-    kinds = {"int32": pa.int32(), "string": pa.string(), "double": pa.float64()}
-    kinds |= {"list<double>": pa.list_(pa.float64()), "list<int64>": pa.list_(pa.int64())}
-    columns = {name: kinds[kind] for name, kind in COLUMNS.items()}
-    columns |= {f"features_{number}": pa.list_(pa.float32()) for number in range(num_networks)}
-    return pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items())))
+    return pa.Table.from_pylist(rows, schema=_schema(num_networks))
 
 
 def digest_of(table, settings: dict) -> str:
@@ -541,6 +660,7 @@ def digest_of(table, settings: dict) -> str:
             lengths = pc.fill_null(pc.list_value_length(values), -1)
             digest.update(lengths.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
             values = values.flatten()
+            digest.update(np.ascontiguousarray(pc.is_null(values).to_numpy(zero_copy_only=False)).tobytes())
         if pa.types.is_string(values.type):
             digest.update(json.dumps(values.to_pylist()).encode())
         else:
@@ -563,6 +683,7 @@ def to_json(results: Results, *, cost: dict | None = None) -> dict:
     return {
         "protocol": results.protocol.to_dict() | {"label": results.protocol.label, "sha256": results.protocol.digest},
         "numbers": [asdict(number) for number in results.numbers()],
+        "videos": results.chosen_videos(),
         **{name: value for name, value in results.settings.items() if name != "protocol"},
         "cost": cost,
     }
@@ -584,5 +705,4 @@ def _moments(features: np.ndarray) -> FeatureMoments:
 
 
 def _decibels(mse: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return -10 * np.log10(mse)
+    return psnr_of_mse(torch.from_numpy(np.asarray(mse, dtype=np.float64))).numpy()

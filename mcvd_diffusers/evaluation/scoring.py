@@ -8,8 +8,8 @@ One row for each video that was judged:
 | `made_by` | `"model"`, a baseline, `"truth"`, or `"ensemble"`: all samples of the clip together |
 | `sample` | number of the sample, from 0 |
 | `mse`, `ssim`, `lpips` | of each frame that was made, values in `[0, 1]` |
-| `crps`, `fair_crps`, `variance`, `squared_error` | of each frame, of the ensemble, in the model's units |
-| `energy_score` | of the ensemble, in the model's units |
+| `crps`, `fair_crps`, `variance`, `squared_error` | of each frame, of the ensemble, in the model's units (of channels in different units: in shares of each one's range) |
+| `energy_score` | of the ensemble, in the same units |
 | `rank_counts` | pixels in whose ensemble the truth has rank 0, 1, ... |
 | `features_0`, `features_1`, ... | what the first, second, ... feature network makes of the video |
 
@@ -101,6 +101,11 @@ class Scorer:
         Raises:
             ValueError: If something cannot be computed.
         """
+        for place, clip in enumerate(clips):
+            if not torch.isfinite(samples[place]).all():
+                raise ValueError(
+                    f"The samples of clip {clip.index} hold NaN or infinite values, so nothing can be computed of them."
+                )
         num_samples = samples.shape[1]
         shown = self.normalizer.to_display
         videos = {"truth": truth[:, None]} if self.networks else {}
@@ -127,7 +132,7 @@ class Scorer:
     def _quality(self, made: torch.Tensor, truth: torch.Tensor) -> dict[str, list]:
         """Of videos (N, T, C, H, W) in [0, 1], frame by frame."""
         protocol, columns = self.protocol, {}
-        if {"mse", "psnr_of_video_mse", "psnr_frame_mean"} & set(protocol.metrics):
+        if any(metric == "mse" or metric.startswith("psnr") for metric in protocol.metrics):
             columns["mse"] = frame_mse(made, truth).tolist()
         if "ssim" in protocol.metrics:
             options = {"quantisation": protocol.ssim_quantisation, "color": protocol.ssim_color}
@@ -151,6 +156,9 @@ class Scorer:
 
     def _ensemble(self, samples: np.ndarray, truth: np.ndarray, clip: EvaluationClip) -> dict:
         """Of all samples (S, T, C, H, W) of a clip, frame by frame where there is a choice."""
+        if ensemble_unit(self.normalizer):  # channels of different units cannot be averaged
+            low, high = (np.array(ends)[:, None, None] for ends in (self.normalizer.low, self.normalizer.high))
+            samples, truth = ((x - low) / (high - low) for x in (samples, truth))
         wanted, members, truth = self.protocol.ensemble_metrics, samples[None], truth[None]
         scores = {}
         for name, is_fair in (("crps", False), ("fair_crps", True)):
@@ -167,6 +175,20 @@ class Scorer:
             rng = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
             scores["rank_counts"] = rank_histogram(members, truth, rng=rng)[0].tolist()
         return scores
+
+
+def ensemble_unit(normalizer: FrameNormalizer) -> str:
+    """
+    What scores of ensembles are in, where it is not the model's units.
+
+    Args:
+        normalizer ([`FrameNormalizer`]): Of the model.
+
+    Returns:
+        `str`: Empty: the model's units, if all channels have the same range; otherwise shares of each channel's range.
+    """
+    is_one_range = len(set(zip(normalizer.low, normalizer.high))) == 1
+    return "" if is_one_range else "of each channel's range"
 
 
 def _identity(clip: EvaluationClip) -> dict:

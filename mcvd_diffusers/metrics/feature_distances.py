@@ -47,14 +47,12 @@ class FeatureMoments:
         self._check_count(1, "a second moment")
         return self._scatter / self._count + np.outer(self._mean, self._mean)
 
-    def update(self, features: np.ndarray, *, repeats: np.ndarray | None = None) -> None:
+    def update(self, features: np.ndarray) -> None:
         """
         Add a batch.
 
         Args:
             features (`np.ndarray` of shape `(N, D)`): Vectors; none at all (`N` 0) is fine.
-            repeats (`np.ndarray` of shape `(N,)`, integer, *optional*):
-                How often each vector counts, 0 or more; once by default. Resampling needs it.
 
         Raises:
             ValueError: If a shape does not fit, `D` is not that of earlier batches, or a value is not finite.
@@ -69,26 +67,10 @@ class FeatureMoments:
             )
         batch = FeatureMoments()
         batch._count = len(features)
-        if repeats is not None:
-            repeats = np.asarray(repeats)
-            if (
-                repeats.shape != features.shape[:1]
-                or not np.issubdtype(repeats.dtype, np.integer)
-                or (repeats < 0).any()
-            ):
-                raise ValueError(
-                    f"`repeats` must hold {len(features)} integers of 0 or more, one for each row of `features`, got"
-                    f" {repeats.dtype} of shape {repeats.shape}."
-                )
-            is_used = repeats > 0
-            features, repeats = features[is_used], repeats[is_used]
-            batch._count = int(repeats.sum())
         if batch._count == 0:
             return
-        batch._mean = np.average(features, axis=0, weights=repeats)
+        batch._mean = features.mean(axis=0)
         centred = features - batch._mean
-        if repeats is not None:
-            centred *= np.sqrt(repeats)[:, None]
         batch._scatter = centred.T @ centred  # exactly symmetric: the product of a matrix with itself
         self.merge(batch)
 

@@ -1,6 +1,7 @@
 """The commands `evaluate`, `compare` and `protocols`: what they print, refuse, and say is the way out."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def test_evaluate_then_check_then_compare(evaluate, tmp_path, capsys):
     assert status == 0 and "results.json agrees" in again
     table = [line for line in out.splitlines() if line.startswith(("psnr", "ssim", "crps", "mse"))]
     assert len(table) == 3 * 4 + 1 and all(line in again for line in table)
+    assert "against repeat_last_frame, clip by clip: " in out and "worse in" in out
 
     assert (
         main(["evaluate", "--from", str(tmp_path / "out" / "results.parquet"), "--output", str(tmp_path / "new")]) == 0
@@ -48,7 +50,7 @@ def test_evaluate_then_check_then_compare(evaluate, tmp_path, capsys):
 
     assert evaluate("--seed", "3", output=tmp_path / "other")[0] == 0
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "other")]) == 0
-    assert "first - second, clip by clip" in capsys.readouterr().out
+    assert "its 95 % interval, clip by clip" in capsys.readouterr().out
     assert evaluate("--num_clips", "5", output=tmp_path / "five")[0] == 0
     assert main(["compare", str(tmp_path / "out"), str(tmp_path / "five")]) == 1
     assert "different protocols, squares v1 and squares v1 (num_clips=5)" in capsys.readouterr().err
@@ -107,15 +109,15 @@ def test_networks_of_transformers_and_torchscript(evaluate, model_folder, videos
     places = ("--videomae", tmp_path / "videomae", "--vjepa2", tmp_path / "vjepa2")
     status, _, err = evaluate(*places, protocol=own)
     assert status == 0, err
-    numbers = [n for n in Results.read(tmp_path / "out").numbers() if n.metric in ("frechet", "mmd", "fvd")]
+    numbers = [n for n in Results.read(tmp_path / "out").numbers() if n.metric not in ("mse",)]
     # V-JEPA 2 is compared as JEDi compares V-JEPA, but its name says which it is; nothing here is I3D, so nothing is FVD.
     assert [(n.metric, n.definition.split("network: ")[1].split()[0]) for n in numbers] == [
-        ("frechet", "videomae"),
-        ("frechet", "videomae"),
-        ("mmd", "vjepa2"),
-        ("mmd", "vjepa2"),
-        ("frechet", "torchscript,"),
-        ("frechet", "torchscript,"),
+        ("frechet over videomae videomae", "videomae"),
+        ("frechet over videomae videomae", "videomae"),
+        ("mmd over vjepa2 vjepa2", "vjepa2"),
+        ("mmd over vjepa2 vjepa2", "vjepa2"),
+        ("frechet over torchscript", "torchscript,"),
+        ("frechet over torchscript", "torchscript,"),
     ]
     assert all(n.value > 0 and n.low <= n.value <= n.high for n in numbers)
 
@@ -128,18 +130,16 @@ def test_networks_of_transformers_and_torchscript(evaluate, model_folder, videos
         (["--protocol", "mcvd-kth"], "There is no protocol 'mcvd-kth'"),
         (["--leave_out", "fid"], "--leave_out fid: squares v1 does not measure that, but psnr_of_video_mse"),
         (["--scheduler", "DDIM"], "--scheduler must be one of Diffusers' schedulers"),
-        (["--names", "x*"], "names videos that are not there: x"),
+        (["--names", "x*"], "--names: `names` names videos that are not there: x"),
         (["--names", "squares*", "--validation_fraction", "0.5"], "both say which videos: pass one of them"),
         (["--i3d", "file.pt"], "--i3d means nothing for squares v1, which does not ask for that network"),
-        (["--digits", "sklearn"], "Pass --data PATH, or --digits"),
+        (["--digits", "sklearn"], "squares v1 judges videos, not digits that are drawn"),
         (["--variant", "ema"], "cannot be loaded as a pipeline with --variant ema"),
         (["--num_clips", "500"], "judges 500 clips, and the data have 48"),
         (["--from", "out"], "MODEL means nothing with --from"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_made(evaluate, tmp_path, more, message):
-    import re
-
     status, out, err = evaluate(*more)
     assert status == 1 and not (tmp_path / "out").exists()
     assert re.search(message, err), err
@@ -169,9 +169,9 @@ def test_leaving_out_and_taking_less_is_in_the_label(evaluate, tmp_path):
     status, out, _ = evaluate("--leave_out", "ssim", "crps", "--samples_per_clip", "2", "--num_clips", "4")
     assert status == 0
     results = Results.read(tmp_path / "out")
-    assert "num_clips=4, samples_per_clip=2" in results.protocol.label and "metrics=" in results.protocol.label
+    assert results.protocol.label == "squares v1 (num_clips=4, samples_per_clip=2, without ssim, crps)"
     assert not {"ssim", "crps"} & {number.metric for number in results.numbers()}
-    assert "this is not squares as published" in out
+    assert "these are no numbers of squares v1 itself" in out
 
 
 def test_missing_values_end_it(evaluate, tmp_path, videos):
@@ -187,8 +187,11 @@ def test_protocols_are_listed_and_printed(capsys):
     assert "mcvd-kth-10-30" in capsys.readouterr().out
     assert main(["protocols", "mcvd-kth-10-30"]) == 0
     text = capsys.readouterr().out
-    assert yaml.safe_load(text)["num_past_frames"] == 10 and "sha256 of what is measured" in text
+    assert yaml.safe_load(text)["num_past_frames"] == 10 and "SHA-256 of what is measured" in text
+    assert "resize: stretch" in text  # also what the file leaves unsaid
     assert main(["protocols", "nope"]) == 1
+    assert main(["protocols", "--fields"]) == 0
+    assert "each_metric" in capsys.readouterr().out
 
 
 def test_results_that_are_none_are_refused(tmp_path, capsys):
@@ -199,4 +202,4 @@ def test_results_that_are_none_are_refused(tmp_path, capsys):
         ["evaluate", "--from", tmp_path / "no"],
     ):
         assert main([str(word) for word in words]) == 1
-        assert "cannot be read as results" in capsys.readouterr().err
+        assert re.search("cannot be read as results|does not exist", capsys.readouterr().err)

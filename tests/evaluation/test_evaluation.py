@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from PIL import Image
 
+from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.data import ClipReader, VideoInfo, open_reader
 from mcvd_diffusers.evaluation import (
     Results,
@@ -24,12 +26,25 @@ from mcvd_diffusers.evaluation import (
     draw_digits,
     evaluate,
 )
+from mcvd_diffusers.evaluation.clips import EvaluationClip
 from mcvd_diffusers.evaluation.evaluate import make_videos
-from mcvd_diffusers.evaluation.report import as_comparison, as_table
+from mcvd_diffusers.evaluation.report import _verdict, against_baselines, as_comparison, as_table
+from mcvd_diffusers.evaluation.scoring import Scorer
 from mcvd_diffusers.folder_lock import LOCK_NAME
-from mcvd_diffusers.metrics import frame_mse, frame_ssim, mean_interval, psnr_of_mse, repeat_last_frame, video_mse
+from mcvd_diffusers.metrics import (
+    FeatureMoments,
+    crps,
+    frame_mse,
+    frame_ssim,
+    frechet_distance,
+    mean_interval,
+    psnr_of_mse,
+    repeat_last_frame,
+    video_mse,
+)
 from mcvd_diffusers.normalization import FrameNormalizer
-from mcvd_diffusers.protocols import load_protocol
+from mcvd_diffusers.protocols import Protocol, load_protocol
+from mcvd_diffusers.randomness import keyed_seed
 
 
 FAST = Sampler(num_inference_steps=2)
@@ -107,7 +122,7 @@ def test_every_number_carries_its_protocol(pipeline, videos, protocol, tmp_path)
         assert entry["protocol"] == label and entry["definition"]
         assert entry["num_clips"] == 12 and entry["num_videos"] == 12 and entry["num_samples"] in (12, 36)
         assert entry["low"] <= entry["value"] <= entry["high"] and entry["interval"]
-    frechet = [entry for entry in stated["numbers"] if entry["metric"] == "frechet"]
+    frechet = [entry for entry in stated["numbers"] if entry["metric"] == "frechet over brightness and contrast"]
     assert [entry["samples"] for entry in frechet] == ["3 together", "mean over 3 trajectories", "1"]
     assert all("brightness and contrast" in entry["definition"] for entry in frechet)
     assert not any(entry["metric"] == "fvd" for entry in stated["numbers"])  # only over I3D
@@ -246,7 +261,8 @@ def test_numbers_of_different_protocols_are_not_compared(pipeline, videos, proto
         if first.metric != "spread_skill_ratio":
             assert difference["low"] <= difference["value"] <= difference["high"]
     text = as_comparison(one, two, rows)
-    assert text.count("squares v1") == 2 and "no difference is shown" in text
+    assert "squares v1" in text and "no difference is shown" in text
+    assert "seed 5" in text.split("second, where it differs:")[1]
 
     fewer = run(pipeline, videos, protocol.changed(num_clips=4), tmp_path / "fewer")
     with pytest.raises(ResultsError, match=r"different protocols, squares v1 and squares v1 \(num_clips=4\)"):
@@ -279,8 +295,9 @@ def test_other_tasks(pipeline, videos, protocol, tmp_path, task):
     baseline = {"interpolation": "blend_linearly", "past_prediction": "repeat_first_frame"}.get(task)
     assert results.makers() == ["model", *([baseline] if baseline else [])]
     pictures = {path.name for path in (tmp_path / "out").glob("*.gif")}
-    assert pictures == ({"generated.gif"} if task == "generation" else {"best.gif", "median.gif", "worst.gif"})
-    assert number(results, "frechet", samples="3 together").value > 0
+    few = {f"sample_{clip}.gif" for clip in range(4)}
+    assert pictures == (few if task == "generation" else {"best.gif", "median.gif", "worst.gif"})
+    assert number(results, "frechet over brightness and contrast", samples="3 together").value > 0
 
 
 def test_infinite_psnr_is_no_number(pipeline, tmp_path, protocol):
@@ -288,14 +305,12 @@ def test_infinite_psnr_is_no_number(pipeline, tmp_path, protocol):
     np.save(tmp_path / "still.npy", still)
     results = run(pipeline, tmp_path / "still.npy", protocol, tmp_path / "out")
     exact = number(results, "psnr_of_video_mse", "repeat_last_frame")
-    assert exact.value is None and "12 of 12 clips have a frame that is met exactly" in exact.note
+    assert exact.value is None and "12 of 12 clips have a video that is met exactly" in exact.note
     assert "not defined" in str(exact) and number(results, "mse", "repeat_last_frame").value == 0
     json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)  # no Infinity in it
 
 
 def test_models_in_other_units(tmp_path, model_folder, videos, protocol):
-    from mcvd_diffusers import MCVDPipeline
-
     pipe = MCVDPipeline.from_pretrained(model_folder)
     pipe = MCVDPipeline(
         pipe.unet, pipe.scheduler, normalization=FrameNormalizer.from_range(200, 320, nan_fill=250).to_config()
@@ -386,10 +401,12 @@ def test_clips_of_one_video_are_one_group(pipeline, protocol, tmp_path):
 
 
 def test_moving_digits_of_a_protocol():
-    protocol = load_protocol("mcvd-smmnist-5-10").changed(num_clips=3)
-    clips = draw_digits(protocol, "sklearn", num_channels=1)
+    protocol = load_protocol("mcvd-smmnist-5-10")
+    protocol = protocol.changed(num_clips=3, moving_digits=protocol.moving_digits | {"source": "sklearn"})
+    assert "source=sklearn" in protocol.label  # other digits, other numbers
+    clips = draw_digits(protocol, num_channels=1)
     assert len(clips) == 3 and clips[0].frames.shape == (15, 1, 64, 64)
-    assert clips[0].sha256 == draw_digits(protocol, "sklearn", num_channels=1)[0].sha256 != clips[1].sha256
+    assert clips[0].sha256 == draw_digits(protocol, num_channels=1)[0].sha256 != clips[1].sha256
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -450,10 +467,6 @@ def test_networks_that_cannot_see_the_videos(pipeline, videos, protocol, tmp_pat
 
 
 def test_a_model_that_reads_no_future_does_not_interpolate(videos, protocol, tmp_path):
-    from diffusers import DDIMScheduler
-
-    from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
-
     unet = MCVDUNet2DModel(
         sample_size=16,
         in_channels=1,
@@ -515,3 +528,361 @@ def test_two_processes_write_the_file_of_one_and_a_killed_one_goes_on(model_fold
     again = launch("killed")
     assert again.wait(300) == 0, again.stdout.read()
     assert (tmp_path / "killed" / "results.parquet").read_bytes() == same
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What must not go wrong silently
+
+
+def test_a_protocol_with_everything_gives_what_its_words_say(tmp_path):
+    """Colour, 8 bits and luma, given frames in distances, trajectories, more given frames than the model reads."""
+    rng = np.random.RandomState(0)
+    np.save(tmp_path / "colour.npy", rng.randint(0, 256, (6, 9, 3, 16, 16)).astype(np.uint8))
+    unet = MCVDUNet2DModel(
+        sample_size=16,
+        in_channels=3,
+        num_past_frames=2,
+        num_frames=2,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        layers_per_block=1,
+    )
+    pipe = MCVDPipeline(unet, DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    protocol = Protocol(
+        name="all",
+        version=1,
+        title="all",
+        source="here",
+        task="prediction",
+        num_past_frames=4,
+        num_frames=3,
+        num_clips=6,
+        samples_per_clip=2,
+        best_of="each_metric",
+        metrics=("mse", "psnr_of_mean_mse", "ssim"),
+        ssim_quantisation="floor_8bit",
+        ssim_color="luma",
+        feature_networks=("own",),
+        given_frames_in_distances=True,
+        distance_per_trajectory=True,
+    )
+    clips = choose_clips(
+        open_reader(tmp_path / "colour.npy", axes="NTCHW"),
+        protocol,
+        normalizer=FrameNormalizer(),
+        num_channels=3,
+        description="noise",
+    )
+    options = {"model": "tiny", "sampler": FAST, "networks": [Moments()], "batch_size": 4}
+    results = evaluate(pipe, clips, protocol, tmp_path / "out", **options)
+    video = torch.stack([clips[i].frames for i in range(6)])
+    past, truth = video.split([4, 3], dim=1)
+    generators = [torch.Generator().manual_seed(keyed_seed(0, i)) for i in range(6)]
+    samples = pipe(
+        past_frames=past[:, -2:],  # the model reads two, the nearest
+        num_frames=3,
+        ensemble_size=2,
+        num_inference_steps=2,
+        generator=generators,
+        output_type="pt",
+    ).frames.unflatten(0, (6, 2))
+    assert "reads     2 of 4 past frames that are given; makes 2 blocks of 2 frames" in as_table(results)
+
+    options = {"quantisation": "floor_8bit", "color": "luma"}
+    ssim = torch.stack([frame_ssim(samples[:, s], truth, **options).mean(dim=1) for s in range(2)], dim=1)
+    assert number(results, "ssim", samples="best of 2").value == pytest.approx(
+        float(ssim.max(1).values.mean()), abs=1e-5
+    )
+    plain = torch.stack([frame_ssim(samples[:, s], truth).mean(dim=1) for s in range(2)], dim=1)
+    assert not torch.allclose(ssim, plain, atol=1e-3)
+    mse = torch.stack([video_mse(samples[:, s], truth) for s in range(2)], dim=1)
+    found = number(results, "psnr_of_mean_mse", samples="mean of 2")
+    assert (
+        found.value == pytest.approx(float(psnr_of_mse(mse.mean())), rel=1e-5) and found.low < found.value < found.high
+    )
+
+    def features(frames):
+        moments = FeatureMoments()
+        moments.update(Moments().features(frames).double().numpy())
+        return moments
+
+    real = features(video)  # each clip once
+    whole = [torch.cat([past, samples[:, s]], dim=1) for s in range(2)]
+    name = "frechet over brightness and contrast"
+    expected = frechet_distance(real, features(torch.cat(whole)))
+    assert number(results, name, samples="2 together").value == pytest.approx(expected, rel=1e-4)
+    apart = [frechet_distance(real, features(frames)) for frames in whole]
+    found = number(results, name, samples="mean over 2 trajectories")
+    assert found.value == pytest.approx(np.mean(apart), rel=1e-4) and found.std == pytest.approx(
+        np.std(apart), rel=1e-3
+    )
+    assert "12 made against 6 true videos" in number(results, name, samples="2 together").note
+    baseline = torch.cat([past, repeat_last_frame(past, 3)], dim=1)
+    assert number(results, name, "repeat_last_frame").value == pytest.approx(
+        frechet_distance(real, features(baseline)), rel=1e-4
+    )
+
+    best, median, worst = results.chosen_videos()
+    flat = results.per_sample("mse", "model").ravel()
+    assert (best["value"], worst["value"]) == (flat.min(), flat.max()) and best["value"] < median["value"] < worst[
+        "value"
+    ]
+    assert results.per_sample("mse", "model")[worst["clip"], worst["sample"]] == worst["value"]
+
+
+def test_given_future_frames_are_part_of_distances(pipeline, videos, protocol, tmp_path):
+    between = dataclasses.replace(
+        protocol,
+        task="interpolation",
+        num_frames=3,
+        num_future_frames=1,
+        samples_per_clip=1,
+        ensemble_metrics=(),
+        feature_networks=("own",),
+        given_frames_in_distances=True,
+    )
+    results = run(pipeline, videos, between, tmp_path / "out")
+    clips = clips_of(videos, between)
+    whole = torch.stack([clips[i].frames for i in range(12)])
+    expected = Moments().features(whole)
+    np.testing.assert_allclose(results._matrix("features_0", "truth"), expected.numpy(), rtol=1e-5)
+    assert results._matrix("features_0", "model").shape == (12, 12)  # brightness and contrast of 2 + 3 + 1 frames
+
+
+def test_the_better_model_is_called_so(pipeline, videos, protocol, tmp_path):
+    results = run(pipeline, videos, protocol, tmp_path / "out")
+    # An untrained network is far worse than a still picture, in each metric and both directions.
+    (line,) = against_baselines(results)
+    assert line.startswith("against repeat_last_frame, clip by clip: ") and "worse in psnr_of_video_mse" in line
+    assert "mse (best of 3)" in line and "better in" not in line
+    assert [_verdict(*ends, "higher", "first", "second", "-") for ends in ((1, 2), (-2, -1), (-1, 1))] == [
+        "first",
+        "second",
+        "-",
+    ]
+    assert [_verdict(*ends, "lower", "first", "second", "-") for ends in ((1, 2), (-2, -1), (-1, 1))] == [
+        "second",
+        "first",
+        "-",
+    ]
+
+
+def test_other_data_of_the_same_name_are_not_mixed_in(pipeline, videos, protocol, tmp_path):
+    (tmp_path / "other").mkdir()
+    np.save(tmp_path / "other" / "squares.npy", np.load(videos / "squares.npy")[:, ::-1].copy())
+    run(pipeline, videos, protocol, tmp_path / "out")
+    with pytest.raises(ResultsError, match="holds another evaluation .data.clips_sha256"):
+        run(pipeline, tmp_path / "other", protocol, tmp_path / "out")
+
+
+def test_a_part_of_another_evaluation_is_made_again(pipeline, videos, protocol, tmp_path):
+    def stop(items, label):
+        for count, item in enumerate(items):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield item
+
+    run(pipeline, videos, protocol, tmp_path / "whole")
+    for name, seed in (("out", 0), ("other", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            run(pipeline, videos, protocol, tmp_path / name, seed=seed, progress=stop)
+    parts = [tmp_path / name / "parts" / "part-000001.parquet" for name in ("out", "other")]
+    parts[0].write_bytes(parts[1].read_bytes())
+    first = tmp_path / "out" / "parts" / "part-000000.parquet"
+    (tmp_path / "out" / "parts" / "part-000002.parquet").write_bytes(first.read_bytes())  # a number twice
+    (tmp_path / "out" / "parts" / ".part-000003.parquet.7.partial").write_bytes(b"of a process that was killed")
+    run(pipeline, videos, protocol, tmp_path / "out")
+    same = (tmp_path / "whole" / "results.parquet").read_bytes()
+    assert (tmp_path / "out" / "results.parquet").read_bytes() == same
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_a_folder_that_only_has_a_lock_is_a_new_one(pipeline, videos, protocol, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK_NAME).touch()  # killed before the first word was written
+    assert run(pipeline, videos, protocol, tmp_path / "out") is not None
+
+
+def test_files_of_others_are_left_alone(pipeline, videos, protocol, tmp_path):
+    for text in ('{"my": "notes"}', "[]", "{"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "evaluation.json").write_text(text)
+        (tmp_path / "out" / "results.md").write_text("precious")
+        with pytest.raises(ResultsError, match="holds something else|no JSON any more|not what an evaluation writes"):
+            run(pipeline, videos, protocol, tmp_path / "out")
+        assert (tmp_path / "out" / "evaluation.json").read_text() == text
+        assert (tmp_path / "out" / "results.md").read_text() == "precious"
+
+
+def test_results_of_another_evaluation_in_a_finished_folder_are_noticed(pipeline, videos, protocol, tmp_path):
+    run(pipeline, videos, protocol, tmp_path / "one")
+    run(pipeline, videos, protocol, tmp_path / "two", seed=1)
+    (tmp_path / "one" / "results.parquet").write_bytes((tmp_path / "two" / "results.parquet").read_bytes())
+    with pytest.raises(ResultsError, match="is of another evaluation than"):
+        run(pipeline, videos, protocol, tmp_path / "one")
+
+
+def test_a_results_json_that_was_changed_does_not_stop_a_finished_evaluation(pipeline, videos, protocol, tmp_path):
+    run(pipeline, videos, protocol, tmp_path / "out")
+    for text in ("[]", "NaN", '{"cost": {}}', '{"cost": "x"}', "[" * 10_000):
+        (tmp_path / "out" / "results.json").write_text(text)
+        assert run(pipeline, videos, protocol, tmp_path / "out") is not None
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["numbers"]
+
+
+def test_nothing_is_computed_of_samples_that_are_not_finite(protocol):
+    clip = EvaluationClip(0, "video", 0, torch.rand(7, 1, 16, 16), "hash")
+    samples = torch.rand(1, 3, 5, 1, 16, 16)
+    samples[0, 1, 2, 0, 3, 3] = torch.nan
+    given = clip.frames[None, :2], clip.frames[None, 7:]
+    with pytest.raises(ValueError, match="The samples of clip 0 hold NaN or infinite values"):
+        Scorer(protocol, FrameNormalizer()).rows([clip], clip.frames[None, 2:], samples, {}, given)
+
+
+def test_a_model_that_says_what_is_missing_needs_a_protocol_that_fills(videos, protocol, tmp_path):
+    unet = MCVDUNet2DModel(
+        sample_size=16,
+        in_channels=2,
+        num_past_frames=2,
+        num_frames=5,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        layers_per_block=1,
+    )
+    units = FrameNormalizer.from_range(0, 10, nan_fill=0, has_mask_channel=True)
+    pipe = MCVDPipeline(unet, DDIMScheduler(), normalization=units.to_config())
+    pipe.set_progress_bar_config(disable=True)
+    rain = np.random.RandomState(0).gamma(1, 2, (12, 8, 1, 16, 16)).astype(np.float32)
+    rain[:, :, :, :3] = np.nan
+    np.save(tmp_path / "rain.npy", rain)
+    with pytest.raises(ValueError, match="missing values"):
+        run_of(pipe, tmp_path / "rain.npy", protocol, tmp_path / "out")
+    filled = dataclasses.replace(protocol, missing_values="fill")
+    results = run_of(pipe, tmp_path / "rain.npy", filled, tmp_path / "out")
+    assert all(number.value is not None for number in results.numbers())
+    assert 0 < results.settings["data"]["share_of_values_beyond_range"] < 0.1  # heavy rain is cut off at 10
+    assert "lie beyond the model's range and are cut off" in as_table(results)
+
+
+def run_of(pipe, videos, protocol, output):
+    return evaluate(pipe, clips_of(videos, protocol, pipe.normalizer), protocol, output, model="tiny", sampler=FAST)
+
+
+def test_scores_of_channels_in_different_units_are_shares_of_their_ranges():
+    units = FrameNormalizer.from_range([0, 200], [1, 300])
+    protocol = Protocol(
+        name="two",
+        version=1,
+        title="two",
+        source="here",
+        task="prediction",
+        num_past_frames=1,
+        num_frames=2,
+        samples_per_clip=2,
+        ensemble_metrics=("crps",),
+    )
+    clip = EvaluationClip(0, "video", 0, units.decode(torch.rand(3, 2, 4, 4) * 2 - 1), "hash")
+    samples = units.decode(torch.rand(1, 2, 2, 2, 4, 4) * 2 - 1)
+    given = clip.frames[None, :1], clip.frames[None, 3:]
+    (row,) = (
+        row
+        for row in Scorer(protocol, units).rows([clip], clip.frames[None, 1:], samples, {}, given)
+        if row["made_by"] == "ensemble"
+    )
+    shares, truth = units.to_display(samples).double().numpy(), units.to_display(clip.frames[1:]).double().numpy()
+    np.testing.assert_allclose(row["crps"], crps(shares, truth[None])[0].mean(axis=(1, 2, 3)), rtol=1e-4)
+
+
+def test_the_network_is_counted_whatever_the_scheduler_and_guidance(pipeline, videos, protocol, tmp_path):
+    few = dataclasses.replace(protocol, num_clips=2, samples_per_clip=2, num_frames=3)
+    run(pipeline, videos, few, tmp_path / "plain")
+    run(pipeline, videos, few, tmp_path / "guided", sampler=Sampler(num_inference_steps=2, guidance_scale=2))
+    pipeline.scheduler = HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    run(pipeline, videos, few, tmp_path / "heun")
+    calls = [
+        json.loads((tmp_path / name / "results.json").read_text())["cost"]["network_calls"]
+        for name in ("plain", "guided", "heun")
+    ]
+    assert calls == [4 * 2, 2 * 4 * 2, 4 * 3]
+
+
+def test_schedulers_with_infinite_settings(pipeline, videos, protocol, tmp_path):
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    results = run(pipeline, videos, protocol, tmp_path / "out")
+    assert results.settings["sampler"]["scheduler_config"]["lambda_min_clipped"] == "-Infinity"
+
+
+def test_models_of_other_ranges_are_not_compared(model_folder, videos, protocol, tmp_path):
+    pipe = MCVDPipeline.from_pretrained(model_folder)
+    np.save(tmp_path / "floats.npy", (np.load(videos / "squares.npy") > 100).astype(np.float32))  # the same in both
+    results = []
+    for high in (1, 10):
+        pipe = MCVDPipeline(pipe.unet, pipe.scheduler, normalization=FrameNormalizer.from_range(0, high).to_config())
+        pipe.set_progress_bar_config(disable=True)
+        results.append(run_of(pipe, tmp_path / "floats.npy", protocol, tmp_path / f"out{high}"))
+    with pytest.raises(ResultsError, match="different ranges of values"):
+        compare(*results)
+
+
+def test_distances_over_other_networks_are_not_compared(pipeline, videos, protocol, tmp_path):
+    class Others(Moments):
+        name = "others"
+
+    asking = dataclasses.replace(protocol, feature_networks=("own",))
+    one = run(pipeline, videos, asking, tmp_path / "one")
+    two = run(pipeline, videos, asking, tmp_path / "two", networks=[Others()])
+    with pytest.raises(ResultsError, match="different feature networks"):
+        compare(one, two)
+
+
+def test_networks_that_fail_do_so_before_sampling(pipeline, videos, protocol, tmp_path):
+    asking = dataclasses.replace(protocol, feature_networks=("own",))
+
+    class Broken(Moments):
+        def features(self, videos):
+            raise TypeError("forward() expected at most 2 arguments")
+
+    class Empty(Moments):
+        def features(self, videos):
+            return torch.zeros(len(videos), 0)
+
+    for network, message in (
+        (Broken(), "cannot read these videos: forward"),
+        (Empty(), r"must make a tensor \(2, D\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(pipeline, videos, asking, tmp_path / "out", networks=[network])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_distance_between_equal_videos_is_no_number(pipeline, protocol, tmp_path):
+    np.save(tmp_path / "black.npy", np.zeros((12, 10, 1, 16, 16), np.uint8))
+    results = run(
+        pipeline, tmp_path / "black.npy", dataclasses.replace(protocol, feature_networks=("own",)), tmp_path / "out"
+    )
+    found = number(results, "frechet over brightness and contrast")
+    assert found.value is None and "all true videos look the same" in found.note
+    assert number(results, "mse", samples="best of 3").value > 0  # the others are
+
+
+@pytest.mark.parametrize("change", ["extra column", "null in a list", "rows in another order"])
+def test_other_changes_by_hand_are_noticed(pipeline, videos, protocol, tmp_path, change):
+    import pyarrow as pa
+
+    run(pipeline, videos, protocol, tmp_path / "out")
+    path = tmp_path / "out" / "results.parquet"
+    table = pq.read_table(path)
+    if change == "extra column":
+        table = table.append_column("more", pa.array([{"a": 1}] * len(table)))
+    elif change == "rows in another order":
+        table = table.take(list(range(len(table)))[::-1])
+    else:
+        values = table["rank_counts"].to_pylist()
+        place = next(i for i, value in enumerate(values) if value is not None and 0 in value)
+        values[place] = [x or None for x in values[place]]
+        index = table.schema.get_field_index("rank_counts")
+        table = table.set_column(index, table.schema.field(index), pa.array(values, table.schema.field(index).type))
+    pq.write_table(table, path)
+    with pytest.raises(ResultsError, match="was changed after it was written"):
+        Results.read(path)

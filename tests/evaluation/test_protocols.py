@@ -1,13 +1,17 @@
 """Protocols: the published ones say what their sources say; a wrong one is refused by the name of its field."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mcvd_diffusers.protocols import ProtocolError, list_protocols, load_protocol
+from mcvd_diffusers.protocols import Protocol, ProtocolError, list_protocols, load_protocol, protocol_fields
 from mcvd_diffusers.protocols.protocol import FOLDER
 
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "protocols"
 
 # Label -> (given, made, given after, channels, height, samples, clips, SSIM's quantisation): the MCVD code's `video_gen`
 # settings, and RaMViD's.
@@ -50,17 +54,107 @@ def test_published_protocols_say_what_their_sources_say(name):
     assert "arXiv" in protocol.source and protocol.notes
 
 
+def test_notes_say_what_differs_from_the_sources():
+    for name in list_protocols():
+        protocol, notes = load_protocol(name), " ".join(load_protocol(name).notes)
+        assert ("the sampler is part of each result here" in notes) == name.startswith("mcvd")
+        assert ("and here, too" in notes) == ("psnr_of_video_mse" in protocol.metrics)
+        assert ("split 3 (9624 training and 3696 test videos)" in notes) == ("ucf101" in name)
+        assert "split 1" not in notes
+        if "smmnist" in name:
+            assert protocol.moving_digits["source"] == "mnist"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_examples_load(path):
+    protocol = load_protocol(path)
+    assert protocol.name == path.stem and protocol.moving_digits["source"] == "sklearn"
+    # The same digits.
+    first = load_protocol(EXAMPLES / "digits-4-8.yaml")
+    for name in ("num_clips", "clip_seed", "moving_digits", "frame_size", "num_channels"):
+        assert getattr(protocol, name) == getattr(first, name)
+
+
+def test_there_is_an_example_of_each_kind():
+    tasks = {path.stem: load_protocol(path).task for path in EXAMPLES.glob("*.yaml")}
+    assert {"prediction", "interpolation", "generation"} <= set(tasks.values())
+    assert tasks["digits-interpolation"] == "interpolation" and tasks["digits-generation"] == "generation"
+
+
+def without(names, *left_out):
+    return tuple(x for x in names if x not in left_out)
+
+
 def test_a_changed_protocol_says_so():
     protocol = load_protocol("mcvd-kth-10-30")
-    changed = protocol.changed(num_clips=8).changed(metrics=("ssim",), feature_networks=[])
-    assert changed.label == "mcvd-kth-10-30 v1 (num_clips=8, metrics=ssim, feature_networks=none)"
+    changed = protocol.changed(num_clips=8).changed(metrics=without(protocol.metrics, "lpips"), feature_networks=[])
+    assert changed.label == "mcvd-kth-10-30 v1 (num_clips=8, without lpips, i3d)"
     assert changed.digest != protocol.digest and changed.changed(num_clips=4).label.count("num_clips") == 1
     assert protocol.changed(num_clips=256) is protocol
+    assert protocol.changed(metrics=["mse", "ssim"]).label.endswith("(metrics=mse+ssim)")  # in another order
+    assert protocol.changed(feature_networks=["transnetv2"]).label.endswith("(feature_networks=transnetv2)")
+
+
+def test_labels_do_not_depend_on_the_order_of_changes():
+    protocol = load_protocol("mcvd-kth-10-30")
+    fields = {"feature_networks": (), "samples_per_clip": 5, "num_clips": 8}
+    fields["metrics"] = without(protocol.metrics, "mse", "lpips")
+    once = protocol.changed(**fields)
+    assert once.label == "mcvd-kth-10-30 v1 (num_clips=8, samples_per_clip=5, without mse, lpips, i3d)"
+    assert protocol.changed(**dict(reversed(fields.items()))) == once
+    chain = protocol
+    for name, value in fields.items():
+        chain = chain.changed(**{name: value})
+    assert chain == once and chain.digest == once.digest
+    fewer = protocol.changed(metrics=without(protocol.metrics, "lpips"))
+    assert fewer.changed(metrics=without(protocol.metrics, "mse", "lpips")).label.endswith("(without mse, lpips)")
+
+
+def test_a_field_that_is_changed_again_stands_once():
+    protocol = load_protocol("mcvd-kth-10-30").changed(feature_networks=())
+    fewer = protocol.changed(metrics=("ssim", "lpips"))
+    assert fewer.label.endswith("(without mse, psnr_of_video_mse, psnr_frame_mean, i3d)")
+    other = fewer.changed(metrics=("mse", "ssim"))
+    assert other.label.endswith("(metrics=mse+ssim, without i3d)")
+    assert other.changed(metrics=("mse",)).label.endswith("(metrics=mse, without i3d)")  # not "without ssim" alone
+
+
+def test_digits_that_are_changed_say_which_number():
+    protocol = load_protocol("mcvd-smmnist-5-10")
+    digits = protocol.moving_digits | {"source": "sklearn"}
+    changed = protocol.changed(moving_digits=digits)
+    assert changed.label == "mcvd-smmnist-5-10 v1 (moving_digits.source=sklearn)"
+    assert protocol.moving_digits["source"] == "mnist"
+    again = changed.changed(moving_digits=digits | {"num_digits": 1}, num_clips=8)
+    assert again.changes == ("num_clips=8", "moving_digits.num_digits=1", "moving_digits.source=sklearn")
+    assert again.changed(moving_digits=None).changes == ("num_clips=8", "moving_digits=None")
+
+
+def test_distances_per_trajectory_go_with_what_they_are_of():
+    protocol = load_protocol("mcvd-kth-10-30")
+    one = protocol.changed(samples_per_clip=1)
+    assert one.label.endswith("(samples_per_clip=1)") and not one.distance_per_trajectory
+    none = protocol.changed(feature_networks=(), distance_per_trajectory=False)
+    assert none.label.endswith("(without i3d)") and not none.distance_per_trajectory
+    # Where it means something again, it is said: equal labels have equal digests.
+    five, direct = one.changed(samples_per_clip=5), protocol.changed(samples_per_clip=5)
+    assert direct.distance_per_trajectory and direct.label.endswith("(samples_per_clip=5)")
+    assert five.label.endswith("(samples_per_clip=5, distance_per_trajectory=False)")
+    with pytest.raises(ProtocolError, match="`distance_per_trajectory` must be false"):
+        protocol.changed(samples_per_clip=1, distance_per_trajectory=True)
+    with pytest.raises(ProtocolError, match="at least 2 for `ensemble_metrics`"):
+        protocol.changed(ensemble_metrics=("crps",)).changed(samples_per_clip=1)
+
+
+def test_what_the_fields_mean_can_be_printed():
+    text = protocol_fields()
+    for entry in dataclasses.fields(Protocol):
+        assert entry.name in text
+    assert text.startswith("name (str): Letters") and "Raises" not in text and "*optional*" not in text
+    assert "[`" not in text and "psnr_of_mean_mse" in text
 
 
 def test_prose_does_not_make_another_protocol():
-    import dataclasses
-
     protocol = load_protocol("mcvd-kth-10-30")
     assert dataclasses.replace(protocol, title="KTH").digest == protocol.digest
     assert dataclasses.replace(protocol, clip_seed=1).digest != protocol.digest
@@ -77,25 +171,42 @@ def test_ones_own_is_one_more_file(tmp_path):
     protocol = load_protocol(write(tmp_path / "mine.yaml", num_clips=3))
     assert protocol.label == "mine v1" and protocol.num_clip_frames == 6
     copy = tmp_path / "copy.yaml"
-    copy.write_text((FOLDER / "mcvd-kth-10-30.yaml").read_text())
-    with pytest.raises(ProtocolError, match="named mcvd-kth-10-30, as a published one"):
-        load_protocol(copy)
+    text = (FOLDER / "mcvd-kth-10-30.yaml").read_text()
+    for name in ("mcvd-kth-10-30", "MCVD-KTH-10-30"):
+        copy.write_text(text.replace("name: mcvd-kth-10-30", f"name: {name}"))
+        with pytest.raises(ProtocolError, match=f"named {name}, as a published one"):
+            load_protocol(copy)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_frames": 0}, "`num_frames` must be an integer of at least 1, got 0"),
-        ({"num_frames": "4"}, "`num_frames` must be an integer of at least 1, got '4'"),
+        ({"num_frames": 0}, "`num_frames` must be an integer from 1 to 100,000, got 0"),
+        ({"num_frames": "4"}, "`num_frames` must be an integer from 1 to 100,000, got '4'"),
         ({"num_frames": True}, "`num_frames` must be an integer"),
-        ({"num_clips": 1}, "`num_clips` must be an integer of at least 2"),
+        ({"num_clips": 1}, "`num_clips` must be an integer from 2 to 10,000,000, got 1"),
+        ({"version": 10**6 + 1}, "`version` must be an integer from 1 to 1,000,000"),
+        ({"num_frames": 100_001}, "`num_frames` must be an integer from 1 to 100,000"),
+        ({"num_past_frames": 100_001}, "`num_past_frames` must be an integer from 0 to 100,000"),
+        ({"num_future_frames": 100_001}, "`num_future_frames` must be an integer from 0 to 100,000"),
+        ({"frame_stride": 10**6 + 1}, "`frame_stride` must be an integer from 1 to 1,000,000"),
+        ({"samples_per_clip": 10_001}, "`samples_per_clip` must be an integer from 1 to 10,000"),
+        ({"num_clips": 10**7 + 1}, "`num_clips` must be an integer from 2 to 10,000,000"),
+        ({"num_channels": 10_001}, "`num_channels` must be an integer from 1 to 10,000"),
+        ({"clip_seed": 2**32}, "`clip_seed` must be an integer from 0 to 4,294,967,295"),
+        (
+            {"frame_size": [64, 16_385]},
+            "`frame_size` must be height and width in pixels, each an integer from 1 to 16,384",
+        ),
         ({"num_frames": ...}, "must have `num_frames`"),
         ({"num_frame": 4}, "`num_frame`, which is not known. Did you mean `num_frames`"),
         ({"task": "forecast"}, "`task` must be one of prediction"),
         ({"num_past_frames": 0}, "`num_past_frames` must be at least 1 for prediction"),
         ({"num_future_frames": 2}, "`num_future_frames` must be 0 for prediction"),
         ({"task": "generation", "num_past_frames": 0}, "no true video to be compared with"),
-        ({"metrics": ["psnr"]}, "`metrics` must be different ones of mse, psnr_of_video_mse"),
+        ({"metrics": ["psnr"]}, "`metrics` must be different ones of mse, psnr_of_mean_mse, psnr_of_video_mse"),
+        ({"metrics": ["psnr"]}, "Did you mean psnr_of_mean_mse, psnr_of_video_mse, psnr_frame_mean?"),
+        ({"metrics": ["lpipps"]}, "Did you mean lpips?"),
         ({"metrics": "mse"}, "`metrics` must be a list of texts"),
         ({"metrics": []}, "measures nothing"),
         ({"ensemble_metrics": ["crps"]}, "`samples_per_clip` must be at least 2 for `ensemble_metrics`"),
@@ -105,24 +216,111 @@ def test_ones_own_is_one_more_file(tmp_path):
         ({"moving_digits": {"num_digits": 2}}, "`moving_digits` must be a mapping of num_digits, digit_size"),
         ({"name": "my protocol"}, "`name` must be letters"),
         ({"title": ""}, "`title` must be a line of text"),
+        ({"title": "a\nb"}, "`title` must be a line of text: printable, at most 1000 characters"),
+        ({"source": "\x1b[31mred"}, "`source` must be a line of text"),
+        ({"source": "x" * 1001}, "`source` must be a line of text"),
+        ({"notes": ["fine", "two\nlines"]}, "each of `notes` must be a line of text"),
+        ({"feature_networks": ["i3d\t"]}, "each of `feature_networks` must be a line of text"),
         ({"changes": ["num_clips=2"]}, "a field `changes`, which is not known"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, fields, message):
-    with pytest.raises(ProtocolError, match=message.replace("(", r"\(")):
+    with pytest.raises(ProtocolError, match=re.escape(message)):
         load_protocol(write(tmp_path / "mine.yaml", **fields))
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "- x", "", "\x00", "a: !!python/object/apply:os.getcwd []"])
-def test_what_is_no_protocol_is_refused(tmp_path, text):
+DIGITS = {"source": "mnist", "num_digits": 2, "digit_size": 32, "max_speed": 4, "num_images": 256}
+
+
+@pytest.mark.parametrize(
+    ("digits", "fields", "message"),
+    [
+        ({"source": "emnist"}, {}, "`moving_digits.source` must be mnist or sklearn, got 'emnist'"),
+        ({"source": 1}, {}, "`moving_digits.source` must be mnist or sklearn, got 1"),
+        ({"num_digits": 101}, {}, "`moving_digits.num_digits` must be an integer from 1 to 100, got 101"),
+        ({"digit_size": 10**6 + 1}, {}, "`moving_digits.digit_size` must be an integer from 1 to 1,000,000"),
+        ({"max_speed": -1}, {}, "`moving_digits.max_speed` must be an integer from 0 to 1,000,000"),
+        ({"num_images": True}, {}, "`moving_digits.num_images` must be an integer from 0 to 1,000,000"),
+        ({"more": 1}, {}, "`moving_digits` must be a mapping of"),
+        ({}, {"num_clips": 10**6 + 1}, "`num_clips` must be an integer from 2 to 1,000,000 for `moving_digits`"),
+        ({}, {"num_frames": 9_999}, "must be at most 10,000 together for `moving_digits`, got 10,001"),
+        ({}, {"frame_size": [64, 4097]}, "`frame_size` must be at most 4096 on each side for `moving_digits`"),
+        ({}, {"frame_size": None}, "together with a `frame_size` and `num_clips`"),
+    ],
+)
+def test_wrong_digits_are_named(tmp_path, digits, fields, message):
+    fields = {"num_clips": 4, "frame_size": [64, 64]} | fields
+    with pytest.raises(ProtocolError, match=re.escape(message)):
+        load_protocol(write(tmp_path / "mine.yaml", moving_digits=DIGITS | digits, **fields))
+
+
+def test_changes_are_lines_too():
+    with pytest.raises(ProtocolError, match="each of `changes` must be a line of text"):
+        dataclasses.replace(load_protocol("mcvd-kth-10-30"), changes=("a\nb",))
+
+
+OWN = "name: mine\nversion: 1\ntitle: mine\nsource: me\ntask: prediction\nnum_past_frames: 2\nmetrics: [mse]\n"
+HEX = "0x" + "f" * 5000
+# Nine lines that stand for 10 ** 9 values.
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(9)) + "metrics: *a8\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must be `field: value` lines"),
+        ("a: [", "cannot be read"),
+        ("- x", "must be `field: value` lines"),
+        ("", "must be `field: value` lines"),
+        ("\x00", "cannot be read"),
+        ("a: !!python/object/apply:os.getcwd []", "cannot be read"),
+        (BOMB, "line 2 has an alias, `*a0`"),
+        ("a: &a [*a]", "line 1 has an alias, `*a`"),
+        (OWN + "num_frames: 4\nnum_frames: 5\n", "`num_frames` stands twice, again in line 9"),
+        (OWN + "num_frames: 4\nmoving_digits: {source: mnist, source: sklearn}\n", "`source` stands twice"),
+        (OWN + "num_frames: 4\n<<: {num_clips: 4}\n", "has a merge key"),
+        (OWN + f"num_frames: {HEX}\n", "`num_frames` must be an integer from 1 to 100,000, got an int with too many"),
+        (OWN + f"num_frames: 4\nframe_size: [64, {HEX}]\n", "`frame_size` must be height and width"),
+        (OWN + f"num_frames: {'9' * 5000}\n", "mine.yaml cannot be read: Exceeds the limit"),
+        (OWN + f"num_frames: {'1:' * 100_000}1\n", "line 8 has a value of 200001 characters"),
+        (OWN + "num_frames: " + "[" * 20_000, "stand too deep in each other"),
+        (OWN + "num_frames: !!bool x\n", "cannot be read"),
+        (OWN + "num_frames: !!timestamp x\n", "cannot be read"),
+        (OWN + f"num_frames: {'1:' * 2000}1.5\n", "cannot be read"),
+        (OWN + f"? {HEX}\n: 1\n", "must be `field: value` lines"),
+        (OWN + f"num_frames: 4\n{'x' * 120}: 1\n", f"a field `{'x' * 97}...`, which is not known"),
+    ],
+    ids=lambda text: repr(text[-20:]),
+)
+def test_what_is_no_protocol_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match=re.escape(message)):
         load_protocol(path)
+
+
+def test_what_is_no_file_of_text_is_refused(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "latin.yaml").write_bytes("title: Größe".encode("latin-1"))
+    for path in (tmp_path / "folder.yaml", tmp_path / "latin.yaml", "~nosuch/a.yaml", "a\x00b.yaml"):
+        with pytest.raises(ProtocolError):
+            load_protocol(path)
+
+
+def test_messages_stay_short(tmp_path):
+    for fields in ({"num_clips": ["x" * 5000] * 9}, {"metrics": ["y" * 5000]}, {"task": {"a": ["z" * 500] * 50}}):
+        with pytest.raises(ProtocolError) as caught:
+            load_protocol(write(tmp_path / "mine.yaml", **fields))
+        assert len(str(caught.value)) < 300
+    with pytest.raises(ProtocolError) as caught:
+        load_protocol("x" * 100_000)
+    assert len(str(caught.value)) < 600
 
 
 def test_an_unknown_name_lists_what_there_is(tmp_path):
     with pytest.raises(ProtocolError, match="Did you mean mcvd-kth-10-30"):
         load_protocol("mcvd-kth-10-3")
+    with pytest.raises(ProtocolError, match="Did you mean mcvd-kth-10-30"):
+        load_protocol("MCVD-KTH-10-30")
     with pytest.raises(ProtocolError, match="cannot be read"):
         load_protocol(tmp_path / "nothing.yaml")

@@ -48,13 +48,6 @@ def test_moments_are_those_of_numpy():
     np.testing.assert_array_equal(moments.covariance, moments.covariance.T)
 
 
-def test_repeats_count_a_vector_several_times():
-    features, repeats = draw(30, 7), np.random.default_rng(1).integers(4, size=30)
-    weighted = FeatureMoments()
-    weighted.update(features, repeats=repeats)
-    assert_same(weighted, moments_of(features.repeat(repeats, axis=0)))
-
-
 def test_features_far_from_0_lose_no_digits():
     features = np.round(draw(40, 3) * 1024) / 1024
     near, far = moments_of(*np.split(features, 4)), moments_of(*np.split(features + 2**30, 4))
@@ -252,9 +245,6 @@ def test_bad_features_are_named():
         moments.update(np.ones((2, 4)))
     with pytest.raises(ValueError, match="`other` must have the 3 features"):
         moments.merge(moments_of(draw(5, 4)))
-    for repeats in (np.ones(2, dtype=int), np.array([1, -1, 0]), np.ones(3)):
-        with pytest.raises(ValueError, match="`repeats` must hold 3 integers"):
-            moments.update(np.ones((3, 3)), repeats=repeats)
     assert moments.count == 5
 
 
