@@ -15,31 +15,32 @@ fastest counts; where two ways are compared, they run in turn, and the ratio is 
                       `scipy.linalg.sqrtm`, of covariances that are there; "difference" is relative to the distance
     intervals         `mean_interval` with 10,000 resamples; `distance_interval` of the Fréchet distance in 64 blocks
 
-Measured with the defaults on 2 shared CPU cores, on which other jobs ran (load 3 to 4), torch 2.13 with one thread and
-`OMP_NUM_THREADS=1`; the block of 4 frames took 465 ms, and a video takes 8 of them. Times are
-up to three times those of quieter cores (TransNet alone: 404 ms); shares scatter by as much, ratios less:
+Measured with the defaults on 2 shared CPU cores, torch 2.13 with one thread and `OMP_NUM_THREADS=1`; the block of 4 frames
+took 474 ms, and a video takes 8 of them. (With other jobs on both cores times were up to three times as long; shares
+scatter by as much, ratios less.)
 
     a video                         ms   of its sampling
-    sampling                    3723.8
-    MSE                           9.48             0.25%
-    SSIM                         14.85             0.40%
-    SSIM, scikit-image           38.27             1.03%
-      of grey images             33.00             0.89%
-    CRPS, of 10                   5.89             0.16%
-    energy score, of 10           6.54             0.18%
-    rank histogram, of 10         1.70             0.05%
-    TransNet features          1209.08            32.47%
+    sampling                    3790.7
+    MSE                          10.49             0.28%
+    SSIM                         15.86             0.42%
+    SSIM, scikit-image           36.62             0.97%
+      of grey images             26.21             0.69%
+    CRPS, of 10                   5.90             0.16%
+    energy score, of 10           4.39             0.12%
+    rank histogram, of 10         2.06             0.05%
+    TransNet features           570.18            15.04%
 
     an evaluation                                     ms   sqrtm, ms   ratio  difference
-    Fréchet distance, 256 x 400                     99.2       244.8   0.405     4.6e-08
-    Fréchet distance, 2,560 x 400                  143.6       170.4   0.843     4.0e-13
-    mean_interval, 256 x 10,000                     62.8
-    distance_interval, 256 x 1, 64 blocks         5191.6
-    distance_interval, 256 x 10, 64 blocks        5167.8
+    Fréchet distance, 256 x 400                     41.9       114.8   0.365     4.6e-08
+    Fréchet distance, 2,560 x 400                   63.5        77.5   0.820     4.0e-13
+    mean_interval, 256 x 10,000                     34.2
+    distance_interval, 256 x 1, 64 blocks         2765.9
+    distance_interval, 256 x 10, 64 blocks        3954.2
 
-SSIM takes 0.39 of the loop's time, and 0.45 of that of grey images; the largest difference is 3.3e-16. All that is measured
-of pixels is below 2 % of the sampling of even this small network with few steps; only the feature network counts. Where there
-are fewer vectors than features, `sqrtm` takes roots of zeros, and is what is off (4.6e-08).
+SSIM takes 0.43 of the loop's time, and 0.61 of that of grey images; the largest difference is 4.4e-16. (`frame_ssim` goes
+through few frames at a time; all at once, it took 8 times as long from 128 x 128 on.) All that is measured of pixels is below
+2 % of the sampling of even this small network with few steps; only the feature network counts. Where there are fewer vectors
+than features, `sqrtm` takes roots of zeros, and is what is off (4.6e-08).
 """
 
 import argparse

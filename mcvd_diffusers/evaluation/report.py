@@ -60,7 +60,7 @@ def as_table(results: Results) -> str:
         interval = "" if number.low is None else f"{number.low:.4g} .. {number.high:.4g}"
         std = "" if number.std is None else f"{number.std:.2g}"
         clips = f"{number.num_clips} ({number.num_videos})"
-        metric = number.metric + ARROWS[number.better]
+        metric = number.metric + (f" ({number.unit})" if number.unit else "") + ARROWS[number.better]
         rows.append((metric, number.made_by, number.samples, number.shown_value(), interval, std, clips))
         reasons = [number.note] if number.note else []
         reasons += [number.interval] if number.low is None and number.interval != "none" else []

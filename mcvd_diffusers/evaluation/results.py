@@ -515,7 +515,9 @@ class Results:
         if metric == "ssim":
             definition += f"; quantisation {self.protocol.ssim_quantisation}, color {self.protocol.ssim_color}"
         unit = self.settings["ensemble_unit"]
-        if metric in ("crps", "fair_crps", "energy_score", "spread_skill_ratio"):
+        if unit and metric == "spread_skill_ratio":
+            definition += f"; of shares {unit}"
+        if metric in ("crps", "fair_crps", "energy_score"):
             definition += f"; in shares {unit}" if unit else "; in the model's units"
         if metric == "lpips":
             definition += f"; {self.settings['lpips']}"

@@ -59,6 +59,19 @@ def test_mean_interval_holds_the_mean_in_95_percent(draw, num_videos):
     assert around == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_videos", [64, 256])
+def test_interval_of_a_ratio_holds_it_in_95_percent(num_videos):
+    """Of variance over error, as spread and skill: both are skewed, and large in the same clips."""
+    rng, inside = np.random.default_rng(1), 0
+    for repetition in range(2000):  # standard deviation of the coverage: 0.5 %
+        clip = rng.gamma(4, size=num_videos) / 4
+        variance, error = (clip * rng.gamma(shape, size=num_videos) / shape for shape in (8, 3))
+        found = mean_interval(variance, None, weights=error, num_resamples=400, seed=repetition)
+        inside += found.low <= 1 <= found.high
+    assert inside / 2000 == pytest.approx(0.95, abs=0.015)
+
+
 @pytest.mark.parametrize("draw, num_videos", [(normal, 5), (normal, 30), (skewed, 100), (clustered, 60)])
 def test_mean_interval_holds_the_mean_in_about_95_percent(draw, num_videos):
     # 500 repetitions: three standard deviations are 2.9 %.
