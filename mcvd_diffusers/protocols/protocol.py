@@ -69,7 +69,6 @@ _PROSE = ("title", "source", "notes")
 
 # What can be left out, as a label says: "without lpips, i3d".
 _MEASURES = ("metrics", "ensemble_metrics", "feature_networks")
-_WITHOUT = "without "
 
 
 class ProtocolError(ValueError):
@@ -201,7 +200,7 @@ class Protocol:
         """
         Another protocol, whose label says what is different.
 
-        The label has the fields in their order, then what was left out of the measures: `"num_clips=8, without lpips"`.
+        The label says what is different, then what is left out of the measures: `"num_clips=8, without lpips, i3d"`.
         Without feature networks, or with 1 sample a clip, `distance_per_trajectory` means nothing: it becomes `False`,
         and the label does not say so.
 
@@ -218,64 +217,23 @@ class Protocol:
         different = {name: value for name, value in fields.items() if getattr(self, name) != value}
         if not different:
             return self
-        networks, samples = (
-            different.get(name, getattr(self, name)) for name in ("feature_networks", "samples_per_clip")
-        )
-        has_trajectories, had_trajectories = (
-            bool(x) and y != 1 for x, y in ((networks, samples), (self.feature_networks, self.samples_per_clip))
-        )
-        silent = set()
-        # One that is asked for in the same call is for the checks to refuse.
-        if not has_trajectories and fields.get("distance_per_trajectory") is not True:
-            silent = {"distance_per_trajectory"}
-            if different.keys() <= silent:
-                return self
-            different["distance_per_trajectory"] = False
-        entries, without = self._entries_changed(different, silent)
-        # It became False on the way here, and means something again.
-        made_silent = any(_field_of(change) in ("feature_networks", "samples_per_clip") for change in self._former())
-        if has_trajectories and not had_trajectories and made_silent:
-            value = different.get("distance_per_trajectory", self.distance_per_trajectory)
-            entries["distance_per_trajectory"] = f"distance_per_trajectory={value}"
-        changes = sorted(entries.values(), key=_place_of)
-        if without:
-            changes.append(_WITHOUT + ", ".join(sorted(without, key=_place_of_measure)))
-        return dataclasses.replace(self, **different, changes=tuple(changes))
+        changes, without = [], []
+        for name in (entry.name for entry in dataclasses.fields(self) if entry.name in different):
+            before, value = getattr(self, name), different[name]
+            if name in _MEASURES and value == tuple(x for x in before if x in value):
+                without += [x for x in before if x not in value]
+            elif isinstance(before, dict) and isinstance(value, dict):
+                changes += [f"{name}.{key}={x}" for key, x in value.items() if before.get(key) != x]
+            else:
+                changes.append(f"{name}={_shown(value)}")
+        changes += [f"without {', '.join(without)}"] if without else []
+        if not fields.get("feature_networks", self.feature_networks) or fields.get("samples_per_clip") == 1:
+            different.setdefault("distance_per_trajectory", False)
+        made_anew = {change.split("=")[0] for change in changes if "=" in change}
+        former = [change for change in self.changes if change.split("=")[0] not in made_anew]
+        return dataclasses.replace(self, **different, changes=(*former, *changes))
 
     # ------------------------------------------------------------------------------------------------------------
-
-    def _former(self) -> list[str]:
-        """The changes so far, with an entry for each measure that was left out."""
-        former = []
-        for change in self.changes:
-            left_out = change.startswith(_WITHOUT)
-            former += [_WITHOUT + x for x in change[len(_WITHOUT) :].split(", ")] if left_out else [change]
-        return former
-
-    def _entries_changed(self, different: dict, silent: set[str]) -> tuple[dict[str, str], list[str]]:
-        """All entries of the label by what they are of, and the measures that are left out."""
-        entries, without = {}, []
-        for change in self._former():
-            if change.startswith(_WITHOUT):
-                without.append(change[len(_WITHOUT) :])
-            else:
-                entries[change.split("=")[0]] = change
-        for name, value in different.items():
-            before = getattr(self, name)
-            if name in silent:
-                entries.pop(name, None)
-            elif name == "moving_digits" and isinstance(value, dict):
-                entries.pop(name, None)
-                for key, x in value.items():
-                    if before is None or before.get(key) != x:
-                        entries[f"{name}.{key}"] = f"{name}.{key}={x}"
-            elif name in _MEASURES and name not in entries and _is_less(value, before):
-                without += [x for x in before if x not in value]
-            else:
-                entries = {key: x for key, x in entries.items() if _field_of(x) != name}
-                without = [x for x in without if _field_of(_WITHOUT + x) != name]
-                entries[name] = f"{name}={_shown(value)}"
-        return entries, without
 
     def _refuse(self, name: str, expected: str, hint: str = "") -> ProtocolError:
         got = _brief(getattr(self, name))
@@ -463,7 +421,7 @@ def load_protocol(name: str | Path) -> Protocol:
     if missing:
         raise ProtocolError(f"The protocol {path} must have {', '.join(f'`{name}`' for name in missing)}.")
     protocol = Protocol(**fields)
-    if path.parent != FOLDER and protocol.name.casefold() in {x.casefold() for x in published}:
+    if path.resolve().parent != FOLDER.resolve() and protocol.name.casefold() in {x.casefold() for x in published}:
         raise ProtocolError(
             f"The protocol {path} is named {protocol.name}, as a published one. Give it a `name` of its own, so that their"
             " numbers are not mixed up."
@@ -538,34 +496,6 @@ def _is_integer(value, least: int, most: int) -> bool:
 
 def _is_line(value) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable() and len(value) <= MAX_TEXT
-
-
-def _is_less(value, before: tuple[str, ...]) -> bool:
-    """Whether entries were only removed."""
-    return isinstance(value, tuple) and value == tuple(x for x in before if x in value)
-
-
-def _field_of(change: str) -> str:
-    """The field that an entry of the label is of."""
-    if not change.startswith(_WITHOUT):
-        return change.split("=")[0].split(".")[0]
-    name = change[len(_WITHOUT) :]
-    return "metrics" if name in METRICS else "ensemble_metrics" if name in ENSEMBLE_METRICS else "feature_networks"
-
-
-def _place_of(change: str) -> tuple[int, int]:
-    """The place of an entry in the label: the order of the fields, whatever the order of the changes."""
-    fields = [entry.name for entry in dataclasses.fields(Protocol)]
-    field, key = _field_of(change), change.split("=")[0].split(".")[-1]
-    return (
-        fields.index(field) if field in fields else len(fields),
-        DIGIT_FIELDS.index(key) if field == "moving_digits" and key in DIGIT_FIELDS else 0,
-    )
-
-
-def _place_of_measure(name: str) -> int:
-    known = METRICS + ENSEMBLE_METRICS
-    return known.index(name) if name in known else len(known)
 
 
 def _shown(value) -> str:
