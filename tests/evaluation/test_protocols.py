@@ -118,8 +118,6 @@ def test_distances_per_trajectory_go_with_what_they_are_of():
     none = protocol.changed(feature_networks=())
     assert none.label.endswith("(without i3d)") and not none.distance_per_trajectory
     assert protocol.changed(samples_per_clip=5).distance_per_trajectory
-    with pytest.raises(ProtocolError, match="`distance_per_trajectory` must be false"):
-        protocol.changed(samples_per_clip=1, distance_per_trajectory=True)
     with pytest.raises(ProtocolError, match="at least 2 for `ensemble_metrics`"):
         protocol.changed(ensemble_metrics=("crps",)).changed(samples_per_clip=1)
 
