@@ -100,7 +100,7 @@ PHASES = ("set-up", "training", "a save", "a removal")
 REMOVAL = 0.002  # seconds that the removal of such a checkpoint takes
 LONGEST_WAIT = 120  # seconds for the next save
 
-# What an unfinished save or removal leaves. The names are those of `checkpointing.py` and `new_folder.py`.
+# What an unfinished save or removal leaves. The names are those of `checkpointing.py` and `atomic.py`.
 _SAVING = re.compile(r"\.checkpoint-\d+\.partial-.*")
 _REMOVING = re.compile(r"\.checkpoint-\d+\.removed")
 _DONE = re.compile(r"checkpoint-\d+")

@@ -33,7 +33,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mcvd_diffusers.new_folder import make_readable, new_folder
+from mcvd_diffusers.atomic import make_readable, new_folder
 
 
 logger = logging.getLogger("train_mcvd")  # only one process writes; Accelerate's would need its set-up

@@ -1,12 +1,12 @@
 """Videos of held-out clips while a network is trained, and how far they are from the truth."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.visualization import save_comparison_gif, save_comparison_mp4
@@ -140,23 +140,16 @@ def _make_videos(
                 f" {num_videos} held-out clips, one sample each; higher is better)"
             )
         made.files[f"validation/{task}"] = path = Path(folder) / f"{task}.gif"
-        _replace(path, lambda partial: save_comparison_gif(partial, columns, is_given))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            save_comparison_gif(partial, columns, is_given)
         if save_mp4:
             try:
-                _replace(path.with_suffix(".mp4"), lambda partial: save_comparison_mp4(partial, columns, is_given))
+                with whole_file(path.with_suffix(".mp4")) as partial:
+                    save_comparison_mp4(partial, columns, is_given)
             except ImportError:
                 save_mp4 = False
             except Exception as error:  # of PyAV or its codecs; there is the GIF
                 save_mp4 = False
                 made.lines.append(f"warning: {path.with_suffix('.mp4')} was not written: {error}")
     return made
-
-
-def _replace(path: Path, save: Callable[[Path], None]) -> None:
-    """Write a file under another name first, so that under its own it is always whole."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from mcvd_diffusers.atomic import check_new_folder, new_folder
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.model_card import model_card, plain_text
 from mcvd_diffusers.models import MCVDUNet2DModel
-from mcvd_diffusers.new_folder import check_new_folder, new_folder
 from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_network

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import GifImagePlugin, Image
 
-from mcvd_diffusers.new_folder import check_new_folder, new_folder
+from mcvd_diffusers.atomic import check_new_folder, new_folder
 
 from .inspection import DEFAULT_NUM_FRAMES, Inspection, TrainingFlags, flags_of_clip_length, suggest_clips
 from .moving_digits import MovingDigits

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mcvd_diffusers._version import __version__
+from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.folder_lock import LOCK_NAME, FolderLock
 from mcvd_diffusers.metrics import (
     LPIPS,
@@ -42,9 +42,8 @@ from .scoring import Scorer, ensemble_unit
 
 
 VERSIONS = ("torch", "diffusers", "transformers", "numpy", "pyarrow")
-SETTINGS_FILE, PARTS, RESULTS_FILE, COST_FILE = "evaluation.json", "parts", "results.parquet", ".cost.json"
+SETTINGS_FILE, PARTS, RESULTS_FILE, COST_FILE = "evaluation.json", "parts", "results.parquet", "cost.json"
 MADE_BY = "mcvd-diffusers evaluate"  # in the record of a folder: it is ours
-COST_KEYS = ("seconds", "num_videos", "network_calls")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,6 @@ def evaluate(
         wait_for_everyone()
         if process_index > 0:
             return None
-        cost = None
         if not (output / RESULTS_FILE).exists():
             parts = [_read_part(output, part, digest) for part in range(num_parts)]
             missing = [number for number, part in enumerate(parts) if part is None]
@@ -149,20 +147,18 @@ def evaluate(
                     " command makes them again."
                 )
             cost = _total_cost([cost for _, cost in parts], num_processes, settings["device"])
-            _write_text(output / COST_FILE, json.dumps(cost))
+            _write_json(output / COST_FILE, cost)
             write_results(output / RESULTS_FILE, [table for table, _ in parts], settings)
         results = Results.read(output / RESULTS_FILE)
         if results.settings != settings:
             raise ResultsError(
                 f"{output / RESULTS_FILE} is of another evaluation than {output / SETTINGS_FILE} says: choose another folder."
             )
-        cost = _read_cost(output) if cost is None else cost
         videos_of = functools.partial(_columns, pipeline, clips, protocol, sampler, seed, batch_size)
         save_videos(output, results, videos_of)
-        save_report(output, results, cost=cost)
+        save_report(output, results, cost=_read_json(output / COST_FILE))
         for part in range(num_parts):
             _part_file(output, part).unlink(missing_ok=True)
-        (output / COST_FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something of the user's is in it
             (output / PARTS).rmdir()
         return results
@@ -301,7 +297,7 @@ def _check(
         try:
             trial = network.features(torch.rand(2, num_frames, channels, *num_pixels))
         except Exception as error:  # whatever a network of somebody else raises
-            raise ValueError(f"{network.name} cannot read these videos: {first_line(error)}. Leave it out.") from error
+            raise ValueError(f"{network.name} cannot read these videos: {error}. Leave it out.") from error
         if not torch.is_tensor(trial) or trial.ndim != 2 or len(trial) != 2 or trial.shape[1] == 0:
             got = tuple(trial.shape) if torch.is_tensor(trial) else type(trial).__name__
             raise ValueError(f"{network.name} must make a tensor (2, D) of features of 2 videos, got {got}.")
@@ -406,7 +402,7 @@ def check_output(output: Path) -> None:
         if isinstance(error, ResultsError):
             raise
         raise ResultsError(f"{output} cannot be a folder for the results: {error}") from error
-    names -= {LOCK_NAME, COST_FILE, *(name for name in names if name.startswith(".") and ".partial" in name)}
+    names -= {LOCK_NAME, *(name for name in names if name.startswith(".") and ".partial" in name)}
     record = output / SETTINGS_FILE
     is_ours = SETTINGS_FILE in names and _read_json(record).get("made_by") == MADE_BY
     if names and not is_ours:
@@ -423,7 +419,7 @@ def _open_folder(output: Path, settings: dict) -> FolderLock:
     try:
         check_output(output)
         record, parts = output / SETTINGS_FILE, output / PARTS
-        for partial in parts.glob(".part-*.partial"):  # of a process that was killed
+        for partial in parts.glob(".part-*.partial.parquet"):  # of a process that was killed
             partial.unlink(missing_ok=True)
         has_work = any(parts.glob("part-*")) or any(
             (output / name).exists() for name in (RESULTS_FILE, "results.json")
@@ -431,7 +427,7 @@ def _open_folder(output: Path, settings: dict) -> FolderLock:
         if record.is_file() and has_work:
             _check_same(output, _read_json(record), settings)
         else:  # also of one that has failed before it made anything
-            _write_text(record, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+            _write_json(record, settings)
         parts.mkdir(exist_ok=True)
     except (OSError, ValueError):
         lock.release()
@@ -466,13 +462,8 @@ def _write_part(output: Path, part: int, table, digest: str, cost: dict) -> None
     import pyarrow.parquet as pq
 
     record = {"sha256": digest_of(table, {"settings": digest, "part": part}), "cost": cost}
-    path = _part_file(output, part)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(_part_file(output, part)) as partial:
         pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(record).encode()}), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_part(output: Path, part: int, digest: str):
@@ -517,34 +508,16 @@ def _total_cost(costs: list[dict], num_processes: int, device: str) -> dict:
     }
 
 
-def _read_cost(output: Path) -> dict | None:
-    """What an evaluation that is finished took, if it is still known."""
-    for name in (COST_FILE, "results.json"):
-        with contextlib.suppress(OSError, ValueError):
-            cost = _read_json(output / name)
-            cost = cost.get("cost") if name == "results.json" else cost
-            if isinstance(cost, dict) and set(cost) == set(_total_cost([dict.fromkeys(COST_KEYS, 1)], 1, "")):
-                return cost
-    return None
-
-
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{path} is no JSON any more ({first_line(error)}): move the folder away.") from error
+        raise ResultsError(f"{path} is no JSON any more ({error}): move the folder away.") from error
     if not isinstance(content, dict):
         raise ResultsError(f"{path} is not what an evaluation writes: move the folder away.")
     return content
 
 
-def first_line(error: BaseException) -> str:
-    """What is said of an error in the middle of another message."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300].rstrip(".") if lines else type(error).__name__
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _write_json(path: Path, content: dict) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,13 +1,13 @@
 """Numbers -> files for people: a table, JSON, plots, and the best, the median and the worst video."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.metrics import mean_interval, paired_difference_interval
 from mcvd_diffusers.visualization import save_comparison_gif
 
@@ -40,7 +40,8 @@ def save_report(output: Path, results: Results, *, cost: dict | None = None) -> 
         "results.md": as_markdown(results, cost=cost),
     }
     for name, text in texts.items():
-        _replace(output / name, lambda partial: partial.write_text(text, encoding="utf-8"))
+        with whole_file(output / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     return [*texts, *_save_plots(output, results)]
 
 
@@ -264,7 +265,8 @@ def save_videos(output: Path, results: Results, videos_of: Callable[[int, int], 
         names.append(chosen["file"])
         if not (output / chosen["file"]).is_file():
             columns, is_given = videos_of(chosen["clip"], chosen["sample"])
-            _replace(output / chosen["file"], lambda partial: save_comparison_gif(partial, columns, is_given))
+            with whole_file(output / chosen["file"]) as partial:
+                save_comparison_gif(partial, columns, is_given)
     return names
 
 
@@ -350,18 +352,9 @@ def _rank_figure(results: Results):
 
 def _save_figure(path: Path, figure) -> None:
     # Without a date or version inside, the same numbers give the same file.
-    _replace(path, lambda partial: figure.savefig(partial, dpi=120, metadata={"Software": None}))
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120, metadata={"Software": None})
 
 
 def _without_ranks(results: Results) -> list[Number]:
     return [number for number in results.numbers() if number.metric != "rank_histogram"]
-
-
-def _replace(path: Path, save: Callable[[Path], object]) -> None:
-    """Write a file under another name first, so that under its own it is always whole."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.metrics import (
     FeatureMoments,
     distance_interval,
@@ -598,15 +599,8 @@ def write_results(path: Path, tables: list, settings: dict) -> Results:
     table = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).combine_chunks()
     record = {"format": FORMAT, "settings": settings, "sha256": digest_of(table, settings)}
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(record, sort_keys=True).encode()})
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, is_flushed=True) as partial:
+        pq.write_table(table, partial, compression="zstd")
     return Results.read(path)
 
 

@@ -1,4 +1,4 @@
-"""A folder that appears when it is complete, or not at all, and never in the place of another."""
+"""Folders and files that appear when they are complete, or not at all; a folder never in the place of another."""
 
 import contextlib
 import os
@@ -43,6 +43,32 @@ def new_folder(output: Path) -> Iterator[Path]:
                 with contextlib.suppress(OSError):  # somebody else may use it by now
                     parent.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, is_flushed: bool = False) -> Iterator[Path]:
+    """
+    A file to write beside `path`, which takes its place when the block is left; otherwise nothing changes.
+
+    Args:
+        path (`Path`): The file, in an existing folder. What is there is replaced as a whole.
+        is_flushed (`bool`, *optional*, defaults to `False`): Whether it is on the disk before it gets its name.
+
+    Yields:
+        `Path`: The hidden file to write, with the same suffix; after a kill it stays, until the next one takes its place.
+
+    Raises:
+        `OSError`: If it cannot take the place.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        if is_flushed:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_new_folder(output: Path) -> None:
