@@ -18,7 +18,7 @@ test: $(VENV)/.installed
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal
 
 quality: $(VENV)/.installed
 	$(RUN) -m ruff check .

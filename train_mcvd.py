@@ -26,6 +26,7 @@ import copy
 import hashlib
 import logging
 import math
+import shlex
 import sys
 import time
 import traceback
@@ -35,7 +36,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import (
     DistributedType,
@@ -66,7 +67,9 @@ from mcvd_diffusers.cost import (
 from mcvd_diffusers.data import StreamingClips
 from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.model_card import CARD
 from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
 from mcvd_diffusers.train_settings import FROM_PRETRAINED_UNET, Settings, parse_args
@@ -79,6 +82,8 @@ from mcvd_diffusers.validation import make_validation_videos
 __all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "make_unet", "parse_args"]
 
 logger = get_logger("train_mcvd", log_level="INFO")
+
+SPARE_BYTES = 48 << 20  # memory that a batch must leave free to be said to fit
 
 
 class SetupError(ValueError):
@@ -256,13 +261,11 @@ def train(
     sampled = network if averaged is None else averaged  # what validation shows
     pipeline = make_pipeline(settings, sampled, noise_scheduler, normalizer)
 
-    # Where it is saved, and told. From here on a signal leaves a checkpoint.
+    # Where it is saved, and told. From here on a signal leaves a checkpoint. (A refused push leaves no folder in the way.)
     with setup_errors():
+        on_all_or_none(accelerator, lambda: is_main and training.push_to_hub and check_hub(settings))
         folder = on_all_or_none(accelerator, lambda: RunFolder(settings, is_main_process=is_main))
     at_the_end.callback(folder.close)
-    if folder.is_finished:
-        log(f"{output_dir} holds the finished pipeline: there is nothing left to do")
-        return output_dir
     folder.keep(
         network=network,
         averaged=averaged,
@@ -275,6 +278,11 @@ def train(
         world_size=world_size,
         precision=accelerator.mixed_precision,
     )
+    if folder.is_finished:
+        log(f"{output_dir} holds the finished pipeline: there is nothing left to do")
+        if not (output_dir / CARD).exists():
+            folder.write_card({}, None)
+        return output_dir
     stop.watch(folder.save_now, is_first_process=is_main, deadline_seconds=training.max_stop_seconds - 2)
     trackers = Trackers(
         accelerator,
@@ -466,7 +474,8 @@ def train(
             if ema is not None
             else f"saved to {output_dir}"
         )
-        validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
+        pictures = validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
+        folder.write_card(pictures, seconds_per_video and seconds_per_video.mean)
     accelerator.wait_for_everyone()
     return output_dir
 
@@ -694,6 +703,7 @@ def what_would_fit(
 
     def attempt(num_clips: int) -> None:
         moments = [] if has_moments else [torch.empty_like(x) for x in parameters for _ in range(2)]
+        spare = torch.empty(SPARE_BYTES, dtype=torch.uint8, device=device)  # a run needs a little more than one try
         with accelerator.autocast():
             losses = denoising_loss(
                 network,
@@ -704,7 +714,7 @@ def what_would_fit(
                 generator=torch.Generator(device).manual_seed(0),
             )
         torch.autograd.grad(losses.sum(), parameters)
-        del moments
+        del moments, spare
 
     ways = []
     for more in ("",) if training.gradient_checkpointing else ("", "--gradient_checkpointing True "):
@@ -749,11 +759,11 @@ def make_estimate(
 
 def validate(
     settings: Settings, pipeline: MCVDPipeline, clips: list[dict], update: int, trackers: Trackers, stop: StopSignals
-) -> None:
-    """Make videos of held-out clips, and tell how good they are. If that fails, training goes on."""
+) -> dict[str, Path]:
+    """Make videos of held-out clips, and tell how good they are: what they show -> file. If that fails, training goes on."""
     training = settings.training
     if not clips:
-        return
+        return {}
     try:
         result = make_validation_videos(
             pipeline,
@@ -764,11 +774,31 @@ def validate(
         )
     except Exception as error:  # a full disk, or no memory
         log(f"warning: there are no validation videos of update {update}: {type(error).__name__}: {error}")
-        return
+        return {}
     for line in result.lines:
         log(f"step {update:>6}  {line}")
     trackers.log(result.values, update)
     trackers.log_videos(result.files, update)
+    return {f"{name.split('/')[-1].replace('_', ' ')} of held-out clips": path for name, path in result.files.items()}
+
+
+def check_hub(settings: Settings) -> None:
+    """Whether what is trained could be pushed, before long work starts. A Hub that cannot be reached is no reason not to train."""
+    try:
+        check_repository(settings.hub_model_id, private=settings.training.hub_private_repo or None, waits=())
+    except PushError as error:
+        log(f"warning: {error} It will be tried again when training is over.")
+
+
+def push(settings: Settings, folder: Path) -> None:
+    """Push a finished pipeline. If that fails, it is told how to do it later."""
+    try:
+        url = push_folder(folder, settings.hub_model_id, private=settings.training.hub_private_repo or None)
+        log(f"pushed to {url}")
+    except Exception as error:  # whatever the network does: what was trained is there
+        private = ["--private"] if settings.training.hub_private_repo else []
+        command = shlex.join(["mcvd-diffusers", "push", str(folder), settings.hub_model_id, *private])
+        log(f"warning: not pushed: {first_line(error)} All of it is in {folder}. Push it with: {command}")
 
 
 def log(message: str, is_for_all: bool = False) -> None:
@@ -778,10 +808,20 @@ def log(message: str, is_for_all: bool = False) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for library in (
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "huggingface_hub",
+    ):  # addresses of uploads are signed: no log is to have them
+        logging.getLogger(library).setLevel(logging.WARNING)
     with StopSignals() as stop:
         try:
-            folder = main(parse_args(), stop)
+            settings = parse_args()
+            folder = main(settings, stop)
         except (SetupError, DataError, NotFiniteError, TooLittleMemoryError, SaveError) as error:
             sys.exit(f"train_mcvd.py: error: {error}")
     if folder is None:
         sys.exit(stop.exit_code)
+    if settings.training.push_to_hub and PartialState().is_main_process:  # signals have their usual meaning again
+        push(settings, folder)

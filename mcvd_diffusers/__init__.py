@@ -13,6 +13,7 @@ from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
 from .models import MCVDUNet2DModel, MCVDUNet2DOutput
 from .pipelines import MCVDPipeline, MCVDPipelineOutput
+from .publishing import publishes_networks
 from .randomness import NoiseSequence
 from .training import denoising_loss, sample_generators
 
@@ -35,4 +36,5 @@ __all__ = [
     "sample_generators",
 ]
 
-register_with_diffusers()
+publishes_networks(MCVDUNet2DModel)
+register_with_diffusers(MCVDUNet2DModel, MCVDPipeline)

@@ -61,6 +61,8 @@ def whole_file(path: Path, *, is_flushed: bool = False) -> Iterator[Path]:
         `OSError`: If it cannot take the place.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    with contextlib.suppress(OSError):  # a link to somewhere else must not be written through
+        partial.unlink()
     try:
         yield partial
         if is_flushed:

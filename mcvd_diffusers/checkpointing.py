@@ -31,9 +31,10 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mcvd_diffusers.atomic import make_readable, new_folder
+from mcvd_diffusers.weights import save_weights
 
 
 logger = logging.getLogger("train_mcvd")  # only one process writes; Accelerate's would need its set-up
@@ -256,10 +257,7 @@ def write_files(
         if name in texts:
             path.write_text(texts[name], encoding="utf-8")
         else:
-            try:
-                save_file({key: x.contiguous() for key, x in tensors[name].items()}, path, metadata={"format": "pt"})
-            except SafetensorError as error:  # what the operating system said, in other words
-                raise OSError(str(error)) from error
+            save_weights({key: x.contiguous() for key, x in tensors[name].items()}, path)
         _flush(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     return files

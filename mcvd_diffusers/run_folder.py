@@ -7,21 +7,26 @@ runs/mine/
     samples/step-4500/ ...      videos of held-out clips
     logs/                       of the trackers
     model_index.json unet/ ...  the pipeline, when training is over
+    README.md model_card.json   its card, and what the card says as data
 ```
 """
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
 
+from mcvd_diffusers._version import __version__
 from mcvd_diffusers.checkpointing import (
     AVERAGED_WEIGHTS,
     STATE,
@@ -37,9 +42,12 @@ from mcvd_diffusers.checkpointing import (
 from mcvd_diffusers.folder_lock import FolderLock
 from mcvd_diffusers.interruption import StateGuard
 from mcvd_diffusers.masking import trained_tasks
-from mcvd_diffusers.model_card import model_card
+from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.train_settings import SETTINGS_FILE, SETTINGS_PARTIAL, Settings
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -221,7 +229,7 @@ class RunFolder:
         self._network, self._averaged, self._optimizer, self._scaler = network, averaged, optimizer, scaler
         self._progress, self._num_clips = progress, num_clips
         self._facts = {"data": fingerprint, "division": _division(self._settings, world_size), "precision": precision}
-        self._pipeline_files = pipeline_files(self._settings, pipeline, has_average=averaged is not None)
+        self._pipeline, self._pipeline_files = pipeline, pipeline_files(pipeline)
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -309,6 +317,33 @@ class RunFolder:
         except OSError as error:
             raise SaveError(f"{error} {self._way_on()}") from error
 
+    def write_card(self, samples: Mapping[str, Path], seconds_per_video: float | None) -> None:
+        """
+        Write the card of the published pipeline. If that fails, the log says so.
+
+        Args:
+            samples (`Mapping[str, Path]`): What a picture shows -> the picture, in the folder.
+            seconds_per_video (`float`, *optional*): What a video of one block takes, as measured.
+        """
+        if self._writer is None:
+            return
+        facts = card_facts(
+            self._settings,
+            self._pipeline,
+            self._progress,
+            has_average=self._averaged is not None,
+            num_clips=self._num_clips,
+            world_size=self._facts["division"]["processes"],
+            precision=self._facts["precision"],
+            fingerprint=self._facts["data"],
+            seconds_per_video=seconds_per_video,
+        )
+        facts.samples = {path.relative_to(self.path).as_posix(): text for text, path in samples.items()}
+        try:
+            write_card(self.path, facts)
+        except (OSError, ValueError) as error:
+            logger.warning(f"warning: the card was not written: {error}")
+
     def close(self) -> None:
         """Wait for what is being written, and give the folder back."""
         if self._writer is not None:
@@ -318,19 +353,54 @@ class RunFolder:
             self._lock.release()
 
 
-def pipeline_files(settings: Settings, pipeline: MCVDPipeline, *, has_average: bool) -> dict[str, str]:
+def pipeline_files(pipeline: MCVDPipeline) -> dict[str, str]:
     """
-    All files of a pipeline's folder but the weights.
+    The configs of a pipeline: all files of its folder but the weights and the card.
 
     Args:
-        settings ([`Settings`]): Of the run.
         pipeline ([`MCVDPipeline`]): The pipeline.
-        has_average (`bool`): Whether the average of the weights is saved, too.
 
     Returns:
         `dict[str, str]`: Path in the folder -> content.
     """
-    unet, data, training = pipeline.unet, settings.data, settings.training
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        pipeline.save_config(folder)
+        pipeline.unet.save_config(folder / "unet")
+        pipeline.scheduler.save_config(folder / "scheduler")
+        return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.json")}
+
+
+def card_facts(
+    settings: Settings,
+    pipeline: MCVDPipeline,
+    progress: Progress,
+    *,
+    has_average: bool,
+    num_clips: int | None,
+    world_size: int,
+    precision: str,
+    fingerprint: str,
+    seconds_per_video: float | None,
+) -> CardFacts:
+    """
+    What the card of a run's pipeline says.
+
+    Args:
+        settings ([`Settings`]): Of the run.
+        pipeline ([`MCVDPipeline`]): The pipeline, on the device of the training.
+        progress ([`Progress`]): How far the training went.
+        has_average (`bool`): Whether the average of the weights is saved, too.
+        num_clips (`int`, *optional*): Clips of an epoch; `None` for a stream.
+        world_size (`int`): Number of processes.
+        precision (`str`): What the network computed in.
+        fingerprint (`str`): Of the training data.
+        seconds_per_video (`float`, *optional*): What a video of one block takes, as measured.
+
+    Returns:
+        [`CardFacts`]: But for samples and what is measured in the folder.
+    """
+    unet, data, training, device = pipeline.unet.config, settings.data, settings.training, pipeline.device
     names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
     weights = "The weights are the raw ones, as the last update left them; there is no average."
     if has_average:
@@ -339,28 +409,78 @@ def pipeline_files(settings: Settings, pipeline: MCVDPipeline, *, has_average: b
             " training were made with and which usually is better. Without `variant` come the raw weights, as the last update"
             " left them."
         )
-    card = model_card(
-        unet=unet.config,
-        scheduler=type(pipeline.scheduler).__name__.removesuffix("Scheduler"),
-        tasks=trained_tasks(**{name: unet.config[name] for name in names}),
-        num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
-        dataset=data.dataset_name or Path(data.train_data_dir or "moving digits").name,
-        num_inference_steps=training.validation_inference_steps,
-        final_denoise=pipeline.config.final_denoise,
-        training={
-            name: getattr(training, name)
-            for name in ("prediction_type", "beta_schedule", "loss_type", "learning_rate", "max_train_steps", "seed")
-        },
-        weights=weights,
-        variant="ema" if has_average else None,
-        units=None if pipeline.normalizer.is_unit else str(pipeline.normalizer),
+    is_digits = data.train_data_dir is None and data.dataset_name is None
+    dataset_id = data.dataset_name if data.dataset_name and not Path(data.dataset_name).exists() else None
+    dataset = dataset_id or ("moving digits" if is_digits else Path(data.train_data_dir or data.dataset_name).name)
+    base_model = settings.model.pretrained_model_name_or_path
+    base_model = None if base_model is None or Path(base_model).exists() else base_model
+    data_license = training.data_license
+    if is_digits and data_license is None and data.digits == "sklearn":
+        data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} with {os.cpu_count()} cores"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        pipeline.save_config(folder)
-        pipeline.unet.save_config(folder / "unet")
-        pipeline.scheduler.save_config(folder / "scheduler")
-        files = {
-            str(path.relative_to(folder)): path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()
-        }
-    return files | {"README.md": card}
+    facts = {
+        "updates": progress.update,
+        "clips met": progress.num_samples,
+        "clips an update": _num_samples(_division(settings, world_size)),
+        "hours": f"{progress.seconds / 3600:.3g}",
+        "hardware": f"{world_size} x {hardware}",
+        "precision": {"no": "float32"}.get(precision, precision),
+        "updates skipped, being not finite": progress.num_skipped or None,
+        "seconds for a video": seconds_per_video
+        and f"{seconds_per_video:.3g} ({unet.num_frames} frames, {training.validation_inference_steps} steps, one at a time)",
+        "seed": training.seed,
+        **{name: version(package) for name, package in (("torch", "torch"), ("diffusers", "diffusers"))},
+        "mcvd-diffusers": __version__,
+    }
+    return CardFacts(
+        name=settings.hub_model_id.split("/")[-1],
+        tasks=trained_tasks(**{name: unet[name] for name in names}),
+        dataset=dataset,
+        dataset_id=dataset_id,
+        base_model=base_model,
+        model_license=training.model_license,
+        data_license=data_license,
+        variant="ema" if has_average else None,
+        num_inference_steps=training.validation_inference_steps,
+        weights=weights,
+        data={
+            "digits": f"{data.num_digits} of {data.digits}" if is_digits else None,
+            "clips an epoch": "streamed" if num_clips is None else num_clips,
+            "values": str(pipeline.normalizer),
+            "fingerprint": fingerprint,
+        },
+        training={name: value for name, value in facts.items() if value is not None},
+        hyperparameters=_without_paths(settings),
+        command=_command(settings),
+    )
+
+
+# Settings that name places of one machine, or nothing that a reader of the card could use.
+_PATHS = ("train_data_dir", "dataset_name", "validation_list", "test_list", "pretrained_model_name_or_path")
+_PRIVATE = ("output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "report_to") + (
+    "tracker_project_name",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "model_license",
+    "data_license",
+)
+
+
+def _without_paths(settings: Settings) -> dict[str, object]:
+    """All settings, but names of files in place of paths."""
+    values = {name: value for name, value in settings.as_dict().items() if name not in _PRIVATE and value is not None}
+    is_path = [name for name in _PATHS if name in values and Path(values[name]).exists()]
+    return values | {name: Path(values[name]).resolve().name for name in is_path}
+
+
+def _command(settings: Settings) -> str:
+    """What trains the same: the flags that are not at their defaults."""
+    values = _without_paths(settings)
+    words = ["accelerate launch train_mcvd.py"]
+    for name, value in values.items():
+        if name in settings.changed:
+            words.append(f"--{name} {shlex.join(map(str, value if isinstance(value, list) else [value]))}")
+    return " \\\n  ".join([*words, f"--output_dir {shlex.quote(Path(settings.training.output_dir).name)}"])

@@ -17,6 +17,8 @@ import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from diffusers import DDPMScheduler
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from mcvd_diffusers.checkpointing import (
     MANIFEST,
@@ -261,6 +263,18 @@ class TrainingArguments:
     )
     tracker_project_name: str = _flag("train_mcvd", "Project in the tracker.")
 
+    push_to_hub: bool = _flag(
+        False,
+        "Push the finished pipeline with its card to the Hugging Face Hub, in one commit; no checkpoints, logs or settings. The"
+        " token is that of `hf auth login`, or HF_TOKEN. Training does not depend on it: what could not be pushed is told.",
+    )
+    hub_model_id: str | None = _flag(None, "Where to: user/name, or name; the name of --output_dir if not given.")
+    hub_private_repo: bool = _flag(False, "Make that repository private, and do not push if it is public.")
+    model_license: str | None = _flag(
+        None, "Licence of the weights, as the Hub names it (apache-2.0, cc-by-4.0, ...), for the card."
+    )
+    data_license: str | None = _flag(None, "Licence of the training data, for the card.")
+
 
 # Settings that only mean something for data of one's own, for moving digits, and for what is not streamed.
 FOR_FILES = (
@@ -304,6 +318,7 @@ MAY_CHANGE = frozenset(
     + ["train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "dataloader_num_workers"]
     + ["validation_steps", "num_validation_videos", "validation_inference_steps", "sampling_scheduler"]
     + ["logging_steps", "report_to", "tracker_project_name"]
+    + ["push_to_hub", "hub_model_id", "hub_private_repo", "model_license", "data_license"]
 )
 
 # The settings in a run's folder, and that file while it is being written.
@@ -352,6 +367,13 @@ class Settings:
     def num_window_frames(self) -> int:
         """Frames of a clip: past, block and future."""
         return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
+
+    @property
+    def hub_model_id(self) -> str:
+        """Where the pipeline is pushed to, if it is."""
+        if self.training.hub_model_id is not None:
+            return self.training.hub_model_id
+        return Path(self.training.output_dir).expanduser().resolve().name
 
     @property
     def is_own_folder(self) -> bool:
@@ -671,6 +693,20 @@ def _check_settings(settings: Settings) -> None:
         training.output_dir, training.report_to, training.max_train_minutes = "", "none", None
     elif not training.output_dir.strip():
         raise ValueError("--output_dir is required: the folder to save to.")
+    for name in ("hub_model_id", "hub_private_repo"):
+        if name in settings.changed and not training.push_to_hub:
+            raise ValueError(f"--{name} means nothing without --push_to_hub: pass that, too, or leave it out.")
+    if training.model_license is not None and not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", training.model_license
+    ):
+        raise ValueError(
+            f"--model_license must be an identifier that the Hub knows, such as apache-2.0, got {training.model_license!r}."
+        )
+    if training.push_to_hub:
+        try:
+            validate_repo_id(settings.hub_model_id)
+        except HFValidationError as error:
+            raise ValueError(f"--hub_model_id {settings.hub_model_id!r} is no id on the Hub: {error}") from error
     output_dir = Path(training.output_dir).expanduser()
     if not training.estimate:
         training.output_dir = str(output_dir)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from PIL import Image
 
-from mcvd_diffusers.guidance import classifier_free_guidance
+from mcvd_diffusers.guidance import classifier_free_guidance, guider_prediction
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.visualization import GIVEN_COLOR, MADE_COLOR, contact_sheet, save_comparison_gif
 
@@ -16,6 +17,25 @@ def test_guidance_scale_zero_is_unconditional_one_is_conditional():
     torch.testing.assert_close(classifier_free_guidance(given, absent, 0.0), absent)
     torch.testing.assert_close(classifier_free_guidance(given, absent, 1.0), given)
     torch.testing.assert_close(classifier_free_guidance(given, absent, 3.0), 3 * given - 2 * absent)
+
+
+def test_guider_is_asked_for_a_block_of_frames_as_for_an_image():
+    given, absent = torch.randn(2, 3, 2, 4, 4), torch.randn(2, 3, 2, 4, 4)
+    network = torch.nn.Identity()
+    at = {"step": 0, "num_inference_steps": 2, "timestep": torch.tensor(999)}
+    for guider, expected in (
+        (ClassifierFreeGuidance(3.0), classifier_free_guidance(given, absent, 3.0)),
+        (ClassifierFreeGuidance(3.0, start=0.5), given),  # not yet
+    ):
+        out = guider_prediction(guider, network, lambda: given, lambda: absent, **at)
+        torch.testing.assert_close(out, expected)
+    # One video after the other: the norm of each is taken over all its frames.
+    guider = AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_rescale=1.0)
+    both = guider_prediction(guider, network, lambda: given, lambda: absent, **at)
+    alone = guider_prediction(guider, network, lambda: given[1:], lambda: absent[1:], **at)
+    torch.testing.assert_close(both[1:], alone)
+    change = (both - absent).flatten(1) / 3  # of projected differences of norm 1 and less
+    assert (change.norm(dim=1) <= 1 + 1e-5).all()
 
 
 def test_psnr_of_a_known_error():

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.pipelines import pipeline_loading_utils
 
 import mcvd_diffusers
+from hub_server import HubServer
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, hub
 
 
@@ -89,6 +91,123 @@ def test_diffusers_that_keeps_its_table_elsewhere_is_named(monkeypatch):
     monkeypatch.delattr(pipeline_loading_utils, "LOADABLE_CLASSES")
     with pytest.raises(ImportError, match="no `pipelines.pipeline_loading_utils.LOADABLE_CLASSES`.*pip install"):
         hub.register_with_diffusers()
+
+
+@pytest.mark.parametrize("table", [[], {"diffusers": ["ModelMixin"]}], ids=["a list", "a dictionary of lists"])
+def test_diffusers_whose_table_has_another_form_is_named(monkeypatch, table):
+    monkeypatch.setattr(pipeline_loading_utils, "LOADABLE_CLASSES", table)
+    with pytest.raises(ImportError, match="LOADABLE_CLASSES` is no dictionary of dictionaries.*pip install"):
+        hub.register_with_diffusers()
+
+
+def as_before_registration(component):
+    return component.__module__, component.__name__
+
+
+def in_another_form(component):
+    raise AttributeError("moved")
+
+
+@pytest.mark.parametrize("function", [as_before_registration, in_another_form, None])
+def test_diffusers_that_does_not_ask_the_table_is_named(monkeypatch, function):
+    monkeypatch.setattr(pipeline_loading_utils, "_fetch_class_library_tuple", function)
+    hub.register_with_diffusers()
+    with pytest.raises(ImportError, match="would save a MCVDUNet2DModel as .*LOADABLE_CLASSES.*pip install"):
+        hub.register_with_diffusers(MCVDUNet2DModel)
+
+
+def test_classes_of_this_package_are_recorded_under_its_name():
+    for each in (MCVDUNet2DModel, MCVDPipeline):
+        assert pipeline_loading_utils._fetch_class_library_tuple(each) == ("mcvd_diffusers", each.__name__)
+        assert getattr(diffusers, each.__name__) is each
+
+
+def test_registration_leaves_what_diffusers_has_itself(monkeypatch):
+    theirs = type("MCVDPipeline", (), {})
+    monkeypatch.setattr(diffusers, "MCVDPipeline", theirs)
+    hub.register_with_diffusers(MCVDPipeline)
+    assert diffusers.MCVDPipeline is theirs
+
+
+GENERIC = """
+import sys
+import mcvd_diffusers
+import torch
+from diffusers import AutoModel, DiffusionPipeline
+
+source = sys.argv[1]
+own, generic = (each.from_pretrained(source) for each in (mcvd_diffusers.MCVDPipeline, DiffusionPipeline))
+assert type(generic) is type(own) is mcvd_diffusers.MCVDPipeline, type(generic)
+networks = [generic.unet, AutoModel.from_pretrained(source, subfolder="unet"), *extra]
+for network in networks:
+    assert type(network) is mcvd_diffusers.MCVDUNet2DModel, type(network)
+    assert all(torch.equal(x, y) for x, y in zip(network.state_dict().values(), own.unet.state_dict().values(), strict=True))
+"""
+
+
+def test_generic_loaders_of_diffusers_find_this_package_in_a_folder(tmp_path):
+    tiny_pipeline("concat").save_pretrained(tmp_path)
+    alone = GENERIC.replace("*extra", "AutoModel.from_pretrained(source + '/unet')")
+    subprocess.run([sys.executable, "-c", alone, str(tmp_path)], check=True, cwd=Path(__file__).parents[1])
+
+
+ON_THE_HUB = """
+import json, os, huggingface_hub as hf
+
+folder, marker = sys.argv[2:]
+index = json.load(open(os.path.join(folder, "model_index.json")))
+
+
+def publish(repo_id, **changes):
+    with open(os.path.join(folder, "model_index.json"), "w") as file:
+        json.dump(index | changes, file)
+    hf.create_repo(repo_id)
+    hf.upload_folder(repo_id=repo_id, folder_path=folder)
+
+
+def refusal(repo_id):
+    try:
+        mcvd_diffusers.MCVDPipeline.from_pretrained(repo_id)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("was not refused")
+
+
+publish("alice/system", unet=["os", "system"])
+assert "model_index.json: `unet` must be a MCVDUNet2DModel" in refusal("alice/system")
+for name in ("pipeline_evil.py", "evil.py", "unet/evil.py"):
+    with open(os.path.join(folder, name), "w") as file:
+        file.write(f"open({marker!r}, 'w')")
+publish("alice/code", _class_name=["pipeline_evil", "MCVDPipeline"])
+assert "never runs code of a checkpoint" in refusal("alice/code")
+publish("alice/component", unet=["evil", "MCVDUNet2DModel"])
+assert "Nothing is imported because a file names it" in refusal("alice/component")
+path = os.path.join(folder, "scheduler", "scheduler_config.json")
+settings = json.load(open(path))
+with open(path, "w") as file:
+    json.dump(settings | {"num_train_timesteps": 10**12}, file)
+publish("alice/scheduler")
+assert "scheduler_config.json: `num_train_timesteps` must be" in refusal("alice/scheduler")
+assert not os.path.exists(marker)
+"""
+
+
+def test_generic_loaders_find_this_package_on_the_hub_and_hostile_repositories_are_refused(tmp_path):
+    tiny_pipeline("concat").save_pretrained(tmp_path / "pipeline")
+    with HubServer(tokens={"hf_alice": "alice"}) as server:
+        upload = (
+            "import sys, huggingface_hub as hf; hf.create_repo('alice/good');"
+            "hf.upload_folder(repo_id='alice/good', folder_path=sys.argv[2])\n"
+        )
+        script = upload + GENERIC.replace("*extra", "") + ON_THE_HUB
+        arguments = ["alice/good", str(tmp_path / "pipeline"), str(tmp_path / "marker")]
+        subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            env=server.environment(tmp_path / "home", token="hf_alice"),
+            check=True,
+            cwd=Path(__file__).parents[1],
+        )
+    assert not (tmp_path / "marker").exists()
 
 
 def test_scheduler_can_be_swapped_and_saved(tmp_path):

@@ -10,6 +10,7 @@ from mcvd_diffusers._version import __version__
 from .convert import add_convert
 from .data import add_data
 from .evaluate import add_evaluate
+from .model import add_model
 
 
 def main(args: list[str] | None = None) -> int:
@@ -55,4 +56,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_convert(commands)
     add_data(commands)
     add_evaluate(commands)
+    add_model(commands)
     return parser

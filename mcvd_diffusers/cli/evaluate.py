@@ -1,9 +1,6 @@
 """`mcvd-diffusers evaluate`, `compare` and `protocols`: numbers that carry their protocol."""
 
 import argparse
-import contextlib
-import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +10,7 @@ from .printing import integer_from, log_progress, number_of, one_line, printable
 
 if TYPE_CHECKING:
     # The networks and data libraries are imported where they are needed: `--help` does without.
-    from mcvd_diffusers.evaluation import EvaluationClips, Results
+    from mcvd_diffusers.evaluation import EvaluationClips
     from mcvd_diffusers.pipelines import MCVDPipeline
     from mcvd_diffusers.protocols import Protocol
 
@@ -137,7 +134,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from mcvd_diffusers.protocols import load_protocol
 
     # What is quick to find out first: the protocol, the model, the data; then networks that may be downloaded.
-    protocol = _changed(load_protocol(arguments.protocol), arguments)
+    protocol = arguments.protocol  # `verify` gives it as it was
+    protocol = _changed(load_protocol(protocol) if isinstance(protocol, str) else protocol, arguments)
     output = Path(arguments.output).expanduser()
     check_output(output)
     if arguments.data is not None and Path(arguments.data).is_dir():
@@ -184,17 +182,17 @@ def _run(arguments: argparse.Namespace) -> int:
         clips,
         protocol,
         output,
-        model=f"{arguments.model}{f' ({arguments.variant})' if arguments.variant else ''}",
+        model=f"{_name_of(arguments.model)}{f' ({arguments.variant})' if arguments.variant else ''}",
         sampler=Sampler(
             num_inference_steps=arguments.num_inference_steps,
             eta=arguments.eta,
             guidance_scale=arguments.guidance_scale,
             final_denoise=arguments.final_denoise,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
         ),
         networks=networks,
         lpips=lpips,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
         process_index=state.process_index,
         num_processes=state.num_processes,
         wait_for_everyone=state.wait_for_everyone,
@@ -303,7 +301,8 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
         facts.append(f"in pieces of {arguments.split_frames} frames")
     if given:
         side = choices[given[0]]
-        facts.append(f"--{given[0]} {' '.join(side) if isinstance(side, list) else side}")
+        shown = _name_of(side) if given == ["names_list"] else side
+        facts.append(f"--{given[0]} {' '.join(shown) if isinstance(shown, list) else shown}")
         try:
             side = read_names(side) if given == ["names_list"] else side
             reader = (
@@ -315,6 +314,12 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
     return choose_clips(
         reader, protocol, normalizer=pipeline.normalizer, num_channels=num_channels, description=description
     )
+
+
+def _name_of(path: str) -> str:
+    """What something is called, without where it lies: results are given away."""
+    place = Path(path).expanduser()
+    return place.resolve().name if place.exists() else path
 
 
 def _only(reader, names: list[str]):
@@ -353,7 +358,7 @@ def _notes(
 
 def _recompute(arguments: argparse.Namespace) -> int:
     """`--from`: all numbers again, and whether the files beside say the same."""
-    from mcvd_diffusers.evaluation import Results
+    from mcvd_diffusers.evaluation import Results, ResultsError, check_report
     from mcvd_diffusers.evaluation.report import as_table, save_report
 
     useless = [
@@ -374,56 +379,12 @@ def _recompute(arguments: argparse.Namespace) -> int:
         output.mkdir(parents=True, exist_ok=True)
         save_report(output, results)
     folder = source if source.is_dir() else source.parent
-    differences = _differences(folder / "results.json", results)
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ValueError(
-            f"{folder / 'results.json'} does not say what the results are: {'; '.join(differences[:5])}{more}. It was changed,"
-            " or is of another evaluation. The table above is computed from the results themselves."
-        )
-    print("\nThe file is as it was written" + (", and results.json agrees." if differences is not None else "."))
-    return 0
-
-
-def _differences(path: Path, results: "Results") -> list[str] | None:
-    """What a results.json says otherwise; `None` if there is none."""
-    from mcvd_diffusers.evaluation.report import as_markdown
-    from mcvd_diffusers.evaluation.results import to_json
-
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        return [f"it is no JSON ({error})"]
-    differences = []
-
-    def walk(place: str, said, computed) -> None:
-        if isinstance(said, dict) and isinstance(computed, dict):
-            for name in sorted({*map(str, said), *computed}):
-                walk(f"{place}.{name}" if place else name, said.get(name), computed.get(name))
-        elif isinstance(said, list) and isinstance(computed, list) and len(said) == len(computed):
-            for number, (one, other) in enumerate(zip(said, computed)):
-                walk(f"{place}[{number}]", one, other)
-        elif not _is_same(said, computed):
-            differences.append(f"{place} is {said!r} there, and {computed!r} computed")
-
-    stated = stated if isinstance(stated, dict) else {}
-    cost = stated.pop("cost", None)  # what it took is not in the results
-    computed = json.loads(json.dumps(to_json(results)))
-    computed.pop("cost")
-    walk("", stated, computed)
-    if not differences and (path.parent / "results.md").is_file():
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # a cost that was changed
-            if (path.parent / "results.md").read_text(encoding="utf-8") != as_markdown(results, cost=cost):
-                return ["results.md beside it is another text than the results give"]
-    return differences
-
-
-def _is_same(said, computed) -> bool:
-    numbers = [isinstance(x, (int, float)) and not isinstance(x, bool) for x in (said, computed)]
-    # Another machine's linear algebra rounds distances otherwise.
-    return math.isclose(said, computed, rel_tol=1e-6, abs_tol=1e-9) if all(numbers) else said == computed
+        is_there = check_report(results, folder)
+    except ResultsError as error:
+        raise ValueError(f"{error} The table above is computed from the results themselves.") from error
+    print("\nThe file is as it was written" + (", and results.json agrees." if is_there else "."))
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

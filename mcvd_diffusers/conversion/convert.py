@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from mcvd_diffusers.atomic import check_new_folder, new_folder
 from mcvd_diffusers.masking import trained_tasks
-from mcvd_diffusers.model_card import model_card, plain_text
+from mcvd_diffusers.model_card import CardFacts, plain_text, write_card
 from mcvd_diffusers.models import MCVDUNet2DModel
 from mcvd_diffusers.pipelines import MCVDPipeline
 
@@ -195,8 +195,7 @@ def convert_checkpoint(
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
-        card = model_card(**_describe(result, original, folder))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, _describe(result, original, folder))
     return result
 
 
@@ -419,7 +418,7 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
             f"For `subsample: {subsample}` the original takes one noise level in {stride}, {-(-total // stride)} steps;"
             f" Diffusers takes {subsample}. "
             + (
-                f"Its steps are `timesteps={_odd_timesteps(original)}`."
+                f"Its steps are `timesteps=list({_odd_timesteps(original)})`."
                 if _odd_timesteps(original)
                 else f"DDIM cannot take those; a number of steps that divides {total} is the same in both."
             )
@@ -436,12 +435,12 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
     return notes
 
 
-def _odd_timesteps(original: OriginalConfig) -> str | None:
-    """The original's steps, as Python, where they are not those that Diffusers takes for the same number."""
+def _odd_timesteps(original: OriginalConfig) -> range | None:
+    """The original's steps, where they are not those that Diffusers takes for the same number."""
     subsample, total = original["sampling.subsample"], original["model.num_classes"]
     if original["model.version"] != "DDPM" or not subsample or total % subsample == 0:
         return None
-    return f"list(range({total - 1}, -1, -{total // subsample}))"
+    return range(total - 1, -1, -(total // subsample))
 
 
 def _not_verified(original: OriginalConfig, content: list, fitting: list[str]) -> list[str]:
@@ -466,8 +465,8 @@ def _not_verified(original: OriginalConfig, content: list, fitting: list[str]) -
     return sentences
 
 
-def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dict:
-    """The model card's words, from what is known. No dates and no paths: the same conversion gives the same card."""
+def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> CardFacts:
+    """The model card's facts, from what is known. No dates and no paths: the same conversion gives the same card."""
     unet = MCVDUNet2DModel.load_config(folder / "unet")
     dataset = original["data.dataset"]
     steps = original["sampling.subsample"] or unet["num_train_timesteps"]
@@ -510,17 +509,15 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> dic
     verified = [f"- {sentence}" for sentence in result.verified]
     not_verified = [*result.not_verified, "The original code itself was not run on this checkpoint."]
     verified += ["", "Not verified:", "", *(f"- {sentence}" for sentence in not_verified)]
-    return {
-        "unet": unet,
-        "scheduler": original["model.version"],
-        "tasks": result.tasks,
-        "num_parameters": result.num_parameters,
-        "dataset": dataset,
-        "num_inference_steps": steps,
-        "timesteps": _odd_timesteps(original),
-        "num_predicted_frames": original["sampling.num_frames_pred"],
-        "final_denoise": original["sampling.denoise"],
-        "training": {name: value for name, value in setting.items() if value is not None},
-        "source": "\n".join(source),
-        "verification": "\n".join(verified),
-    }
+    steps_of_original = _odd_timesteps(original)
+    return CardFacts(
+        name=f"mcvd-{'spatin' if unet['conditioning'] == 'spatin' else 'concat'}",  # the same wherever it is written
+        dataset=str(dataset),
+        tasks=result.tasks,
+        num_inference_steps=steps,
+        timesteps=steps_of_original and [steps_of_original.start, steps_of_original.stop, steps_of_original.step],
+        num_predicted_frames=original["sampling.num_frames_pred"],
+        training={name: value for name, value in setting.items() if value is not None},
+        source="\n".join(source),
+        verification="\n".join(verified),
+    )

@@ -2,6 +2,7 @@
 
 from .clips import EvaluationClips, choose_clips, draw_digits
 from .evaluate import Sampler, check_output, evaluate
+from .report import check_report
 from .results import Number, Results, ResultsError, compare
 
 
@@ -12,6 +13,7 @@ __all__ = [
     "ResultsError",
     "Sampler",
     "check_output",
+    "check_report",
     "choose_clips",
     "compare",
     "draw_digits",

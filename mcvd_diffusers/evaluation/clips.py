@@ -82,10 +82,10 @@ class EvaluationClips:
         """
         digest, num_beyond, num_values = hashlib.sha256(), 0, 0
         low, high = (torch.tensor(ends)[:, None, None] for ends in (self._normalizer.low, self._normalizer.high))
-        for index, (item, _, _) in enumerate(self._places):
-            clip = self[index]
+        for index in range(len(self)):
+            stored = self._read(index)
+            clip = self._make_clip(index, stored)
             digest.update(f"{clip.video}\n{clip.start}\n{clip.sha256}\n".encode("utf-8", "surrogateescape"))
-            stored = self._dataset[item]["video"]
             if stored.dtype == torch.float32 and not self._normalizer.is_unit:
                 num_beyond += int(((stored < low) | (stored > high)).sum())
             num_values += stored.numel()
@@ -104,11 +104,19 @@ class EvaluationClips:
         Raises:
             ValueError: If it cannot be read, or values are missing and the protocol refuses that.
         """
+        return self._make_clip(index, self._read(index))
+
+    def _read(self, index: int) -> torch.Tensor:
+        """The frames of a clip as the data set holds them, (T, C, H, W)."""
         item, video, start = self._places[index]
         try:
-            frames = self._normalizer.decode(self._dataset.encode(self._dataset[item]["video"]))
+            return self._dataset[item]["video"]
         except (OSError, ValueError) as error:
             raise ValueError(f"Clip {index}, of {video} from frame {start}, cannot be judged: {error}") from error
+
+    def _make_clip(self, index: int, stored: torch.Tensor) -> EvaluationClip:
+        _, video, start = self._places[index]
+        frames = self._normalizer.decode(self._dataset.encode(stored))
         if not torch.isfinite(frames).all():
             if not self._is_filled:
                 raise ValueError(

@@ -34,6 +34,7 @@ from mcvd_diffusers.metrics import (
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.protocols import Protocol
 from mcvd_diffusers.randomness import keyed_seed
+from mcvd_diffusers.weights import weights_digest
 
 from .clips import EvaluationClip, EvaluationClips, fill_missing
 from .report import save_report, save_videos
@@ -56,12 +57,17 @@ class Sampler:
         eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity.
         guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance over absent frames.
         final_denoise (`bool`, *optional*): The original's last call; by default as the pipeline has it.
+        seed (`int`, *optional*, defaults to 0): Of all samples.
+        batch_size (`int`, *optional*, defaults to 16):
+            Videos that go through the network together. It changes the last bits.
     """
 
     num_inference_steps: int = 100
     eta: float = 0.0
     guidance_scale: float = 1.0
     final_denoise: bool | None = None
+    seed: int = 0
+    batch_size: int = 16
 
 
 def evaluate(
@@ -74,8 +80,6 @@ def evaluate(
     sampler: Sampler = Sampler(),
     networks: Iterable[FeatureNetwork] = (),
     lpips: LPIPS | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
     process_index: int = 0,
     num_processes: int = 1,
     wait_for_everyone: Callable[[], None] = lambda: None,
@@ -95,8 +99,6 @@ def evaluate(
         sampler ([`Sampler`], *optional*): How samples are drawn.
         networks (`Iterable[FeatureNetwork]`, *optional*): One for each of the protocol's `feature_networks`.
         lpips ([`LPIPS`], *optional*): If the protocol asks for it.
-        seed (`int`, *optional*, defaults to 0): Of the samples.
-        batch_size (`int`, *optional*, defaults to 16): Videos that go through the network together.
         process_index, num_processes (`int`, *optional*): Which of how many processes this is; they share `output`.
         wait_for_everyone (`Callable`, *optional*): Returns when all processes have called it.
         progress (`Callable`, *optional*): Wraps the parts of this process, to show how far they are.
@@ -114,13 +116,13 @@ def evaluate(
     lock = None
     try:
         if process_index == 0:
-            settings = _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, batch_size)
+            settings = _settings(pipeline, clips, protocol, model, sampler, networks, lpips)
             lock = _open_folder(output, settings)
         wait_for_everyone()  # the others write into the folder, too
         settings = _read_json(output / SETTINGS_FILE)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        scorer = Scorer(protocol, pipeline.normalizer, networks, lpips, seed)
-        clips_per_part = max(1, batch_size // protocol.samples_per_clip)
+        scorer = Scorer(protocol, pipeline.normalizer, networks, lpips, sampler.seed)
+        clips_per_part = max(1, sampler.batch_size // protocol.samples_per_clip)
         num_parts = -(-len(clips) // clips_per_part)
         mine = [] if (output / RESULTS_FILE).exists() else range(process_index, num_parts, num_processes)
         for part in progress(mine, "batches of clips"):
@@ -130,7 +132,7 @@ def evaluate(
             batch = [clips[index] for index in range(first, min(first + clips_per_part, len(clips)))]
             with _counting_calls(pipeline.unet) as calls:
                 started = time.perf_counter()
-                truth, given, samples, baselines = make_videos(pipeline, batch, protocol, sampler, seed, batch_size)
+                truth, given, samples, baselines = make_videos(pipeline, batch, protocol, sampler)
                 cost = {"seconds": time.perf_counter() - started, "num_videos": samples.shape[0] * samples.shape[1]}
             rows = scorer.rows(batch, truth, samples, baselines, given)
             table = make_table(rows, num_networks=len(networks))
@@ -154,7 +156,7 @@ def evaluate(
             raise ResultsError(
                 f"{output / RESULTS_FILE} is of another evaluation than {output / SETTINGS_FILE} says: choose another folder."
             )
-        videos_of = functools.partial(_columns, pipeline, clips, protocol, sampler, seed, batch_size)
+        videos_of = functools.partial(_columns, pipeline, clips, protocol, sampler)
         save_videos(output, results, videos_of)
         save_report(output, results, cost=_read_json(output / COST_FILE))
         for part in range(num_parts):
@@ -172,8 +174,6 @@ def make_videos(
     batch: list[EvaluationClip],
     protocol: Protocol,
     sampler: Sampler,
-    seed: int,
-    batch_size: int,
     *,
     num_samples: int | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor, dict[str, torch.Tensor]]:
@@ -187,8 +187,6 @@ def make_videos(
         batch (`list[EvaluationClip]`): `K` clips.
         protocol ([`Protocol`]): What is given, and how many samples are made.
         sampler ([`Sampler`]): How.
-        seed (`int`): Of the samples.
-        batch_size (`int`): Videos that go through the network together.
         num_samples (`int`, *optional*): `S`, the first so many samples; by default as the protocol says.
 
     Returns:
@@ -213,8 +211,8 @@ def make_videos(
         guidance_scale=sampler.guidance_scale,
         final_denoise=sampler.final_denoise,
         ensemble_size=num_samples,
-        generator=[torch.Generator().manual_seed(keyed_seed(seed, clip.index)) for clip in batch],
-        max_batch_size=batch_size,
+        generator=[torch.Generator().manual_seed(keyed_seed(sampler.seed, clip.index)) for clip in batch],
+        max_batch_size=sampler.batch_size,
         output_type="pt",
     ).frames
     if protocol.missing_values == "fill":
@@ -235,14 +233,12 @@ def _columns(
     clips: EvaluationClips,
     protocol: Protocol,
     sampler: Sampler,
-    seed: int,
-    batch_size: int,
     clip: int,
     sample: int,
 ) -> tuple[dict[str, torch.Tensor], list[bool]]:
     """A clip's videos for a picture: label -> (1, T, C, H, W) in [0, 1], and which frames were given."""
     truth, (past, future), samples, baselines = make_videos(
-        pipeline, [clips[clip]], protocol, sampler, seed, batch_size, num_samples=sample + 1
+        pipeline, [clips[clip]], protocol, sampler, num_samples=sample + 1
     )
     columns = {"truth": truth, "sample": samples[0, sample:]}
     columns |= {name.replace("_", " "): video for name, video in baselines.items()}
@@ -284,11 +280,6 @@ def _check(
     channels = pipeline.normalizer.num_channels(config.in_channels)
     num_frames = protocol.num_clip_frames if protocol.given_frames_in_distances else protocol.num_frames
     for network in networks:
-        if channels not in (1, 3):
-            raise ValueError(
-                f"{network.name} looks at grey or colour videos, and the model's have {channels} channels: leave it out"
-                " (--leave_out, or a protocol of one's own)."
-            )
         if num_frames < network.min_frames:
             raise ValueError(
                 f"{network.name} needs videos of at least {network.min_frames} frames, and {protocol.label} has {num_frames}:"
@@ -312,7 +303,15 @@ def _check(
         )
 
 
-def _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, batch_size) -> dict:
+def _settings(
+    pipeline: MCVDPipeline,
+    clips: EvaluationClips,
+    protocol: Protocol,
+    model: str,
+    sampler: Sampler,
+    networks: list[FeatureNetwork],
+    lpips: LPIPS | None,
+) -> dict:
     """All that the rows depend on, as plain JSON."""
     scheduler: SchedulerMixin = pipeline.scheduler
     config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
@@ -325,7 +324,7 @@ def _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, 
         "protocol": protocol.to_dict(),
         "model": {
             "name": model,
-            "weights_sha256": _weights_digest(pipeline.unet),
+            "weights_sha256": weights_digest(pipeline.unet.state_dict()),
             "num_parameters": sum(parameter.numel() for parameter in pipeline.unet.parameters()),
             "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
             "units": str(units),
@@ -343,8 +342,6 @@ def _settings(pipeline, clips, protocol, model, sampler, networks, lpips, seed, 
             **clips.facts(),
         },
         "sampler": {"scheduler": type(scheduler).__name__, **sampling, "scheduler_config": config},
-        "seed": seed,
-        "batch_size": batch_size,
         "networks": [_describe_network(network) for network in networks],
         "lpips": None if lpips is None else lpips.name,
         "ensemble_unit": ensemble_unit(units),
@@ -366,14 +363,6 @@ def _describe_network(network: FeatureNetwork) -> dict:
         "is_i3d": isinstance(network, I3DFeatures) and network.is_i3d,
         "distance": "mmd" if isinstance(network, VJEPA2Features) else "frechet",
     }
-
-
-def _weights_digest(unet: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _device_name(device: torch.device) -> str:

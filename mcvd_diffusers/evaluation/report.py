@@ -1,7 +1,9 @@
 """Numbers -> files for people: a table, JSON, plots, and the best, the median and the worst video."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.metrics import mean_interval, paired_difference_interval
 from mcvd_diffusers.visualization import save_comparison_gif
 
-from .results import Number, Results, to_json
+from .results import Number, Results, ResultsError, to_json
 
 
 COLORS = {"model": "#1f77b4"}  # baselines take greys
@@ -191,7 +193,7 @@ def heading(results: Results) -> str:
             f"model     {model['name']}, {model['num_parameters']:,} parameters, weights {model['weights_sha256'][:12]},"
             f" {model['dtype']}; units of the data: {model['units']}",
             f"reads     {' and '.join(read) or 'nothing'} that are given; makes {blocks}",
-            f"sampler   {sampling}; seed {settings['seed']}; batches of {settings['batch_size']}",
+            f"sampler   {sampling}; seed {sampler['seed']}; batches of {sampler['batch_size']}",
             f"data      {data['description']}: {data['num_clips']} clips of {data['num_videos']} videos"
             + (f"; {skipped} too short, left out" if skipped else "")
             + (f"; {beyond:.2%} of the values lie beyond the model's range and are cut off" if beyond else ""),
@@ -358,3 +360,62 @@ def _save_figure(path: Path, figure) -> None:
 
 def _without_ranks(results: Results) -> list[Number]:
     return [number for number in results.numbers() if number.metric != "rank_histogram"]
+
+
+def check_report(results: Results, folder: Path) -> bool:
+    """
+    Compare `results.json` and `results.md` beside results with what these give.
+
+    Args:
+        results ([`Results`]): The results.
+        folder (`Path`): Where the two files may lie.
+
+    Returns:
+        `bool`: Whether there is a `results.json`.
+
+    Raises:
+        [`ResultsError`]: If one of them says something else.
+    """
+    path = folder / "results.json"
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path} does not say what the results are: it is no JSON ({error}).") from error
+    stated = stated if isinstance(stated, dict) else {}
+    cost = stated.pop("cost", None)  # what it took is not in the results
+    computed = json.loads(json.dumps(to_json(results)))
+    computed.pop("cost")
+    different = [
+        f"{place} is {said!r} there, and {ours!r} computed" for place, said, ours in _differences("", stated, computed)
+    ]
+    if not different and (folder / "results.md").is_file():
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a cost that was changed
+            if (folder / "results.md").read_text(encoding="utf-8") != as_markdown(results, cost=cost):
+                different = ["results.md beside it is another text than the results give"]
+    if different:
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise ResultsError(
+            f"{path} does not say what the results are: {'; '.join(different[:5])}{more}. It was changed, or is of another"
+            " evaluation."
+        )
+    return True
+
+
+def _differences(place: str, said, computed) -> Iterator[tuple[str, object, object]]:
+    """Where two structures of plain JSON differ: the place, and what stands there in each."""
+    if isinstance(said, dict) and isinstance(computed, dict):
+        for name in sorted({*map(str, said), *computed}):
+            yield from _differences(f"{place}.{name}" if place else name, said.get(name), computed.get(name))
+    elif isinstance(said, list) and isinstance(computed, list) and len(said) == len(computed):
+        for number, (one, other) in enumerate(zip(said, computed)):
+            yield from _differences(f"{place}[{number}]", one, other)
+    elif not _is_same(said, computed):
+        yield place, said, computed
+
+
+def _is_same(said, computed) -> bool:
+    numbers = [isinstance(x, (int, float)) and not isinstance(x, bool) for x in (said, computed)]
+    # Another machine's linear algebra rounds distances otherwise.
+    return math.isclose(said, computed, rel_tol=1e-6, abs_tol=1e-9) if all(numbers) else said == computed

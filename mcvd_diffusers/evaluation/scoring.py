@@ -123,9 +123,7 @@ class Scorer:
                     rows[place].append(_identity(clip) | {"made_by": made_by, "sample": sample} | row)
         if self.protocol.ensemble_metrics:
             for place, clip in enumerate(clips):
-                scores = self._ensemble(
-                    samples[place].cpu().double().numpy(), truth[place].cpu().double().numpy(), clip
-                )
+                scores = self._ensemble(samples[place].double().numpy(), truth[place].double().numpy(), clip)
                 rows[place].append(_identity(clip) | {"made_by": "ensemble", "sample": num_samples} | scores)
         return [row for of_clip in rows for row in of_clip]
 
@@ -138,7 +136,7 @@ class Scorer:
             options = {"quantisation": protocol.ssim_quantisation, "color": protocol.ssim_color}
             columns["ssim"] = frame_ssim(made, truth, **options).tolist()
         if "lpips" in protocol.metrics:
-            columns["lpips"] = self.lpips.distances(made, truth).double().tolist()
+            columns["lpips"] = self.lpips.distances(made, truth).tolist()
         return columns
 
     def _features(self, made: torch.Tensor, given: tuple[torch.Tensor, torch.Tensor]) -> dict[str, list]:
@@ -150,8 +148,7 @@ class Scorer:
             videos = torch.cat([before, videos, after], dim=1)
         videos = self.normalizer.to_display(videos)
         return {
-            f"features_{number}": network.features(videos).float().cpu().tolist()
-            for number, network in enumerate(self.networks)
+            f"features_{number}": network.features(videos).tolist() for number, network in enumerate(self.networks)
         }
 
     def _ensemble(self, samples: np.ndarray, truth: np.ndarray, clip: EvaluationClip) -> dict:

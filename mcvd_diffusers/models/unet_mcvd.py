@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding
@@ -36,6 +37,8 @@ SQRT2 = 2**0.5
 # positive), which is a gain of 1e-5. Queries, keys and values have a variance scale of 0.1.
 GAIN_OUT = 1e-5
 GAIN_QKV = 0.1**0.5
+
+MOST_CHANNELS = 65_536
 
 # What `encode_conditioning` returns: `None`, a tensor, or nested tuples of tensors in the order of the blocks.
 Conditioning = torch.Tensor | tuple | None
@@ -117,7 +120,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     _no_split_modules = ["MCVDResnetBlock2D", "MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
     # Whole levels: each is compiled once, and torch.compile allows no more variants of one class than there are levels.
     _repeated_blocks = ["MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "past_embedding"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "time_emb_proj", "past_embedding"]
     _group_offload_block_modules = ["mid_block"]
 
     @register_to_config
@@ -214,22 +217,6 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self._init_weights()
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """
-        Load a saved network; the arguments are those of [`~ModelMixin.from_pretrained`].
-
-        Diffusers leaves weights on the CPU where the file is mapped into memory, at any address. Matrix products on
-        some CPUs depend on the address in their last bit, and a file that is replaced would pull the weights away, so
-        those are copied here: a loaded network computes exactly what the saved one did.
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info=True`
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu":
-                parameter.data = parameter.data.clone()
-        return loaded
-
     def _init_weights(self) -> None:
         """The original's initialisation: uniform, variance scaling by the average of fan-in and fan-out."""
         for module in self.modules():
@@ -281,7 +268,13 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
         Raises:
             ValueError: If the shape of `sample` or `roles` is not that of a window.
+            RuntimeError: With group offloading, which brings a block's weights when its `forward` is called, and not here.
         """
+        if not torch.compiler.is_compiling() and _is_group_offload_enabled(self):
+            raise RuntimeError(
+                "`encode_conditioning` does not work with group offloading, which brings weights for `forward` only: call"
+                " `forward` without `conditioning`."
+            )
         self._check_inputs(sample, roles)
         frames = self._observed_frames(self._pad(sample), roles)
         if frames is None:
@@ -765,17 +758,20 @@ def _check_config(config) -> None:
     def is_count(value, least: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
-    for name, least in (
-        ("in_channels", 1),
-        ("num_past_frames", 0),
-        ("num_frames", 1),
-        ("num_future_frames", 0),
-        ("spatin_channels", 1),
-        ("layers_per_block", 1),
-        ("num_train_timesteps", 1),
+    # A config may come from anywhere. Far above all use, the upper bounds keep a network from taking hours to be built.
+    for name, least, most in (
+        ("in_channels", 1, MOST_CHANNELS),
+        ("num_past_frames", 0, MOST_CHANNELS),
+        ("num_frames", 1, MOST_CHANNELS),
+        ("num_future_frames", 0, MOST_CHANNELS),
+        ("spatin_channels", 1, MOST_CHANNELS),
+        ("layers_per_block", 1, 64),
+        ("num_train_timesteps", 1, 1_000_000),
     ):
         if not is_count(config[name], least):
             raise ValueError(f"`{name}` must be an integer of at least {least}, got {config[name]!r}.")
+        if config[name] > most:
+            raise ValueError(f"`{name}` must be at most {most:,}, got {config[name]}.")
     for name in ("dropout", "drop_past", "drop_future"):
         value = config[name]
         if not isinstance(value, (int, float)) or not 0 <= value <= 1 or (name == "dropout" and value == 1):
@@ -795,12 +791,18 @@ def _check_config(config) -> None:
     widths, kinds = config.block_out_channels, config.down_block_types
     if not isinstance(widths, (list, tuple)) or not widths or not all(is_count(width, 4) for width in widths):
         raise ValueError(f"`block_out_channels` must be a list of integers of at least 4, got {widths!r}.")
+    if len(widths) > 16 or max(widths) > MOST_CHANNELS:
+        raise ValueError(
+            f"`block_out_channels` must be at most 16 levels of at most {MOST_CHANNELS:,}, got {widths!r}."
+        )
     if not isinstance(kinds, (list, tuple)) or not all(kind in ("DownBlock2D", "AttnDownBlock2D") for kind in kinds):
         raise ValueError(f'`down_block_types` must be a list of "DownBlock2D" and "AttnDownBlock2D", got {kinds!r}.')
     if config.conv_in_channels is not None and not is_count(config.conv_in_channels, 4):
         raise ValueError(
             f"`conv_in_channels` must be an integer of at least 4 or None, got {config.conv_in_channels!r}."
         )
+    if (config.conv_in_channels or 0) > MOST_CHANNELS:
+        raise ValueError(f"`conv_in_channels` must be at most {MOST_CHANNELS:,}, got {config.conv_in_channels}.")
     if len(kinds) != len(widths):
         raise ValueError(
             f"`down_block_types` ({len(kinds)} entries) and `block_out_channels` ({len(widths)} entries) must have one"

@@ -114,7 +114,11 @@ def _to_tensor(name: str, frames: Frames, num_channels: int) -> torch.Tensor:
                 f" {', '.join(sorted(kind.__name__ for kind in kinds))}."
             )
         _check_alike(name, videos)
-        frames = torch.stack(videos) if kinds == {torch.Tensor} else np.stack(videos)
+        is_batch = videos[0].ndim == 5  # each with a batch axis already
+        if kinds == {torch.Tensor}:
+            frames = torch.cat(videos) if is_batch else torch.stack(videos)
+        else:
+            frames = np.concatenate(videos) if is_batch else np.stack(videos)
     if not isinstance(frames, (torch.Tensor, np.ndarray)):
         raise ValueError(f"`{name}` must be a tensor, an array or a list, got {type(frames).__name__}.")
     if frames.ndim == 4:

@@ -6,6 +6,7 @@ Source: MCVD (https://huggingface.co/papers/2205.09853), section 3.3 and algorit
 
 import contextlib
 import copy
+import functools
 import inspect
 import itertools
 import numbers
@@ -15,7 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
+from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging, replace_example_docstring
@@ -23,10 +27,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
 from mcvd_diffusers.frame_schedules import Window, blocks
-from mcvd_diffusers.guidance import classifier_free_guidance
+from mcvd_diffusers.guidance import check_guider, classifier_free_guidance, guider_prediction
+from mcvd_diffusers.hub import CheckedPipelineMixin
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames, read_frames
@@ -106,7 +113,7 @@ class _Request:
         return sides
 
 
-class MCVDPipeline(DiffusionPipeline):
+class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeline):
     r"""
     Pipeline for video prediction, past prediction, interpolation and generation. Which one follows from what is given:
 
@@ -129,9 +136,18 @@ class MCVDPipeline(DiffusionPipeline):
         normalization (`dict`, *optional*):
             The user's units, as [`FrameNormalizer.to_config`] writes them. Given frames are then taken, and videos
             returned, in these units: kelvin in, kelvin out. By default frames are images, in `[0, 1]`.
+        guider ([`~diffusers.guiders.BaseGuidance`], *optional*):
+            One of Diffusers' guiders, for other guidance than the call's `guidance_scale`, which must then be 1. Its
+            conditional prediction is the network's with the given frames, its unconditional one without them, in each
+            block, so the network must have been trained with masks. Saved and loaded with the pipeline. Each block
+            begins with a copy of it, so nothing that it remembers goes from one block or call into the next. One that
+            changes layers needs them named, for instance `LayerSkipConfig([1], fqn="down_blocks", skip_ff=False)`.
+            Two settings make a video depend on its batch: `AdaptiveProjectedGuidance` that is told to normalise over
+            the batch's axis, and layers with a `dropout` below 1, which also draws from torch's global stream.
     """
 
     model_cpu_offload_seq = "unet"
+    _optional_components = ["guider"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -140,15 +156,27 @@ class MCVDPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         final_denoise: bool = False,
         normalization: dict | None = None,
+        guider: BaseGuidance | None = None,
     ) -> None:
         super().__init__()
         self.normalizer = FrameNormalizer.from_config(normalization)
         self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, guider=guider)
         self.register_to_config(final_denoise=final_denoise, normalization=normalization)
         self._guidance_scale, self._num_timesteps, self._block_index, self._interrupt = 1.0, 0, 0, False
         # Frames are brought into [0, 1] here, and given ones are returned as they came.
         self.video_processor = VideoProcessor(do_resize=False, do_normalize=False, vae_scale_factor=1)
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name == "guider" and isinstance(value, BaseGuidance):
+            # Where there was none before, Diffusers does not take down that there is one, and would not save it.
+            self.register_to_config(guider=_fetch_class_library_tuple(value))
+
+    @classmethod
+    def check_options(cls, options: dict) -> None:
+        """As in the base class: `normalization` must be a map."""
+        FrameNormalizer.from_config(options.get("normalization"))
 
     # ------------------------------------------------------------------------------------------------------------
     # Per-call state that Diffusers' callbacks read
@@ -160,7 +188,7 @@ class MCVDPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether that call uses classifier-free guidance."""
+        """Whether that call uses classifier-free guidance; a `guider` is asked by itself."""
         return self._guidance_scale != 1
 
     @property
@@ -236,7 +264,8 @@ class MCVDPipeline(DiffusionPipeline):
             eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity, for schedulers that know it.
             guidance_scale (`float`, *optional*, defaults to 1.0):
                 Classifier-free guidance over absent frames: 1 is none, above 1 follows the given frames more closely.
-                Doubles the cost. The network must have been trained with masks.
+                Doubles the cost. The network must have been trained with masks. For other kinds of guidance give the
+                pipeline a `guider`.
             ensemble_size (`int`, *optional*, defaults to 1): How many different videos to make for each input.
             generator (`torch.Generator`, `list[torch.Generator]` or [`NoiseSequence`], *optional*):
                 Randomness. Each video, ensemble member and block has a random stream of its own, seeded by a number
@@ -478,8 +507,7 @@ class MCVDPipeline(DiffusionPipeline):
         Returns:
             `torch.Tensor` of shape `(B, k, C, H, W)`, float32: The block, about `[-1, 1]`, not clamped.
         """
-        device, dtype = self._execution_device, self.unet.dtype
-        batch_size, block = sample.shape[0], self._block
+        device = self._execution_device
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
         steps = self._set_timesteps(options, device)
@@ -488,34 +516,37 @@ class MCVDPipeline(DiffusionPipeline):
         step_takes = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {name: x for name, x in (("eta", eta), ("generator", generator)) if name in step_takes}
 
-        # The frames that are given, and a second time without them for guidance.
-        self._guidance_scale = guidance_scale
-        is_guided = guidance_scale != 1 and bool((roles == FrameRole.OBSERVED).any())
-        if is_guided:
-            absent = torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)
-            sample, roles = torch.cat([sample, sample]), torch.cat([roles, absent])
-        # A window of our own: the noisy block is written into it at each step.
-        sample = sample.to(device, dtype, copy=True)
-        roles = roles.to(device)
-        conditioning = None
-        # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
-        if cache_conditioning and not _is_group_offload_enabled(self.unet):
-            conditioning = self.unet.encode_conditioning(sample, roles)
-
         if latents is None and noise is not None:
-            latents = noise.draw(sample[:batch_size, block].shape)
+            latents = noise.draw(sample[:, self._block].shape)
         elif latents is None:
-            latents = randn_tensor(sample[:batch_size, block].shape, generator, device, torch.float32)
+            latents = randn_tensor(sample[:, self._block].shape, generator, device, torch.float32)
         latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-        def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            sample[:, block] = (torch.cat([noisy, noisy]) if is_guided else noisy).to(dtype)
-            prediction = self.unet(sample, timestep, roles, conditioning=conditioning, return_dict=False)[0]
-            prediction = prediction[:, block].float()
+        # The network with the frames that are given and, for guidance, a second time without them.
+        self._guidance_scale = guidance_scale
+        absent = torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)
+        is_guided = guidance_scale != 1 and bool((roles == FrameRole.OBSERVED).any())
+        if self.guider is not None:
+            # One call after the other: a guider may leave one out, or change the network for it.
+            _register_attention()
+            guider = copy.deepcopy(self.guider)  # it remembers former steps, and no window sees another's
+            with_given = self._window_network(sample, roles, cache_conditioning)
+            without = self._window_network(sample, absent, cache_conditioning)
+        elif is_guided:
+            both = torch.cat([sample, sample]), torch.cat([roles, absent])
+            with_and_without = self._window_network(*both, cache_conditioning)
+        else:
+            with_given = self._window_network(sample, roles, cache_conditioning)
+
+        def predict(noisy: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
+            if self.guider is not None:
+                calls = (functools.partial(network, noisy, timestep) for network in (with_given, without))
+                at = {"step": step, "num_inference_steps": len(steps), "timestep": timestep}
+                return guider_prediction(guider, self.unet, *calls, **at)
             if is_guided:
-                given, without = prediction.chunk(2)
-                prediction = classifier_free_guidance(given, without, self._guidance_scale)
-            return prediction
+                predictions = with_and_without(torch.cat([noisy, noisy]), timestep).chunk(2)
+                return classifier_free_guidance(*predictions, self._guidance_scale)
+            return with_given(noisy, timestep)
 
         for i, t in enumerate(steps):
             if self._interrupt:
@@ -523,7 +554,7 @@ class MCVDPipeline(DiffusionPipeline):
             noisy = latents
             if hasattr(self.scheduler, "scale_model_input"):
                 noisy = self.scheduler.scale_model_input(latents, t)
-            prediction = predict(noisy, t)
+            prediction = predict(noisy, t, i)
             with noise.replacing_randn(is_last=i == len(steps) - 1) if noise is not None else contextlib.nullcontext():
                 latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
             if callback_on_step_end is not None:
@@ -540,8 +571,27 @@ class MCVDPipeline(DiffusionPipeline):
             # its noise level; in Diffusers' convention that is this timestep.
             label_timestep = steps.new_tensor(self.unet.config.num_train_timesteps - len(steps))
             sigma = (1 - self.scheduler.alphas_cumprod[steps[-1].long()]) ** 0.5
-            latents = latents - sigma.to(latents) * predict(latents, label_timestep)
+            latents = latents - sigma.to(latents) * predict(latents, label_timestep, len(steps) - 1)
         return latents
+
+    def _window_network(
+        self, sample: torch.Tensor, roles: torch.Tensor, cache_conditioning: bool
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The network for one window: a function of the noisy block and the timestep; both blocks (B, k, C, H, W)."""
+        # A window of its own: the noisy block is written into it at each step.
+        sample = sample.to(self._execution_device, self.unet.dtype, copy=True)
+        roles = roles.to(sample.device)
+        conditioning = None
+        # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
+        if cache_conditioning and not _is_group_offload_enabled(self.unet):
+            conditioning = self.unet.encode_conditioning(sample, roles)
+
+        def network(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            sample[:, self._block] = noisy.to(sample.dtype)
+            prediction = self.unet(sample, timestep, roles, conditioning=conditioning, return_dict=False)[0]
+            return prediction[:, self._block].float()
+
+        return network
 
     # ------------------------------------------------------------------------------------------------------------
     # Windows
@@ -697,6 +747,9 @@ class MCVDPipeline(DiffusionPipeline):
             logger.warning("`guidance_scale` changes nothing here: no frames are given, and only one block is made.")
         options = {"num_inference_steps": int(num_inference_steps), "timesteps": timesteps, "sigmas": sigmas}
         steps = self._check_scheduler(options, final_denoise)
+        if self.guider is not None:
+            _register_attention()
+            check_guider(self.guider, self.unet, (config.num_frames, config.in_channels, height, width), len(steps))
         num_videos = batch_size * ensemble_size
         frame_shape = (config.in_channels, height, width)
         if latents is not None:
@@ -784,6 +837,11 @@ class MCVDPipeline(DiffusionPipeline):
         """Whether the network was trained with the frames missing that these windows leave out."""
         if not _is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
+        if self.guider is not None and guidance_scale != 1:
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale}, but the pipeline's `guider`, a {type(self.guider).__name__}, guides"
+                " already: leave it at 1 and give the guider its scale, or set `pipe.guider = None`."
+            )
         config = self.unet.config
         for side, given in (("past", num_past), ("future", num_future)):
             needed, dropped = config[f"num_{side}_frames"], config[f"drop_{side}"]
@@ -804,10 +862,13 @@ class MCVDPipeline(DiffusionPipeline):
                         f" `{side}_frames` has {given}: pass {needed}, or use a network that was trained with"
                         f" `drop_{side}` > 0" + ("." if side == "past" else ", one block at a time otherwise.")
                     )
-            if guidance_scale != 1:
+            if guidance_scale != 1 or self.guider is not None:
+                name, way_out = "guidance_scale", "leave it at 1"
+                if self.guider is not None:
+                    name, way_out = "guider", "set `pipe.guider = None`"
                 raise ValueError(
-                    f"`guidance_scale` compares with absent frames, which this network never saw absent in training"
-                    f" (`unet.config.drop_{side}` is 0): leave it at 1."
+                    f"`{name}` compares with absent frames, which this network never saw absent in training"
+                    f" (`unet.config.drop_{side}` is 0): {way_out}."
                 )
 
     def _check_scheduler(self, options: dict, final_denoise: bool) -> torch.Tensor:
@@ -817,11 +878,12 @@ class MCVDPipeline(DiffusionPipeline):
         name, config = type(self.scheduler).__name__, self.scheduler.config
         prediction_type = config.get("prediction_type")
         way_out = "Use another, such as DDIMScheduler.from_config(pipe.scheduler.config)."
-        if "prediction_type" not in inspect.signature(type(self.scheduler).__init__).parameters:
-            raise ValueError(
-                f"`scheduler`: {name} cannot serve this network: it has no `prediction_type`, so it is for another kind of"
-                f" model, such as one trained by flow matching. {way_out}"
-            )
+        for needed in ("prediction_type", "beta_schedule"):
+            if needed not in inspect.signature(type(self.scheduler).__init__).parameters:
+                raise ValueError(
+                    f"`scheduler`: {name} cannot serve this network: it has no `{needed}`, so it is for another kind of"
+                    f" model, such as one trained by flow matching or with EDM's noise levels. {way_out}"
+                )
         trained = self.unet.config.prediction_type
         if trained not in (None, prediction_type):
             raise ValueError(
@@ -869,6 +931,15 @@ class MCVDPipeline(DiffusionPipeline):
                 f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
             )
         return steps
+
+
+def _register_attention() -> None:
+    """
+    Tell Diffusers what the network's attention returns when a guider leaves its branch out, the residual alone. Not at
+    import: Diffusers' table imports the processors of all its networks.
+    """
+    skipped = AttentionProcessorMetadata(lambda attn, hidden_states: hidden_states / 2**0.5)
+    AttentionProcessorRegistry.register(MCVDAttnProcessor, skipped)
 
 
 def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:

@@ -356,6 +356,19 @@ def list_protocols() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
+def published_results(name: str) -> list[dict]:
+    """
+    What papers report by a protocol, to stand beside one's own numbers.
+
+    Args:
+        name (`str`): Of the protocol.
+
+    Returns:
+        `list[dict]`: `"model"`, `"metric"`, `"samples"`, `"value"` and `"remark"`, which says where the value was read.
+    """
+    return json.loads((FOLDER / "published.json").read_text("utf-8")).get(name, [])
+
+
 def protocol_fields() -> str:
     """
     What each field means, for a terminal.

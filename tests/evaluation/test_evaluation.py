@@ -67,7 +67,9 @@ def clips_of(videos, protocol, normalizer=FrameNormalizer()):
 
 def run(pipeline, videos, protocol, output, **options):
     networks = [Moments()] * len(protocol.feature_networks)
-    options = {"model": "tiny", "sampler": FAST, "networks": networks, "batch_size": 6, **options}
+    changes = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
+    sampler = dataclasses.replace(options.pop("sampler", FAST), **{"batch_size": 6, **changes})
+    options = {"model": "tiny", "sampler": sampler, "networks": networks, **options}
     return evaluate(pipeline, clips_of(videos, protocol), protocol, output, **options)
 
 
@@ -82,7 +84,7 @@ def test_numbers_are_those_of_the_videos(pipeline, videos, protocol, tmp_path):
     results = run(pipeline, videos, protocol, tmp_path / "out")
     clips = clips_of(videos, protocol)
     batch = [clips[i] for i in range(12)]
-    truth, (past, _), samples, _ = make_videos(pipeline, batch, protocol, FAST, 0, 6)
+    truth, (past, _), samples, _ = make_videos(pipeline, batch, protocol, FAST)
     mse = torch.stack([video_mse(samples[:, s], truth) for s in range(3)], dim=1)  # (12, 3)
     psnr = psnr_of_mse(mse)
     names = [clip.video for clip in batch]
@@ -126,7 +128,7 @@ def test_every_number_carries_its_protocol(pipeline, videos, protocol, tmp_path)
     assert [entry["samples"] for entry in frechet] == ["3 together", "mean over 3 trajectories", "1"]
     assert all("brightness and contrast" in entry["definition"] for entry in frechet)
     assert not any(entry["metric"] == "fvd" for entry in stated["numbers"])  # only over I3D
-    for name in ("sampler", "seed", "versions", "model", "data", "device"):
+    for name in ("sampler", "versions", "model", "data", "device"):
         assert stated[name] not in (None, {}), name
     assert stated["cost"]["num_videos"] == 36 and stated["cost"]["network_calls"] == 36 * 2 * 2
     for text in (as_table(results), (tmp_path / "out" / "results.md").read_text(), *map(str, results.numbers())):
@@ -189,7 +191,7 @@ def test_a_folder_of_another_evaluation_is_left_alone(pipeline, videos, protocol
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != LOCK_NAME}
 
     before = times()
-    with pytest.raises(ResultsError, match="holds another evaluation .seed: 0 then, 1 now"):
+    with pytest.raises(ResultsError, match="holds another evaluation .sampler.seed: 0 then, 1 now"):
         run(pipeline, videos, protocol, tmp_path / "out", seed=1)
     with pytest.raises(ResultsError, match=r"sampler.num_inference_steps: 2 then, 3 now"):
         run(pipeline, videos, protocol, tmp_path / "out", sampler=Sampler(num_inference_steps=3))
@@ -574,7 +576,7 @@ def test_a_protocol_with_everything_gives_what_its_words_say(tmp_path):
         num_channels=3,
         description="noise",
     )
-    options = {"model": "tiny", "sampler": FAST, "networks": [Moments()], "batch_size": 4}
+    options = {"model": "tiny", "sampler": FAST, "networks": [Moments()]}
     results = evaluate(pipe, clips, protocol, tmp_path / "out", **options)
     video = torch.stack([clips[i].frames for i in range(6)])
     past, truth = video.split([4, 3], dim=1)

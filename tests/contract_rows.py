@@ -1,0 +1,126 @@
+"""The networks and pipelines of this package, one row each, in the tests' contracts (`tests/contracts`).
+
+A new network joins all tests of the contract by a row in `NETWORKS`, a new pipeline by a row in `PIPELINES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
+
+from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
+
+
+def shaken(network: torch.nn.Module) -> torch.nn.Module:
+    """Fresh networks end in weights of nearly zero: move all of them, so that each part matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """
+    A network of the contract.
+
+    Args:
+        name (`str`): Of the row.
+        network_class (`type`): Its class.
+        config (`dict`): Arguments that make a tiny one, of two levels at least, with attention.
+        inputs (`Callable[[int], dict]`): Keyword arguments of `forward` for a batch size, always the same.
+        output_shape (`tuple[int, ...]`): Of the output, without the batch.
+    """
+
+    name: str
+    network_class: type[ModelMixin]
+    config: dict
+    inputs: Callable[[int], dict]
+    output_shape: tuple[int, ...]
+
+    def make(self, **overrides) -> ModelMixin:
+        """The network with weights that are always the same."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return shaken(self.network_class(**self.config, **overrides))
+
+
+@dataclass(frozen=True)
+class PipelineRow:
+    """
+    A pipeline of the contract.
+
+    Args:
+        name (`str`): Of the row.
+        network (`NetworkRow`): Its denoiser.
+        make (`Callable[[], DiffusionPipeline]`): The pipeline, always the same, without a progress bar.
+        inputs (`Callable[[int], dict]`): Arguments of a call for a batch size, but for `generator`: few steps, `"pt"`.
+        output_shape (`tuple[int, ...]`): Of `frames`, without the batch, as `"pt"`.
+    """
+
+    name: str
+    network: NetworkRow
+    make: Callable[[], DiffusionPipeline]
+    inputs: Callable[[int], dict]
+    output_shape: tuple[int, ...]
+
+
+def mcvd_window(batch_size: int) -> dict:
+    """Two past frames, a block of two, one future frame of 8x8 pixels; in each second video the past is absent."""
+    generator = torch.Generator().manual_seed(2)
+    sample = torch.randn(batch_size, 5, 1, 8, 8, generator=generator)
+    roles = torch.tensor([FrameRole.OBSERVED] * 2 + [FrameRole.LATENT] * 2 + [FrameRole.OBSERVED]).repeat(
+        batch_size, 1
+    )
+    roles[1::2, :2] = FrameRole.ABSENT
+    timestep = torch.linspace(10, 900, batch_size).long()
+    return {"sample": sample, "timestep": timestep, "roles": roles}
+
+
+def mcvd_network(conditioning: str) -> NetworkRow:
+    """A row of `MCVDUNet2DModel`."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "num_past_frames": 2,
+        "num_frames": 2,
+        "num_future_frames": 1,
+        "conditioning": conditioning,
+        "spatin_channels": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "attention_head_dim": 8,
+        "layers_per_block": 1,
+        "embed_past_kept": True,
+    }
+    return NetworkRow(f"mcvd-{conditioning}", MCVDUNet2DModel, config, mcvd_window, (5, 1, 8, 8))
+
+
+def mcvd_pipeline(network: NetworkRow, task: str) -> PipelineRow:
+    """A row of `MCVDPipeline`, for a task."""
+
+    def make() -> MCVDPipeline:
+        scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=True)
+        pipe = MCVDPipeline(network.make(), scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def inputs(batch_size: int) -> dict:
+        frames = torch.rand(batch_size, 3, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        arguments = {"num_inference_steps": 2, "output_type": "pt"}
+        if task == "generation":
+            return arguments | {"num_frames": 3, "batch_size": batch_size}
+        if task == "interpolation":
+            return arguments | {"past_frames": frames[:, :2], "future_frames": frames[:, 2:]}
+        return arguments | {"past_frames": frames[:, :2], "num_frames": 3}
+
+    num_frames = 2 if task == "interpolation" else 3
+    return PipelineRow(f"{network.name}-{task}", network, make, inputs, (num_frames, 1, 8, 8))
+
+
+NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
+PIPELINES = [mcvd_pipeline(network, task) for network in NETWORKS for task in ("prediction", "interpolation")] + [
+    mcvd_pipeline(NETWORKS[0], "generation")
+]

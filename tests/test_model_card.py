@@ -1,0 +1,581 @@
+"""The card of a model: what it says of a run, that it is right, that it can be made again, and its command."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import train_mcvd
+from contract_rows import PIPELINES, mcvd_network
+from mcvd_diffusers import MCVDPipeline
+from mcvd_diffusers.cli import main
+from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.model_card import CardError, CardFacts, read_facts, render_card, write_card
+from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.protocols import list_protocols, load_protocol, published_results
+from mcvd_diffusers.protocols import protocol as protocol_module
+from mcvd_diffusers.run_folder import _PRIVATE
+from mcvd_diffusers.train_settings import DataArguments, ModelArguments, TrainingArguments
+from mcvd_diffusers.weights import weights_digest
+
+
+TINY = {
+    "resolution": [8, 12],
+    "num_past_frames": 2,
+    "num_frames": 2,
+    "num_future_frames": 1,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "train_batch_size": 4,
+    "max_train_steps": 2,
+    "lr_warmup_steps": 1,
+    "learning_rate": 0.00012345678,
+    "num_validation_videos": 2,
+    "validation_inference_steps": 2,
+    "checkpointing_steps": 0,
+    "report_to": "none",
+}
+DIGITS = {"num_train_clips": 16, "digit_size": 4}
+PROTOCOL = {
+    "name": "digits-of-8x12",
+    "version": 1,
+    "title": "small moving digits, 2 given, 4 predicted",
+    "source": "here",
+    "task": "prediction",
+    "num_past_frames": 2,
+    "num_frames": 4,
+    "num_channels": 1,
+    "frame_size": [8, 12],
+    "num_clips": 3,
+    "clip_choice": "random",
+    "moving_digits": {"source": "sklearn", "num_digits": 1, "digit_size": 4, "max_speed": 1, "num_images": 0},
+    "samples_per_clip": 2,
+    "best_of": "each_metric",
+    "metrics": ["psnr_of_video_mse", "mse"],
+    "ensemble_metrics": ["crps", "rank_histogram"],
+}
+PLACEHOLDERS = ("More Information Needed", "TODO", "FIXME", "path/to", "[...]", "{{ ", "lorem", "XXX", "None |")
+
+
+def train(folder, **settings):
+    arguments = []
+    for name, value in {**TINY, **settings, "output_dir": folder}.items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    try:
+        settings = train_mcvd.parse_args(arguments)
+        train_mcvd.main(settings)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return settings
+
+
+def evaluate(model, protocol, output, *more):
+    words = ["evaluate", model, "--protocol", protocol, "--output", output, "--num_inference_steps", 2, *more]
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, with the evaluations of both its weights beside it, and its settings."""
+    place = tmp_path_factory.mktemp("card")
+    settings = train(place / "run", **DIGITS)
+    (place / "protocol.yaml").write_text(yaml.safe_dump(PROTOCOL))
+    evaluate(place / "run", place / "protocol.yaml", place / "ema", "--variant", "ema")
+    evaluate(place / "run", place / "protocol.yaml", place / "raw")
+    shutil.copytree(place / "run", place / "without_evaluation")
+    words = ["card", place / "run", "--evaluation", place / "ema", place / "raw", "--license", "apache-2.0"]
+    assert main([str(word) for word in words]) == 0
+    return place, settings
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run to change; its evaluations are in `ema` and `raw` beside it."""
+    shutil.copytree(trained[0], tmp_path / "copy")
+    return tmp_path / "copy" / "run"
+
+
+def words_of_the_command(text):
+    """The command of a card as a shell takes it: a backslash at the end of a line joins it with the next."""
+    return shlex.split(re.search(r"```bash\n(.*?)```", text, flags=re.DOTALL)[1].replace("\\\n", " "))
+
+
+def card_command(*words):
+    return main(["card", *map(str, words)])
+
+
+def save(pipeline, folder, **facts):
+    """A pipeline's folder with a card."""
+    pipeline.save_pretrained(folder)
+    unet = pipeline.unet.config
+    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
+    facts = {"name": "tiny", "tasks": trained_tasks(**{name: unet[name] for name in names})} | facts
+    write_card(folder, CardFacts(num_inference_steps=2, **facts))
+    return (folder / "README.md").read_text()
+
+
+def tiny(conditioning="concat", normalization=None, **unet):
+    shape = {"drop_past": 0.5, "drop_future": 0.5} | unet
+    network = mcvd_network(conditioning)
+    config = {**network.config, **shape}
+    torch.manual_seed(0)
+    units = None if normalization is None else normalization.to_config()
+    return MCVDPipeline(network.network_class(**config), DDIMScheduler(clip_sample=True), normalization=units)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The card of a run
+
+
+def test_card_of_a_run_is_a_card_of_the_hub_with_all_of_its_metadata(trained):
+    folder = trained[0] / "run"
+    head = ModelCard.load(folder / "README.md").data
+    assert (head.library_name, head.pipeline_tag, head.license) == ("diffusers", "video-to-video", "apache-2.0")
+    wanted = {"mcvd", "video-prediction", "frame-interpolation", "unconditional-video-generation"}
+    assert wanted <= set(head.tags) and head.model_name == "run"
+    assert [one["output"]["url"] for one in head.widget] == list(read_facts(folder).samples)
+    stated = []
+    for path in sorted(folder.glob("evaluation/*/results.json")):
+        result = json.loads(path.read_text())
+        numbers = [n for n in result["numbers"] if n["made_by"] == "model" and n["metric"] != "rank_histogram"]
+        weights = "averaged weights (EMA)" if "-ema-" in path.parent.name else "raw weights"
+        stated += [(n["metric"], n["samples"], n["value"], weights) for n in numbers]
+    assert len(stated) == 2 * 5 == len(head.eval_results)
+    for (metric, samples, value, weights), one in zip(stated, head.eval_results):
+        assert (one.metric_type, one.metric_value) == (metric, value)
+        assert one.dataset_config == f"digits-of-8x12 v1; {weights}; DDIM, 2 steps"
+        assert (
+            one.metric_name == f"{metric}, {samples}, {weights}; digits-of-8x12 v1"
+        )  # no number without its protocol
+        assert one.metric_args["weights"] == weights and one.metric_args["sampler"] == "DDIM, 2 steps"
+        assert one.metric_args["clips"] == 3 and one.metric_args["low"] < value < one.metric_args["high"]
+
+
+def test_card_of_a_run_says_what_the_model_does_and_how_it_was_made(trained):
+    place, settings = trained
+    folder = place / "run"
+    text, facts = (folder / "README.md").read_text(), read_facts(folder)
+    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
+    count = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    sizes = [f"{path.stat().st_size:,}" for path in (folder / "unet").glob("*.safetensors")]
+    for fact in (
+        "| prediction | 2 past frames | the frames after them, any number, 2 at a time |",
+        "| past prediction | 1 future frame | the frames before them |",
+        "| interpolation | 2 past and 1 future frame | the 2 between them |",
+        "| generation | nothing | videos of any length, 2 frames at a time |",
+        "Frames have 1 channel of 8x12 pixels",
+        "floats in [0, 1]",
+        f"{count:,} parameters",
+        "| name | `moving digits` |",
+        "| licence | CC BY 4.0",
+        "| updates | 2 |",
+        "| clips met | 8 |",
+        "| hours | ",
+        f"| hardware | 1 x cpu with {os.cpu_count()} cores |",
+        "| seconds for a video | ",
+        f"| torch | {torch.__version__} |",
+        '`variant="ema"` is the moving average (decay 0.999)',
+        "Licence: apache-2.0.",
+        *(f"| {size} |" for size in sizes),
+        "## Limits",
+        "A sample is one possible future, not the future.",
+        "`mcvd-diffusers verify .`",
+        "@inproceedings{voleti2022mcvd,",
+        "| `learning_rate` | 0.00012345678 |",  # all of its digits
+        "s a video on cpu",
+        f"Tensors of ema: SHA-256 `{weights_digest(pipe.unet.state_dict())}`.",
+        "### digits-of-8x12 v1: averaged weights (EMA), DDIM, 2 steps",
+        "### digits-of-8x12 v1: raw weights, DDIM, 2 steps",
+        "| mse | repeat_last_frame | 1 | ",
+    ):
+        assert fact in text, fact
+    assert facts.num_parameters == count and float(facts.training["hours"]) < 1
+    assert "knows of no evaluation" not in text
+
+
+def test_every_picture_that_the_card_shows_is_there(trained):
+    folder = trained[0] / "run"
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (folder / "README.md").read_text())
+    assert [Path(path).stem for path in shown] == ["prediction", "past_prediction", "interpolation", "generation"]
+    for path in shown:
+        with Image.open(folder / path) as picture:
+            assert picture.format == "GIF" and picture.n_frames > 1
+
+
+def test_every_setting_of_the_training_that_has_a_value_is_in_the_card(trained):
+    place, settings = trained
+    text = (place / "run" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    flags = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
+    values = {name: value for name, value in settings.as_dict().items() if value is not None}
+    assert set(rows) == (flags - set(_PRIVATE)) & set(values)
+    for name in rows:
+        assert read_facts(place / "run").hyperparameters[name] == values[name], name
+
+
+def test_the_command_in_the_card_gives_the_same_settings(trained, tmp_path, monkeypatch):
+    place, settings = trained
+    words = words_of_the_command((place / "run" / "README.md").read_text())
+    assert words[:3] == ["accelerate", "launch", "train_mcvd.py"]
+    monkeypatch.chdir(tmp_path)
+    again = train_mcvd.parse_args(words[3:]).as_dict()
+    # What stays on a machine is not in a card.
+    private = {name: again[name] for name in _PRIVATE}
+    assert again == settings.as_dict() | private
+
+
+def texts_of_a_card(folder):
+    return "".join((folder / name).read_text() for name in ("README.md", "model_card.json"))
+
+
+@pytest.fixture(scope="module")
+def trained_on_files(tmp_path_factory):
+    """A run whose settings name three places of this machine."""
+    place = tmp_path_factory.mktemp("files")
+    generator = np.random.default_rng(0)
+    np.save(place / "kelvin data.npy", generator.uniform(200, 300, (8, 6, 8, 12)).astype(np.float32))
+    (place / "held out.txt").write_text("*0\n*1\n")
+    units = FrameNormalizer.from_range(180, 320)
+    pipe = tiny(sample_size=[8, 12], normalization=units, embed_past_kept=False)
+    pipe.save_pretrained(place / "earlier run")
+    settings = {"train_data_dir": place / "kelvin data.npy", "axes": "NTHW"}
+    settings |= {"validation_list": place / "held out.txt", "pretrained_model_name_or_path": place / "earlier run"}
+    shape = {"resolution", "num_past_frames", "num_frames", "num_future_frames", "block_out_channels"}
+    shape |= {"down_block_types"}
+    only = {name: value for name, value in TINY.items() if name not in shape}
+    words = [
+        x for name, value in {**only, **settings, "output_dir": place / "run"}.items() for x in (f"--{name}", value)
+    ]
+    try:
+        parsed = train_mcvd.parse_args([str(word) for word in words])
+        train_mcvd.main(parsed)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return place, parsed
+
+
+@pytest.mark.parametrize("which", ["trained", "trained_on_files"])
+def test_no_placeholder_and_nothing_of_the_machine_is_in_a_card(which, request):
+    place, _ = request.getfixturevalue(which)
+    text = texts_of_a_card(place / "run")
+    for words in PLACEHOLDERS:
+        assert words.lower() not in text.lower(), words
+    home, user = str(Path.home()), os.environ.get("USER") or Path.home().name
+    for secret in (str(place), str(place.parent), "/tmp", "/home/", "/Users/", os.uname().nodename, str(Path.cwd())):
+        assert secret not in text, secret
+    assert not re.search(rf"\b{re.escape(user)}\b", text) and f"{home}/" not in text
+    assert not re.search(r"""(?<![\w.:/<])/(?!/)\w+/\w""", text.replace("it/s", ""))  # absolute paths of any kind
+
+
+def test_a_run_on_files_names_them_and_goes_on_from_where_it_says(trained_on_files, tmp_path, monkeypatch):
+    place, settings = trained_on_files
+    text = (place / "run" / "README.md").read_text()
+    for fact in ("| name | `kelvin data.npy` |", "not stated by who trained", "in the units of the data, 180 to 320"):
+        assert fact in text, fact
+    assert "low, high = torch.tensor([180.0]).view(-1, 1, 1), torch.tensor([320.0]).view(-1, 1, 1)" in text
+    assert "past = low + (high - low) * torch.rand(1, 2, 1, 8, 12)" in text
+    for path in place.iterdir():  # where the names in the command lie
+        if path.name != "run":
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    words = words_of_the_command(text)
+    again = train_mcvd.parse_args(words[3:]).as_dict()
+    names = ("train_data_dir", "validation_list", "pretrained_model_name_or_path")
+    assert [again[name] for name in names] == ["kelvin data.npy", "held out.txt", "earlier run"]
+    machine = {name: again[name] for name in (*_PRIVATE, *names)}
+    assert again == settings.as_dict() | machine
+
+
+def test_the_same_facts_give_the_same_bytes(run):
+    before = {path.name: path.read_bytes() for path in (run / "README.md", run / "model_card.json")}
+    write_card(run, read_facts(run))
+    assert card_command(run) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before
+    facts = read_facts(run)
+    assert render_card(run, facts) == (run / "README.md").read_text()
+    assert asdict(read_facts(run)) == asdict(facts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The example
+
+
+SHAPES = {
+    "concat": {},
+    "spatin": {"conditioning": "spatin"},
+    "no future": {"num_future_frames": 0},
+    "future only": {"num_past_frames": 0, "embed_past_kept": False},
+    "never without past": {"drop_past": 0.0},
+    "interpolation only": {"drop_past": 0.0, "drop_future": 0.0},
+    "generation only": {"num_past_frames": 0, "num_future_frames": 0, "embed_past_kept": False},
+    "not square": {"sample_size": [8, 16]},
+    "colour": {"in_channels": 3},
+    "kelvin": {"normalization": FrameNormalizer.from_range(180.12345678, 330.87654321)},
+    "below zero": {"normalization": FrameNormalizer.from_range(-40.0, -2.5)},
+    "both sides of zero": {"normalization": FrameNormalizer.from_range(-1e-7, 3e-7)},
+    "lowest and highest": {
+        "normalization": FrameNormalizer("min_max", (213.15,), (313.15,)),
+        "conditioning": "spatin",
+    },
+    "mean and deviation": {"normalization": FrameNormalizer("mean_std", (0.0,), (90.0,), (12.5,), (7.5,))},
+    "mask": {
+        "in_channels": 2,
+        "normalization": FrameNormalizer("min_max", (0.0,), (9.0,), nan_fill=(1.0,), has_mask_channel=True),
+    },
+    "several units": {
+        "in_channels": 2,
+        "normalization": FrameNormalizer.from_range([200.0, 190.0], [300.0, 310.0]),
+    },
+}
+
+
+@pytest.mark.parametrize("variant", [None, "ema"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_example_runs_as_it_stands(shape, variant, tmp_path, monkeypatch):
+    pipe = tiny(**SHAPES[shape])
+    text = save(pipe, tmp_path, variant=None)
+    if variant is not None:
+        for path in list((tmp_path / "unet").glob("*.safetensors")):
+            path.unlink()
+        pipe.save_pretrained(tmp_path, variant=variant)
+        text = save_again(tmp_path, variant=variant)
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert ('variant="ema"' in example) == (variant == "ema")
+    facts, shown = read_facts(tmp_path), {}
+    assert example.count("pipe(") == len(facts.tasks) > 0
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("video = pipe", "shown[len(shown)] = pipe"), {"shown": shown})
+    channels = pipe.normalizer.num_channels(pipe.unet.config.in_channels)
+    size = pipe.unet.config.sample_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    for task, video in zip(facts.tasks, shown.values(), strict=True):
+        assert video.shape[2:] == (channels, height, width), task
+        assert shape == "mask" or video.isfinite().all(), task  # NaN is where it says that values are missing
+    assert f"{channels} channel{'s' * (channels > 1)} of {height}x{width} pixels" in text
+
+
+def save_again(folder, **changes):
+    facts = read_facts(folder)
+    for name, value in changes.items():
+        setattr(facts, name, value)
+    write_card(folder, facts)
+    return (folder / "README.md").read_text()
+
+
+def test_a_model_that_only_generates_is_called_that(tmp_path):
+    save(tiny(**SHAPES["generation only"]), tmp_path)
+    head = ModelCard.load(tmp_path / "README.md").data
+    assert head.pipeline_tag == "unconditional-image-generation" and "unconditional-video-generation" in head.tags
+    assert "past =" not in (tmp_path / "README.md").read_text()
+
+
+def test_values_of_a_range_that_many_digits_have_lie_in_it(tmp_path):
+    """What the example draws is within the range that it is for: rounding must not lead out of it by more than is passed."""
+    low, high = 199.98765432, 200.0123456
+    text = save(tiny(normalization=FrameNormalizer.from_range(low, high)), tmp_path)
+    ends = re.search(r"torch\.tensor\(\[(.*)\]\)\.view.*torch\.tensor\(\[(.*)\]\)", text).groups()
+    assert [float(end) for end in ends] == [low, high]
+
+
+def test_each_channel_has_a_range_of_its_own(tmp_path):
+    low, high = [200.0, 2e7], [320.0, 3.2e7]
+    pipe = tiny(in_channels=2, normalization=FrameNormalizer.from_range(low, high))
+    text = save(pipe, tmp_path)
+    assert "channel by channel: 200 to 320; 2e+07 to 3.2e+07" in text
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(example.replace('"."', repr(str(tmp_path))), {})  # raises if a channel is not in its range
+
+
+def test_the_example_is_made_of_calls_of_this_library_only(trained):
+    code = re.search(r"```python\n(.*?)```", (trained[0] / "run" / "README.md").read_text(), flags=re.DOTALL)[1]
+    tree = ast.parse(code)
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert calls == {"MCVDPipeline.from_pretrained", "torch.rand", "pipe"}  # with units, torch.tensor and view, too
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Beside the paper's numbers
+
+
+def test_published_numbers_belong_to_protocols_that_exist():
+    content = json.loads((protocol_module.FOLDER / "published.json").read_text())
+    assert set(content) - {"remark"} <= set(list_protocols()) and len(content) > 1
+    for name in set(content) - {"remark"}:
+        for row in published_results(name):
+            assert set(row) == {"model", "metric", "samples", "value", "remark"} and row["remark"], name
+            assert isinstance(row["value"], (int, float))
+            family = {"fvd": "i3d", "psnr": "psnr_of_video_mse"}.get(row["metric"], row["metric"])
+            measured = load_protocol(name)
+            assert family in (*measured.metrics, *measured.feature_networks), (name, row)
+
+
+def test_the_papers_numbers_stand_beside_the_models(run):
+    (name,) = [path.parent for path in run.glob("evaluation/*-ema-*/results.json")]
+    result = json.loads((name / "results.json").read_text())
+    result["protocol"] |= {"name": "mcvd-kth-10-30", "label": "mcvd-kth-10-30 v1"}
+    (name / "results.json").write_text(json.dumps(result))
+    text = render_card(run, read_facts(run))
+    section = text.split("### mcvd-kth-10-30 v1:")[1].split("## Training data")[0]
+    assert "| mse | model | best of 2 | " in section
+    for row in published_results("mcvd-kth-10-30"):
+        line = f"| {row['metric']} | {row['model']} (paper) | {row['samples']} | {row['value']:g} | {row['remark']} |"
+        assert line in section
+    # They are nobody's evaluation of this model.
+    assert "paper" not in ModelCard(text).data.to_yaml()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_card_takes_evaluations_of_both_weights_and_those_that_are_there_once_only(run):
+    names = sorted(re.sub("-[0-9a-f]{6}$", "", path.name) for path in (run / "evaluation").iterdir())
+    assert names == ["digits-of-8x12-v1-2-steps", "digits-of-8x12-v1-ema-2-steps"]
+    before = (run / "README.md").read_bytes()
+    assert card_command(run, "--evaluation", run.parent / "ema" / "results.parquet") == 0
+    assert (run / "README.md").read_bytes() == before and len(list((run / "evaluation").iterdir())) == 2
+    again = run.parent / "again"
+    evaluate(run, run.parent / "protocol.yaml", again, "--variant", "ema", "--seed", 5)
+    assert card_command(run, "--evaluation", again) == 0
+    # Another seed is another evaluation, and stands beside the first.
+    assert len(list((run / "evaluation").iterdir())) == 3 and (run / "README.md").read_bytes() != before
+    found = [path.read_bytes() for path in run.glob("evaluation/*-ema-*/results.json")]
+    assert len(found) == 2 and (again / "results.json").read_bytes() in found
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(capsys, *words):
+    """The one line that a command that does not work says."""
+    assert main([str(word) for word in words]) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err and err.count("\n") == 1 and err.startswith(f"mcvd-diffusers {words[0]}: ")
+    return err
+
+
+def test_an_evaluation_of_other_weights_is_refused_before_anything_is_written(trained, run, capsys):
+    other = run.parent / "other"
+    save(tiny(sample_size=[8, 12]), other)
+    before = files_of(other)
+    message = refused(capsys, "card", other, "--evaluation", trained[0] / "ema", trained[0] / "raw")
+    assert "is of other weights" in message and files_of(other) == before
+    plain = run.parent / "without_evaluation"
+    before = files_of(plain)
+    (run.parent / "half").mkdir()
+    shutil.copy(run.parent / "raw" / "results.parquet", run.parent / "half")
+    for place, words in (
+        (run.parent / "nowhere", "does not exist"),
+        (run, "without results.parquet"),
+        (run.parent / "half", "the evaluation has not finished"),
+    ):
+        message = refused(capsys, "card", plain, "--evaluation", run.parent / "ema", place)
+        assert words in message
+    assert {name for name in files_of(plain) if "evaluation" not in name.parts} == set(before)
+    assert all(files_of(plain)[name] == before[name] for name in before)
+
+
+def test_card_takes_names_licences_and_notes(run, tmp_path):
+    (tmp_path / "notes.md").write_text("Trained for *a test*.\n\nSee | this.\n")
+    words = (
+        "--name",
+        "squares|<b>",
+        "--license",
+        "cc-by-4.0",
+        "--data_license",
+        "CC0",
+        "--notes",
+        tmp_path / "notes.md",
+    )
+    assert card_command(run, *words) == 0
+    text = (run / "README.md").read_text()
+    assert "## Notes\n\nTrained for *a test*.\n\nSee | this.\n" in text and "| licence | CC0 |" in text
+    assert "# squares??b?: MCVD, " in text and ModelCard(text).data.license == "cc-by-4.0"
+    assert "Licence: cc-by-4.0." in text
+    assert card_command(run) == 0 and (run / "README.md").read_text() == text  # they stay
+
+
+def test_a_card_that_somebody_wrote_is_kept(run):
+    (run / "README.md").write_text("mine")
+    assert card_command(run) == 0
+    assert (run / "README.md.before").read_text() == "mine" and "MCVD" in (run / "README.md").read_text()
+    assert card_command(run) == 0 and not (run / "README.md.before-2").exists()  # this one was ours
+    (run / "README.md").write_text("mine, too")
+    assert card_command(run) == 0
+    assert (run / "README.md.before").read_text() == "mine"
+    assert (run / "README.md.before-2").read_text() == "mine, too"
+
+
+@pytest.mark.parametrize("variant", [None, "ema"])
+def test_a_pipeline_without_a_card_gets_one(variant, tmp_path, capsys):
+    PIPELINES[0].make().save_pretrained(tmp_path / "plain", variant=variant)
+    assert card_command(tmp_path / "plain") == 0
+    text = (tmp_path / "plain" / "README.md").read_text()
+    assert "# plain: MCVD, 8x8" in text and "Not stated by who published this model." in text
+    assert ('variant="ema"' in text) == (variant == "ema")
+    assert "knows of no evaluation" in text and "No licence of the weights is stated." in text
+    assert "mcvd-diffusers verify" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "plain"), "--skip_example"]) == 0
+
+
+def test_what_is_no_pipeline_gets_no_card(run, tmp_path, capsys):
+    assert "is no folder" in refused(capsys, "card", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused(capsys, "card", tmp_path / "empty")
+    assert not list((tmp_path / "empty").iterdir())
+    assert "notes.md" in refused(capsys, "card", run, "--notes", tmp_path / "notes.md")
+    (run / "model_card.json").unlink()
+    config = json.loads((run / "unet" / "config.json").read_text())
+    del config["drop_past"]
+    (run / "unet" / "config.json").write_text(json.dumps(config))
+    assert "drop_past" in refused(capsys, "card", run)
+    (run / "unet" / "config.json").write_text(json.dumps(config | {"drop_past": 0.5, "conditioning": "x"}))
+    assert "conditioning" in refused(capsys, "card", run)
+    (run / "model_index.json").unlink()
+    assert "holds no pipeline" in refused(capsys, "card", run)
+
+
+def test_facts_that_were_changed_are_not_taken_and_the_way_out_works(run, capsys):
+    text = (run / "model_card.json").read_text()
+    (run / "model_card.json").write_text(text.replace('"updates": 2', '"updates": 3'))
+    message = refused(capsys, "card", run)
+    assert "was changed after it was written" in message and "remove it" in message
+    (run / "model_card.json").unlink()
+    assert card_command(run) == 0 and (run / "README.md.before").exists()
+    assert read_facts(run).training == {} and main(["verify", str(run), "--skip_example"]) == 0
+
+
+def test_facts_that_make_no_card_are_refused_before_anything_is_written(run):
+    before = files_of(run)
+    facts = read_facts(run)
+    facts.samples = {"../outside.gif": "what is not ours"}
+    with pytest.raises(CardError, match="samples"):
+        write_card(run, facts)
+    facts.samples = {"samples/not-there.gif": "nothing"}
+    with pytest.raises(CardError, match="must be a regular file"):
+        write_card(run, facts)
+    assert files_of(run) == before
+
+
+def test_help_of_the_commands_names_every_option(capsys):
+    for command, options in {
+        "card": ("--evaluation", "--name", "--license", "--data_license", "--notes"),
+        "verify": ("--revision", "--data", "--data_flags", "--skip_example"),
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0 and all(option in capsys.readouterr().out for option in options[:1])
