@@ -808,12 +808,8 @@ def log(message: str, is_for_all: bool = False) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    for library in (
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "huggingface_hub",
-    ):  # addresses of uploads are signed: no log is to have them
+    # These log addresses of uploads, which are signed: whoever reads one could write there.
+    for library in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.WARNING)
     with StopSignals() as stop:
         try:

@@ -541,7 +541,7 @@ def test_a_training_pushes_its_pipeline_and_nothing_else_and_the_token_is_nowher
 
     again = train(hub, tmp_path, "--resume_from_checkpoint", "latest", "--hub_private_repo", "True", "--report_to",
                   "tensorboard", output_dir="my-run")  # fmt: skip
-    assert again.returncode == 0 and "nothing left to train" in again.stderr, again.stderr
+    assert again.returncode == 0 and "nothing left to do" in again.stderr, again.stderr
     assert num_pushes(hub, "alice/my-run") == 1
     done = command(hub, tmp_path, "verify", "alice/my-run", home="cold")
     assert done.returncode == 0, done.stdout + done.stderr
