@@ -12,6 +12,7 @@ Letters in shape comments: `B` videos, `T = p + k + f` frames of a window (past,
 frame, `H, W` its height and width, `h, w` the height and width at some level of the UNet, `D` width of the embedding.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ GAIN_OUT = 1e-5
 GAIN_QKV = 0.1**0.5
 
 MOST_CHANNELS = 65_536
+MOST_PIXELS = 65_536
 
 # What `encode_conditioning` returns: `None`, a tensor, or nested tuples of tensors in the order of the blocks.
 Conditioning = torch.Tensor | tuple | None
@@ -118,10 +120,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MCVDResnetBlock2D", "MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
-    # Whole levels: each is compiled once, and torch.compile allows no more variants of one class than there are levels.
     _repeated_blocks = ["MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "time_emb_proj", "past_embedding"]
-    _group_offload_block_modules = ["mid_block"]
 
     @register_to_config
     def __init__(
@@ -248,6 +248,17 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     def size_multiple(self) -> int:
         """Frames whose height or width is no multiple of this are padded inside the network, and its output is cut."""
         return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def compile_repeated_blocks(self, *args, **kwargs) -> None:
+        """
+        Compile the levels one by one; the arguments are those of [`~ModelMixin.compile_repeated_blocks`].
+
+        Levels are of one class and of different widths, so that torch.compile would take the second for the first one
+        recompiled. Where it can, it is told to keep them apart (`isolate_recompiles`): each is compiled once.
+        """
+        if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+            kwargs.setdefault("isolate_recompiles", True)
+        super().compile_repeated_blocks(*args, **kwargs)
 
     @apply_forward_hook
     def encode_conditioning(self, sample: torch.Tensor, roles: torch.Tensor) -> Conditioning:
@@ -811,6 +822,8 @@ def _check_config(config) -> None:
     sizes = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size]
     if len(sizes) not in (1, 2) or not all(is_count(size, 1) for size in sizes):
         raise ValueError(f"`sample_size` must be a positive integer or (height, width), got {config.sample_size!r}.")
+    if max(sizes) > MOST_PIXELS:  # a video is made at this size if none is asked for
+        raise ValueError(f"`sample_size` must be at most {MOST_PIXELS:,}, got {config.sample_size!r}.")
     head_dim = config.attention_head_dim
     if head_dim is not None:
         if not is_count(head_dim, 1):

@@ -8,6 +8,7 @@ import copy
 import inspect
 import json
 import re
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -199,16 +200,17 @@ def test_network_is_a_name_of_the_package(row):
     for exported in (row.network_class, output):
         assert getattr(mcvd_diffusers, exported.__name__) is exported
         assert exported.__name__ in mcvd_diffusers.__all__
+    # `checks_weights` and `publishes_networks` were applied.
+    for name in ("_load_pretrained_model", "from_pretrained", "save_pretrained", "push_to_hub"):
+        assert name in vars(row.network_class), name
 
 
 def test_class_attributes_name_what_exists(row):
     network = row.make()
     classes = {type(module).__name__ for module in network.modules()}
-    children = {name for name, _ in network.named_children()}
     leaves = [name for name, module in network.named_modules() if not list(module.children())]
     assert network._no_split_modules and set(network._no_split_modules) <= classes
     assert network._repeated_blocks and set(network._repeated_blocks) <= classes
-    assert set(getattr(network, "_group_offload_block_modules", None) or []) <= children
     for pattern in network._skip_layerwise_casting_patterns:
         assert any(re.search(pattern, name) for name in leaves), pattern
     for name in network._keep_in_fp32_modules or []:
@@ -510,6 +512,11 @@ def test_groups_that_wait_on_disk_are_loaded_for_their_turn(row, options, tmp_pa
     expected, state = run(network, row.inputs(2)), copy.deepcopy(network.state_dict())
     network.enable_group_offload(torch.device("cpu"), offload_to_disk_path=tmp_path, **options)
     assert len(list(tmp_path.glob("*.safetensors"))) > len(network.down_blocks)
+    if options["offload_type"] == "block_level":  # at the other level Diffusers writes one more file when it runs
+        with warnings.catch_warnings():  # the module says that some of it has moved
+            warnings.simplefilter("ignore", FutureWarning)
+            from diffusers.utils.testing_utils import _check_safetensors_serialization
+        assert _check_safetensors_serialization(network, str(tmp_path), **options) == (True, set(), set())
     lost = [name for name, value in network.state_dict().items() if not torch.equal(value, state[name])]
     assert lost  # memory is given back: what stands there now is not the weights
     for _ in range(2):
@@ -819,13 +826,12 @@ def test_repeated_blocks_compile_once_for_all_timesteps(row, compiler):
     network, inputs = row.make(), row.inputs(2)
     expected = [run(network, inputs | {"timestep": timestep}) for timestep in TIMESTEPS]
     network.compile_repeated_blocks(**compiler)
+    repeated = [module for module in network.modules() if type(module).__name__ in network._repeated_blocks]
     for module in network.modules():
-        is_repeated = type(module).__name__ in network._repeated_blocks
-        assert (module._compiled_call_impl is not None) == is_repeated, type(module)
-    out = [run(network, inputs | {"timestep": TIMESTEPS[0]})]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        out += [run(network, inputs | {"timestep": timestep}) for timestep in TIMESTEPS[1:]]
+        assert (module._compiled_call_impl is not None) == (module in repeated), type(module)
+    with torch._dynamo.config.patch(error_on_recompile=True, recompile_limit=1):
+        out = [run(network, inputs | {"timestep": timestep}) for timestep in TIMESTEPS]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(repeated)
     torch.testing.assert_close(torch.stack(out), torch.stack(expected), atol=1e-5, rtol=0)
 
 
