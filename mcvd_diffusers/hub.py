@@ -29,12 +29,13 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import DummyObject
 
+from mcvd_diffusers.json_files import read_json
+
 
 LIBRARY = "mcvd_diffusers"
 WAY_OUT = 'Install a version it was made for: pip install "diffusers>=0.42,<0.43".'
 
 # Far above what any checkpoint needs, far below what exhausts a machine.
-MOST_BYTES = 2**24
 MOST_TIMESTEPS = 1_000_000
 
 
@@ -134,7 +135,7 @@ class CheckedPipelineMixin:
         cls, json_file
     ):  # how Diffusers reads `model_index.json`: in a folder and when downloading
         path = Path(json_file)
-        index = _read_json(path)
+        index = read_json(path)
         for name, found in cls._check_index(index, path).items():
             # Networks check theirs themselves. While a pipeline is being downloaded the files are not there yet.
             if issubclass(found, ConfigMixin) and not issubclass(found, ModelMixin):
@@ -237,7 +238,7 @@ def _component_class(cls: type, name: str, entry: Any, allowed: tuple[type, ...]
 
 def _check_settings(path: Path, of: type) -> None:
     """The settings of a scheduler or guider: of the class that the index says, and such that it can be made."""
-    settings = _read_json(path)
+    settings = read_json(path)
     if settings.get("_class_name") != of.__name__:
         raise ValueError(
             f"{path} must be of a {of.__name__}, as model_index.json says (`_class_name`), got"
@@ -270,26 +271,6 @@ def _check_settings(path: Path, of: type) -> None:
         raise
     except Exception as error:
         raise ValueError(f"{path} is no configuration of a {of.__name__}: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A file that must hold a JSON object."""
-
-    def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            raise ValueError("a name stands there twice")
-        return values
-
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES // 2**20} MiB")
-        value = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=once_each)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be a valid JSON file, and is none: {error}. Get the file again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a dictionary, got a {type(value).__name__}. Get the file again.")
-    return value
 
 
 def _annotated_types(function: Callable) -> dict[str, tuple[type, ...]]:

@@ -81,16 +81,18 @@ def save_weights(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
             file.write(ordered.ljust(size))
 
 
-def seal_weights(path: Path) -> None:
+def seal_weights(path: Path, **more: str) -> None:
     """
     Write the digest of its tensors into a file's header. What else stands there stays.
 
     Args:
         path (`Path`): A safetensors file; replaced whole. One that has a digest is left alone.
+        more (`str`): What else is to stand in its header.
     """
     metadata, tensors = _read(path)
     if DIGEST in metadata:
         return
+    metadata.update(more)
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_weights(tensors, partial, metadata)
@@ -121,6 +123,26 @@ def check_weights(path: Path) -> str | None:
             " Get the file again."
         )
     return stated
+
+
+def weights_metadata(path: Path) -> dict[str, str]:
+    """
+    What stands in a file's header besides its tensors.
+
+    Args:
+        path (`Path`): A safetensors file.
+
+    Returns:
+        `dict[str, str]`: Name -> text.
+
+    Raises:
+        [`WeightsError`]: If it is none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

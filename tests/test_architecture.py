@@ -15,7 +15,8 @@ PACKAGE = ROOT / "mcvd_diffusers"
 # Which rooms of the package each room may import (besides its own). A room is a module or a folder of the package.
 MAY_IMPORT = {
     "_version": set(),
-    "models": {"weights"},
+    "json_files": set(),
+    "models": {"json_files", "weights"},
     "frame_schedules": set(),
     "guidance": set(),
     "randomness": set(),
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "data": {"atomic", "normalization"},
     "cost": set(),
     "presets": set(),
-    "model_card": {"_version", "atomic", "masking", "protocols", "weights"},
+    "model_card": {"_version", "atomic", "json_files", "masking", "protocols", "weights"},
     "publishing": {"masking", "model_card", "weights"},
     "atomic": set(),
     "weights": set(),
@@ -73,7 +74,7 @@ MAY_IMPORT = {
         "verification",
     },
     "visualization": set(),
-    "hub": set(),
+    "hub": {"json_files"},
     "train_settings": {"checkpointing", "folder_lock", "models", "normalization", "pipelines", "presets"},
     "training": {"masking", "randomness"},
     "training_data": {"data", "interruption", "normalization", "pipelines", "train_settings"},

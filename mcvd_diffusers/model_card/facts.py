@@ -20,6 +20,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from mcvd_diffusers._version import __version__
 from mcvd_diffusers.atomic import whole_file
+from mcvd_diffusers.json_files import read_json
 from mcvd_diffusers.masking import trained_tasks
 from mcvd_diffusers.weights import check_weights, load_weights, tensor_shapes, weights_digest
 
@@ -30,7 +31,6 @@ CARD, FACTS, INDEX = "README.md", "model_card.json", "model_index.json"
 FORMAT = 1
 EVALUATIONS = "evaluation"
 EVALUATION_FILES = ("results.json", "results.md", "results.parquet")
-MAX_BYTES = 16 << 20  # of the facts: thousands of times what they are
 MAX_COUNT = 10_000  # steps and frames of an example that somebody may want to run
 
 # Facts of one kind each.
@@ -137,13 +137,9 @@ def read_facts(folder: Path) -> CardFacts:
     """
     path = Path(folder) / FACTS
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CardError(f"{path} has {path.stat().st_size:,} bytes: those are no facts of a card.")
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repetition, parse_float=_as_written)
+        content = read_json(path, parse_float=_as_written)
         stated, version = content.pop("sha256"), content.pop("format")
         digest = _digest(content)
-    except CardError:
-        raise
     except FileNotFoundError as error:
         raise CardError(f"{path} does not exist: this model has no card that could be checked.") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -256,7 +252,7 @@ def facts_of_configs(folder: Path) -> CardFacts:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+        config = read_json(folder / "unet" / "config.json")
         names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
         tasks = trained_tasks(**{name: config[name] for name in names})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -471,9 +467,7 @@ def pipeline_paths(folder: Path, samples: dict | list = ()) -> list[Path]:
     if (folder / INDEX).exists() and not (folder / INDEX).is_file():
         raise CardError(f"{folder / INDEX} must be a regular file of this folder.")
     try:
-        if (folder / INDEX).stat().st_size > MAX_BYTES:
-            raise ValueError("it is too large")
-        index = json.loads((folder / INDEX).read_text("utf-8"))
+        index = read_json(folder / INDEX)
         components = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
         if not all(name.isidentifier() for name in components):
             raise ValueError("a component has a name that is none")
@@ -527,13 +521,6 @@ def add_evaluation(folder: Path, evaluation: Path, name: str) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _without_repetition(pairs: list[tuple[str, object]]) -> dict:
-    """A dictionary of JSON, in which no name may stand twice: a reader would see another value than a program."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name stands twice in it")
-    return dict(pairs)
 
 
 def _as_written(text: str) -> float:

@@ -6,8 +6,10 @@ folder, the Hub, variants and shards, and leaves the loading itself to Diffusers
 that a network's file needs nothing but torch and Diffusers.
 """
 
+import hashlib
 import inspect
 import json
+import zipfile
 from functools import wraps
 from pathlib import Path
 
@@ -15,12 +17,21 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from diffusers.utils.hub_utils import _add_variant
+from diffusers.utils.hub_utils import _add_variant, _get_model_file
 
-from mcvd_diffusers.weights import WeightsError, check_weights, seal_weights, tensor_shapes, tensor_types
+from mcvd_diffusers.json_files import read_json
+from mcvd_diffusers.weights import (
+    WeightsError,
+    check_weights,
+    seal_weights,
+    tensor_shapes,
+    tensor_types,
+    weights_metadata,
+)
 
 
-MOST_BYTES = 2**26  # of a config or an index
+# In the header of a file of weights: a digest of the network's config.
+CONFIG_DIGEST = "config_sha256"
 
 # Arguments of `from_pretrained` that say where a config lies.
 _WHERE = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
@@ -30,11 +41,12 @@ def checks_weights(network_class: type[ModelMixin]) -> type[ModelMixin]:
     """
     Make a network's class check what it loads, and write files that can be checked.
 
-    Saved safetensors files carry a digest of their tensors. Loading refuses, by a [`WeightsError`] that names the file: a
-    file whose tensors are not those of its digest; tensors that are missing, left over or of another shape than the config
-    says (unless `ignore_mismatched_sizes`); a config that the network refuses, or that asks for more weights than the file
-    has, before memory is taken. Pickled weights (`safe_serialization=False`) are read only where there are no others, by torch's
-    weights-only loading, which runs no code. Loaded weights are copied to memory, so that a network computes the same to the
+    Saved safetensors files carry a digest of their tensors and one of the network's config. Loading refuses, by a
+    [`WeightsError`] that names the file: a file whose tensors are not those of its digest; tensors that are missing, left over
+    or of another shape than the config says, and a config that is not the one that was saved with the weights (both unless
+    `ignore_mismatched_sizes`); a config that the network refuses, or that asks for more weights than the file has, before
+    memory is taken. Pickled weights (`safe_serialization=False`) are read only where there are no others, by torch's
+    weights-only loading, which runs no code; what was changed in their file shows by its checksums. Loaded weights are copied to memory, so that a network computes the same to the
     last bit, and a file that is replaced does not pull them away.
 
     Args:
@@ -57,7 +69,12 @@ def checks_weights(network_class: type[ModelMixin]) -> type[ModelMixin]:
         if kwargs.get("use_safetensors") is None and not kwargs.get("use_flashpack"):
             kwargs["use_safetensors"] = not _has_only_pickles(folder, kwargs.get("variant"))
         network = _without_memory(cls, pretrained_model_name_or_path, folder, kwargs)
-        if folder.is_dir() and kwargs.get("use_safetensors"):
+        if not folder.is_dir():
+            name = _add_variant(SAFE_WEIGHTS_INDEX_NAME, kwargs.get("variant"))
+            index = _file_on_the_hub(pretrained_model_name_or_path, name, kwargs)
+            if index is not None and kwargs.get("use_safetensors"):
+                _read_index(index)
+        elif kwargs.get("use_safetensors"):
             files = _weight_files(folder, kwargs.get("variant"))
             if not kwargs.get("ignore_mismatched_sizes") and kwargs.get("quantization_config") is None:
                 _check_shapes(network, files, folder)
@@ -84,12 +101,13 @@ def checks_weights(network_class: type[ModelMixin]) -> type[ModelMixin]:
         if not kwargs.get("ignore_mismatched_sizes") and kwargs.get("hf_quantizer") is None:
             if files:
                 _check_shapes(model, files, files[0].parent)
+                _check_config_is_theirs(files, files[0].parent / cls.config_name)
             elif wrong := model.state_dict().keys() ^ set(loaded_keys):
                 raise WeightsError(
                     f"{resolved_model_file[0]}: {min(wrong)!r} is missing, or is not in the network of the config."
                 )
-        for file in files:
-            check_weights(file)
+        for file in map(Path, resolved_model_file):
+            (check_weights if file in files else _check_pickle)(file)
         return ModelMixin._load_pretrained_model.__func__(
             cls, model, state_dict, resolved_model_file, path, loaded_keys, *args, **kwargs
         )
@@ -99,11 +117,13 @@ def checks_weights(network_class: type[ModelMixin]) -> type[ModelMixin]:
         ModelMixin.save_pretrained(self, save_directory, *args, **kwargs)
         given = inspect.signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs).arguments
         folder, variant = Path(save_directory), given.get("variant")
+        config = folder / self.config_name  # not there if another process writes it
+        more = {CONFIG_DIGEST: _config_digest(config)} if config.is_file() else {}
         index = folder / _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
         names = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
         for name in names | {_add_variant(SAFETENSORS_WEIGHTS_NAME, variant)}:
             if (folder / name).is_file():
-                seal_weights(folder / name)
+                seal_weights(folder / name, **more)
 
     network_class.from_pretrained = classmethod(from_pretrained)
     network_class._load_pretrained_model = classmethod(_load_pretrained_model)
@@ -114,16 +134,11 @@ def checks_weights(network_class: type[ModelMixin]) -> type[ModelMixin]:
 def _without_memory(cls: type[ModelMixin], path: str | Path, folder: Path, kwargs: dict) -> torch.nn.Module:
     """The network that a saved config describes, on the meta device."""
     name = folder / cls.config_name
-    _check_size(name)
-    try:
+    file = name if folder.is_dir() else _file_on_the_hub(path, cls.config_name, kwargs)
+    if file is None or not file.is_file():  # Diffusers says why
         config = cls.load_config(path, **{name: kwargs[name] for name in _WHERE if name in kwargs})
-    except (RecursionError, ValueError) as error:
-        # What Diffusers does not expect of a file; of an identifier on the Hub it is another matter.
-        if isinstance(error, ValueError) and not name.is_file():
-            raise
-        raise WeightsError(f"{name} is not a valid JSON file: {error}. Get the file again.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{name} must hold the config of a network, a dictionary, got a {type(config).__name__}.")
+    else:
+        config = _read_json(file)
     names = {each.__name__ for each in (*cls.__mro__, *_subclasses(cls))}
     class_name = config.get("_class_name", cls.__name__)
     if not isinstance(class_name, str) or class_name not in names:
@@ -141,9 +156,55 @@ def _without_memory(cls: type[ModelMixin], path: str | Path, folder: Path, kwarg
         raise WeightsError(f"{name}: {error}") from error
 
 
-def _check_size(path: Path) -> None:
-    if path.is_file() and path.stat().st_size > MOST_BYTES:
-        raise WeightsError(f"{path} is larger than {MOST_BYTES:,} bytes, which is more than any network needs.")
+def _read_json(path: Path) -> dict:
+    try:
+        return read_json(path, max_bytes=2**26)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def _file_on_the_hub(path: str | Path, name: str, kwargs: dict) -> Path | None:
+    """A file of a repository, as Diffusers finds it; `None` if there is none, or no connection."""
+    if Path(path).exists():
+        return None
+    where = {each: kwargs[each] for each in _WHERE if each in kwargs}
+    try:
+        return Path(_get_model_file(path, weights_name=name, **where))
+    except (OSError, ValueError):  # Diffusers says why
+        return None
+
+
+def _config_digest(path: Path) -> str:
+    config = {name: value for name, value in _read_json(path).items() if not name.startswith("_")}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _check_pickle(path: Path) -> None:
+    """Torch's files of today are zip archives, which have checksums that torch itself does not look at."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                wrong = archive.testzip()
+        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+            wrong = error
+        if wrong is not None:
+            raise WeightsError(
+                f"{path} is damaged: its content does not have its checksum ({wrong}). Get the file again."
+            )
+
+
+def _check_config_is_theirs(files: list[Path], path: Path) -> None:
+    """Much in a config shows in no shape: how many of the given frames are past, how wide a head of attention is."""
+    if not path.is_file():
+        return
+    digest = _config_digest(path)
+    for file in files:
+        if weights_metadata(file).get(CONFIG_DIGEST, digest) != digest:
+            raise WeightsError(
+                f"{path} is not the config that {file.name} was saved with: it is damaged, or was edited. Get the file again."
+                " To change a setting, give it to from_pretrained and save the network anew; to load the weights all the"
+                " same, pass `ignore_mismatched_sizes=True`."
+            )
 
 
 def _subclasses(cls: type) -> list[type]:
@@ -170,14 +231,30 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
                 + (f"there are {', '.join(there)}; `variant` chooses." if there else "there are no safetensors files.")
             )
         return [file]
-    _check_size(index)
+    weight_map = _read_index(index)
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder / name} is missing: {index.name} says that weights are in it.")
+        wrong = tensor_shapes(folder / name).keys() ^ {key for key, file in weight_map.items() if file == name}
+        if wrong:
+            raise WeightsError(
+                f"{index} and {name} do not agree on where {min(wrong)!r} is: one of the two is damaged."
+            )
+    return [folder / name for name in names]
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor -> file, of an index of shards."""
     try:
-        content = json.loads(index.read_text("utf-8"))
+        content = _read_json(index)
         weight_map = dict(content["weight_map"])
         dict(content["metadata"])  # Diffusers needs it
         names = set(weight_map.values())
         is_right = bool(names) and all(isinstance(name, str) and name.endswith(".safetensors") for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except WeightsError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{index} is damaged: it is no index of weights ({error!r}). Get the file again."
         ) from error
@@ -186,14 +263,7 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
     for name in sorted(names):
         if Path(name).name != name or "\\" in name:
             raise WeightsError(f"{index} names {name!r}, which is no plain name of a file beside it.")
-        if not (folder / name).is_file():
-            raise WeightsError(f"{folder / name} is missing: {index.name} says that weights are in it.")
-        wrong = tensor_shapes(folder / name).keys() ^ {key for key, file in weight_map.items() if file == name}
-        if wrong:
-            raise WeightsError(
-                f"{index} and {name} do not agree on where {min(wrong)!r} is: one of the two is damaged."
-            )
-    return [folder / name for name in sorted(names)]
+    return weight_map
 
 
 def _check_shapes(network: torch.nn.Module, files: list[Path], folder: Path) -> None:

@@ -85,6 +85,14 @@ def edit(folder, file, **values):
     (folder / file).write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
 
 
+def save_with(folder, **entries):
+    """Save the network anew, with more in its config."""
+    network = MCVDUNet2DModel.from_pretrained(folder / "unet")
+    network.register_to_config(**entries)
+    network.save_pretrained(folder / "unet")
+    assert json.loads((folder / CONFIG).read_text()).items() >= entries.items()
+
+
 def same_weights(folder, **arguments):
     loaded = MCVDUNet2DModel.from_pretrained(folder / "unet", **arguments).state_dict()
     expected = ROW.network.make().state_dict()
@@ -308,6 +316,10 @@ def test_pickled_weights_of_another_network_are_refused(copy):
     path = folder / "unet/diffusion_pytorch_model.bin"
     torch.save(tensors, path)
     assert same_weights(folder)
+    content = path.read_bytes()
+    middle = content.index(tensors["conv_in.weight"].numpy().tobytes()) + 50
+    path.write_bytes(flipped(content, middle))
+    refused(folder, "unet/diffusion_pytorch_model.bin", "does not have its checksum")
     torch.save({name: x for name, x in tensors.items() if name != "conv_in.weight"}, path)
     refused(folder, "unet/diffusion_pytorch_model.bin", "'conv_in.weight'")
     torch.save(tensors | {"conv_in.evil": torch.zeros(1)}, path)
@@ -359,6 +371,39 @@ def test_a_config_that_is_no_networks_is_refused(copy, change):
     refused(folder / "unet", "config.json", load=MCVDUNet2DModel.from_pretrained)
 
 
+# Of the same shapes: what is observed where, how attention is done, which tasks it can do, what it predicts.
+SAME_SHAPES = [
+    {"num_past_frames": 0, "num_future_frames": 3},
+    {"attention_head_dim": 1},
+    {"drop_past": 0.0},
+    {"prediction_type": "v_prediction"},
+    {"sample_size": 32},
+    {"drop_past": ..., "dsop_past": 0.5},
+]
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded", "variant"])
+@pytest.mark.parametrize("change", SAME_SHAPES, ids=str)
+def test_a_config_that_is_not_the_weights_own_is_refused(copy, change, kind):
+    folder = copy(kind)
+    arguments = {"variant": "fp16"} if kind == "variant" else {}
+    before = json.loads((folder / CONFIG).read_text())
+    assert before != before | change
+    edit(folder, CONFIG, **change)
+    refused(folder, CONFIG, "is not the config that", **arguments)
+    # It is the file that is compared: settings that are given to the loader are the caller's.
+    (folder / CONFIG).write_text(json.dumps(before))
+    given = {name: value for name, value in change.items() if value is not ... and name in before}
+    network = MCVDUNet2DModel.from_pretrained(folder / "unet", **arguments, **given)
+    assert network.config.items() >= given.items()
+    # And what was edited on purpose can be saved anew.
+    edit(folder, CONFIG, **change)
+    load, size = MCVDUNet2DModel.from_pretrained, "10KB" if kind == "sharded" else "10GB"
+    network = load(folder / "unet", ignore_mismatched_sizes=True, **arguments)
+    network.save_pretrained(folder / "unet", max_shard_size=size, **arguments)
+    load(folder / "unet", **arguments)
+
+
 def test_a_config_that_hides_an_entry_is_refused_by_the_weights(copy):
     folder = copy()
     edit(folder, CONFIG, _use_default_values=["in_channels"])
@@ -385,14 +430,21 @@ def test_files_that_are_no_settings_are_refused(copy, file, content):
     refused(folder, file)
 
 
+@pytest.mark.parametrize("file", [INDEX, SCHEDULER, CONFIG, SHARDS])
+def test_files_that_say_two_things_are_refused(copy, file):
+    folder = copy("sharded" if file == SHARDS else "whole")
+    text = (folder / file).read_text()
+    name = text.split('"')[1]
+    (folder / file).write_text(text.replace("{", f'{{"{name}": "Evil",', 1))
+    refused(folder, file, "twice")
+
+
 @pytest.mark.parametrize("file", [INDEX, SCHEDULER])
-def test_files_that_say_two_things_or_are_huge_are_refused(copy, file):
+def test_huge_files_are_refused(copy, file):
     folder = copy()
     text = (folder / file).read_text()
-    (folder / file).write_text(text.replace("{", '{"_class_name": "Evil",', 1))
-    refused(folder, file, "twice")
     (folder / file).write_text(text + " " * 2**24)
-    refused(folder, file, "larger than 16 MiB")
+    refused(folder, file, "larger than 16,777,216 bytes")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -490,7 +542,7 @@ def test_code_that_nothing_leads_to_is_not_run(copy):
         (folder / file).write_text(WRITES_MARKER)
     auto_map = {"AutoModel": "unet_mcvd.MCVDUNet2DModel", "DiffusionPipeline": "pipeline.MCVDPipeline"}
     edit(folder, INDEX, auto_map=auto_map, custom_pipeline="pipeline")
-    edit(folder, CONFIG, auto_map=auto_map)
+    save_with(folder, auto_map=auto_map)
     pipe = MCVDPipeline.from_pretrained(folder)
     assert type(pipe) is MCVDPipeline and type(pipe.unet) is MCVDUNet2DModel and same_weights(folder)
 
@@ -633,6 +685,6 @@ def test_pipelines_of_the_same_family_load_one_another(copy):
 def test_entries_of_other_versions_are_left_to_diffusers(copy):
     folder = copy()
     edit(folder, INDEX, from_the_future=True, _diffusers_version="9.0.0")
-    edit(folder, CONFIG, from_the_future="x")
+    save_with(folder, from_the_future="x")
     edit(folder, SCHEDULER, from_the_future=[1])
     MCVDPipeline.from_pretrained(folder)
