@@ -783,10 +783,14 @@ def validate(
 
 
 def check_hub(settings: Settings) -> None:
-    """Whether what is trained could be pushed, before long work starts. A Hub that cannot be reached is no reason not to train."""
+    """
+    Whether what is trained could be pushed, before long work starts. A Hub that cannot be reached is no reason not to train;
+    nor is anything else once there is a checkpoint: a run that goes on must not end on a token that has expired since.
+    """
+    refusals = (PushError,) if settings.checkpoint is None else (PushError, ValueError)
     try:
         check_repository(settings.hub_model_id, private=settings.training.hub_private_repo or None, waits=())
-    except PushError as error:
+    except refusals as error:
         log(f"warning: {error} It will be tried again when training is over.")
 
 

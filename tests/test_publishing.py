@@ -271,6 +271,47 @@ def test_shards_and_variants_come_back_and_what_a_push_replaces_goes_with_the_sa
 
 
 @pytest.mark.slow
+def test_a_hostile_network_on_the_hub_is_refused_by_the_files_name(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+        pipe = row.make()
+        pipe.unet.save_pretrained(here / "whole")
+        pipe.unet.save_pretrained(here / "sharded", max_shard_size="10KB")
+        api = hf.HfApi()
+        for number, (kind, name, change) in enumerate([
+            ("sharded", "diffusion_pytorch_model.safetensors.index.json", lambda old: b'{"a": 1}'),
+            ("sharded", "diffusion_pytorch_model.safetensors.index.json", lambda old: b"["),
+            ("sharded", "diffusion_pytorch_model.safetensors.index.json", lambda old: old.replace(b"model-00001", b"../1")),
+            ("sharded", "config.json", lambda old: old.replace(b'"drop_past": 0.5', b'"drop_past": 0.4')),
+            ("whole", "config.json", lambda old: old.replace(b"{", b'{"dropout": 0.5,', 1)),
+            ("whole", "config.json", lambda old: old.replace(b'"in_channels": ', b'"in_channels": 99')),
+            ("whole", "diffusion_pytorch_model.safetensors", lambda old: old[:-9] + bytes([old[-9] ^ 1]) + old[-8:]),
+        ]):
+            path = here / kind / name
+            old = path.read_bytes()
+            path.write_bytes(change(old))
+            assert path.read_bytes() != old
+            repo_id = api.create_repo(f"hostile{number}").repo_id
+            api.upload_folder(repo_id=repo_id, folder_path=here / kind)
+            path.write_bytes(old)
+            try:
+                MCVDUNet2DModel.from_pretrained(repo_id)
+            except (ValueError, OSError) as error:
+                assert name in str(error), repr(error)
+                print(error)
+            else:
+                raise AssertionError(f"{name} was not refused")
+        assert len(list((here / "sharded").glob("*.safetensors"))) > 1
+        api.upload_folder(repo_id=api.create_repo("good").repo_id, folder_path=here / "sharded")
+        loaded = MCVDUNet2DModel.from_pretrained("alice/good").state_dict()
+        assert all(torch.equal(loaded[name], x) for name, x in pipe.unet.state_dict().items())
+        """,
+    )
+    assert "twice" in out and "is not the config that" in out
+
+
 def test_private_is_private_and_branches_tags_and_pull_requests_hold_pipelines(hub, tmp_path):
     hub.add_repository("alice/public")
     push = """
@@ -593,6 +634,25 @@ def test_what_could_never_be_pushed_is_refused_before_training(hub, tmp_path):
         assert done.returncode != 0 and message in last, done.stderr
         assert "step " not in done.stderr and not (tmp_path / "refused").exists()
     assert num_pushes(hub, "alice/mine") == 0 and list(hub.repositories) == [("model", "alice/mine")]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_does_so_without_a_token_that_the_hub_knows(hub, tmp_path):
+    hub.add_repository("alice/mine")
+    started = [*run_words(), "--output_dir", "begun", "--report_to", "none"]
+    assert start(hub, tmp_path, ROOT / "train_mcvd.py", *started).returncode == 0
+    words = ["--report_to", "none", "--hub_model_id", "alice/mine", "--resume_from_checkpoint", "begun/checkpoint-1"]
+    for token, message in (
+        (None, "There is no token"),
+        ("hf_nobodysSecret", "does not know"),
+        ("hf_readerSecret", "does not let this token"),
+    ):
+        folder = f"went-on-{len(message)}"
+        done = train(hub, tmp_path, *words, output_dir=folder, token=token)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.count(message) == 2 and "tried again when training is over" in done.stderr, done.stderr
+        assert f"Push it with: mcvd-diffusers push {folder} alice/mine" in done.stderr, done.stderr
+    assert num_pushes(hub, "alice/mine") == 0
 
 
 @pytest.mark.slow
