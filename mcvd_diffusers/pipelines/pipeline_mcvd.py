@@ -9,7 +9,9 @@ import copy
 import functools
 import inspect
 import itertools
+import math
 import numbers
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -159,6 +161,15 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         guider: BaseGuidance | None = None,
     ) -> None:
         super().__init__()
+        for name, value, base in (
+            ("unet", unet, torch.nn.Module),  # of this package, or such a one compiled
+            ("scheduler", scheduler, SchedulerMixin),
+            ("guider", guider, BaseGuidance),
+        ):
+            if not isinstance(value, base) and not (name == "guider" and value is None):
+                raise ValueError(f"`{name}` must be an object, a {base.__name__}, got {reprlib.repr(value)}.")
+        if not isinstance(final_denoise, bool):
+            raise ValueError(f"`final_denoise` must be True or False, got {final_denoise!r}.")
         self.normalizer = FrameNormalizer.from_config(normalization)
         self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
         self.register_modules(unet=unet, scheduler=scheduler, guider=guider)
@@ -710,6 +721,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 f" {type(callback_on_step_end).__name__}."
             )
         final_denoise = self.config.final_denoise if final_denoise is None else final_denoise
+        if not isinstance(final_denoise, (bool, np.bool_)):
+            raise ValueError(f"`final_denoise` must be True or False, got {final_denoise!r}.")
 
         # Frames
         past, future = (
@@ -877,7 +890,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             raise ValueError(f"`scheduler` must be one of Diffusers' schedulers, an object, got {self.scheduler!r}.")
         name, config = type(self.scheduler).__name__, self.scheduler.config
         prediction_type = config.get("prediction_type")
-        way_out = "Use another, such as DDIMScheduler.from_config(pipe.scheduler.config)."
+        other = "DDPMScheduler" if name == "DDIMScheduler" else "DDIMScheduler"
+        way_out = f"Use another, such as {other}.from_config(pipe.scheduler.config)."
         for needed in ("prediction_type", "beta_schedule"):
             if needed not in inspect.signature(type(self.scheduler).__init__).parameters:
                 raise ValueError(
@@ -896,6 +910,18 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             raise ValueError(
                 f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
             )
+        for name_, least, most in (
+            ("timesteps", 0, num_train_timesteps - 1),
+            ("sigmas", 0.0, _largest_sigma(self.scheduler)),
+        ):
+            if options[name_] is None:
+                continue
+            if name_ not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise ValueError(
+                    f"`{name_}`: {name} does not take own {name_}. Leave them out, or use a scheduler that does, such as"
+                    f" {'DDPMScheduler' if name_ == 'timesteps' else 'EulerDiscreteScheduler'}.from_config(pipe.scheduler.config)."
+                )
+            _check_steps(name_, options[name_], least, most)
         # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
         trial = copy.deepcopy(self.scheduler)
         try:
@@ -909,16 +935,17 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                     trial.scale_model_input(probe, step)
                 probe = trial.step(answer, step, probe, **kwargs, return_dict=False)[0]
         except Exception as error:  # whatever the scheduler's own code raises, it does not serve
+            own = [key for key in ("timesteps", "sigmas") if options[key] is not None]
+            asked = own[0] if own else "num_inference_steps"
             raise ValueError(
                 f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
-                f" {', '.join(f'{key}={value}' for key, value in options.items() if value is not None)}: {error}"
-                f" {way_out}"
+                f" {asked}={reprlib.repr(options[asked])}: {error} {way_out}"
             ) from error
-        if steps.min() < 0 or steps.max() >= num_train_timesteps or steps[-1] > steps[0]:
+        if len(steps) == 0 or steps.min() < 0 or steps.max() >= num_train_timesteps or steps[-1] > steps[0]:
+            way = f"from {float(steps[0]):.4g} to {float(steps[-1]):.4g}" if len(steps) else "nowhere"
             raise ValueError(
-                f"`scheduler`: {name} cannot serve this network with these settings: it would go from {float(steps[0]):.4g}"
-                f" to {float(steps[-1]):.4g}, and the network goes down from {num_train_timesteps - 1} to 0 at most."
-                f" {way_out}"
+                f"`scheduler`: {name} cannot serve this network with these settings: it would go {way}, and the network"
+                f" goes down from {num_train_timesteps - 1} to 0 at most. {way_out}"
             )
         if not torch.isfinite(probe).all():
             raise ValueError(
@@ -940,6 +967,35 @@ def _register_attention() -> None:
     """
     skipped = AttentionProcessorMetadata(lambda attn, hidden_states: hidden_states / 2**0.5)
     AttentionProcessorRegistry.register(MCVDAttnProcessor, skipped)
+
+
+def _largest_sigma(scheduler: SchedulerMixin) -> float:
+    """The highest noise level of the noise schedule, as noise over signal; a little more, since it is known in digits."""
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+    if not torch.is_tensor(alphas_cumprod):
+        return math.inf
+    smallest = float(alphas_cumprod.min())
+    return 1.01 * ((1 - smallest) / smallest) ** 0.5 if smallest > 0 else math.inf
+
+
+def _check_steps(name: str, values, least: float, most: float) -> None:
+    """Own timesteps or noise levels: numbers that fall, within what the network was trained on."""
+    kind = numbers.Integral if name == "timesteps" else numbers.Real
+    values = values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else values
+    is_list = isinstance(values, (list, tuple, range)) and len(values) > 0
+    if (
+        not is_list
+        or not all(isinstance(x, kind) and not isinstance(x, bool) and least <= x <= most for x in values)
+        or not all(x > y for x, y in itertools.pairwise(values))
+    ):
+        raise ValueError(
+            f"`{name}` must be a list of {'integers' if name == 'timesteps' else 'numbers'} that fall, from at most"
+            f" {most:.6g} to at least {least:.6g}, got {reprlib.repr(values)}."
+        )
+    if name == "sigmas" and len(values) < 2:
+        raise ValueError(
+            f"`sigmas` must be at least two, the last being the one to end with, usually 0, got {values}."
+        )
 
 
 def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
@@ -970,9 +1026,11 @@ def _replaced_latents(outputs: dict | None, latents: torch.Tensor) -> torch.Tens
     if outputs is not None and not isinstance(outputs, dict):
         raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {type(outputs).__name__}.")
     replaced = (outputs or {}).get("latents", latents)
-    if not torch.is_tensor(replaced) or replaced.shape != latents.shape:
-        got = tuple(replaced.shape) if torch.is_tensor(replaced) else type(replaced).__name__
-        raise ValueError(f"`callback_on_step_end` returned latents {got} in place of {tuple(latents.shape)}.")
+    if not torch.is_tensor(replaced) or replaced.shape != latents.shape or not replaced.is_floating_point():
+        got = f"{tuple(replaced.shape)}, {replaced.dtype}" if torch.is_tensor(replaced) else type(replaced).__name__
+        raise ValueError(
+            f"`callback_on_step_end` returned latents {got} in place of {tuple(latents.shape)}, {latents.dtype}."
+        )
     return replaced.to(latents)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import math
 import re
 
 import diffusers
@@ -10,7 +11,7 @@ import diffusers.guiders as guiders
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.hooks import LayerSkipConfig
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -471,9 +472,56 @@ def test_own_timesteps_and_sigmas_are_taken_or_named(row, name, taken):
             assert pipe.num_timesteps == len(calls) == 3
         else:
             calls.clear()
-            with pytest.raises(ValueError, match=f"`{argument}`: {name} does not take own {argument}"):
+            with pytest.raises(
+                ValueError, match=f"^`{argument}`: {name} does not take own {argument}. Leave"
+            ) as error:
                 run(pipe, row, **{argument: value})
+            assert f"{name}.from_config" not in str(error.value)  # the way out is another one
             assert not calls
+
+
+@each_class
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize(
+    "wrong",
+    [[], [math.nan, 0], [math.inf, 0], [1, 500], [500, 500], [-1, -2], [5000, 0], ["500", 0], [True, False], 5, "500"]
+    + [[500, 400.5], list(range(2000, 0, -1))],
+    ids=lambda wrong: str(wrong)[:20],
+)
+def test_steps_that_no_schedule_has_are_refused(row, name, wrong):
+    pipe = with_type(row.make(), "epsilon")
+    pipe.scheduler = swapped(pipe, name)
+    with pytest.raises(
+        ValueError, match="^`timesteps` must be a list of integers that fall, from at most 999"
+    ) as error:
+        run(pipe, row, timesteps=wrong)
+    assert len(str(error.value)) < 300
+
+
+@each_class
+@pytest.mark.parametrize(
+    "wrong",
+    [[], [math.nan], [math.nan, 0.0], [math.inf, 0.0], [0.1, 1.0], [1.0, 1.0], [1.0, -1.0], [1e9, 1.0], ["1", 0], 1.0]
+    + [[0.5]],
+    ids=str,
+)
+def test_noise_levels_that_no_schedule_has_are_refused(row, wrong):
+    pipe = with_type(row.make(), "epsilon")
+    pipe.scheduler = swapped(pipe, "EulerDiscreteScheduler")
+    with pytest.raises(ValueError, match="^`sigmas` must be "):
+        run(pipe, row, sigmas=wrong)
+
+
+@each_class
+def test_components_that_are_none_are_named(row):
+    components = row.make().components
+    for name, wrong in (("unet", None), ("unet", 5), ("scheduler", None), ("scheduler", DDIMScheduler), ("guider", 5)):
+        with pytest.raises(ValueError, match=f"`{name}` must be an object"):
+            type(row.make())(**components | {name: wrong})
+    with pytest.raises(ValueError, match="`final_denoise` must be True or False, got 'no'"):
+        type(row.make())(**components, final_denoise="no")
+    with pytest.raises(ValueError, match="`final_denoise` must be True or False, got 'no'"):
+        run(row.make(), row, final_denoise="no")
 
 
 # --------------------------------------------------------------------------------------------------------------------
