@@ -24,6 +24,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines import pipeline_loading_utils
@@ -37,6 +38,8 @@ WAY_OUT = 'Install a version it was made for: pip install "diffusers>=0.42,<0.43
 
 # Far above what any checkpoint needs, far below what exhausts a machine.
 MOST_TIMESTEPS = 1_000_000
+# Bounds that pixels are clipped to.
+POSITIVE = ("clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio")
 
 
 def register_with_diffusers(*classes: type) -> None:
@@ -252,25 +255,40 @@ def _check_settings(path: Path, of: type) -> None:
             )
     betas = settings.get("trained_betas")
     if betas is not None:
-        # Infinity and NaN are no JSON, but Python reads and writes them.
         is_right = isinstance(betas, list) and all(type(x) in (int, float) and math.isfinite(x) for x in betas)
         if not is_right or not betas:
             raise ValueError(f"{path}: `trained_betas` must be a list of finite numbers, got {_shown(betas)}.")
+        if len(betas) != settings.get("num_train_timesteps", len(betas)):
+            raise ValueError(
+                f"{path}: `trained_betas` must be {settings['num_train_timesteps']:,} numbers, one for each of"
+                f" `num_train_timesteps`, got {len(betas):,}."
+            )
     parameters, types = inspect.signature(of.__init__).parameters, _annotated_types(of.__init__)
     for name, value in settings.items():
-        if type(value) is int and abs(value) > MOST_TIMESTEPS:  # some are sizes
-            raise ValueError(f"{path}: `{name}` must be at most {MOST_TIMESTEPS:,}, got {_shown(value)}.")
+        default = parameters[name].default if name in parameters else None
+        for number in value if isinstance(value, list) else [value]:
+            # Some are sizes; and some defaults are infinite. (Infinity and NaN are no JSON, but Python reads and writes them.)
+            if type(number) in (int, float) and not abs(number) <= MOST_TIMESTEPS and number != default:
+                raise ValueError(f"{path}: `{name}` must be at most {MOST_TIMESTEPS:,}, got {_shown(value)}.")
+        if name in POSITIVE and type(value) in (int, float) and value <= 0:
+            raise ValueError(f"{path}: `{name}` must be above 0, got {_shown(value)}: every video would be the same.")
         # Only plain types: where Diffusers annotates more, it takes more than it says.
         plain = set(types.get(name, ())) <= {bool, int, float, str, type(None)}
         if name in parameters and plain and type(value) is not type(parameters[name].default):
             if not _fits(value, types.get(name, ())):
                 raise ValueError(f"{path}: `{name}` must be {_names(types[name])}, got {_shown(value)}.")
     try:
-        of(**{name: value for name, value in settings.items() if name in parameters})
+        made = of(**{name: value for name, value in settings.items() if name in parameters})
     except ImportError:  # what has to be installed for it
         raise
     except Exception as error:
         raise ValueError(f"{path} is no configuration of a {of.__name__}: {error}") from error
+    kept = getattr(made, "alphas_cumprod", None)
+    if torch.is_tensor(kept) and not (((0 <= kept) & (kept <= 1)).all() and (kept.diff() <= 0).all()):
+        raise ValueError(
+            f"{path}: `beta_start`, `beta_end` and `trained_betas` must lie between 0 and 1, so that the signal fades; with"
+            f" {_shown(settings.get('beta_start'))}, {_shown(settings.get('beta_end'))} and {_shown(betas)} it does not."
+        )
 
 
 def _annotated_types(function: Callable) -> dict[str, tuple[type, ...]]:

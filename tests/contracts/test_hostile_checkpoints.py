@@ -589,6 +589,16 @@ def test_a_missing_component_is_named(copy, name):
         {"trained_betas": [0.1, float("inf")]},
         {"trained_betas": [[0.1]]},
         {"trained_betas": [True]},
+        {"trained_betas": [0.1, 0.1]},
+        {"beta_start": float("nan")},
+        {"beta_end": 5.0},
+        {"beta_start": -0.1},
+        {"clip_sample_range": 0.0},
+        {"clip_sample_range": -1.0},
+        {"clip_sample_range": float("nan")},
+        {"clip_sample_range": 1e300},
+        {"thresholding": True, "sample_max_value": -1.0},
+        {"thresholding": True, "dynamic_thresholding_ratio": float("inf")},
         {"beta_start": "evil"},
         {"beta_start": None},
         {"beta_schedule": "evil"},
@@ -614,7 +624,7 @@ def test_a_size_that_only_one_scheduler_has_is_bounded(copy):
     pipe = MCVDPipeline.from_pretrained(folder)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(folder)
-    MCVDPipeline.from_pretrained(folder)
+    assert MCVDPipeline.from_pretrained(folder).scheduler.config.lambda_min_clipped == -float("inf")  # its default
     edit(folder, SCHEDULER, solver_order=10**12)  # it makes a list as long as that
     refused(folder, SCHEDULER, "`solver_order` must be at most 1,000,000")
 
@@ -638,6 +648,9 @@ def test_settings_that_are_no_guiders_are_refused(copy):
     assert MCVDPipeline.from_pretrained(folder).guider.config.guidance_scale == 2
     edit(folder, "guider/guider_config.json", guidance_scale="evil")
     refused(folder, "guider/guider_config.json", "`guidance_scale` must be a float")
+    for number in (float("nan"), float("inf"), -1e30, 10**400):
+        edit(folder, "guider/guider_config.json", guidance_scale=number)
+        refused(folder, "guider/guider_config.json", "`guidance_scale` must be at most 1,000,000")
 
 
 # --------------------------------------------------------------------------------------------------------------------
