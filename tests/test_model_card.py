@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from diffusers import DDIMScheduler
+from diffusers import ClassifierFreeGuidance, DDIMScheduler
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -380,6 +380,18 @@ def test_a_model_that_only_generates_is_called_that(tmp_path):
     head = ModelCard.load(tmp_path / "README.md").data
     assert head.pipeline_tag == "unconditional-image-generation" and "unconditional-video-generation" in head.tags
     assert "past =" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_guider_stands_in_the_card(tmp_path):
+    pipeline = tiny()
+    assert "guided by" not in save(pipeline, tmp_path / "plain")
+    pipeline.guider = ClassifierFreeGuidance(3.0)
+    text = save(pipeline, tmp_path / "guided")
+    assert "| sampler | DDIM, 2 steps a block, guided by ClassifierFreeGuidance of scale 3 |" in text
+    assert main(["verify", str(tmp_path / "guided")]) == 0
+    path = tmp_path / "guided" / "guider" / "guider_config.json"
+    path.write_text(path.read_text().replace("3.0", "4.0"))
+    assert main(["verify", str(tmp_path / "guided")]) == 1
 
 
 def test_values_of_a_range_that_many_digits_have_lie_in_it(tmp_path):

@@ -318,6 +318,9 @@ def _settings(
     sampling = asdict(sampler)
     if sampling["final_denoise"] is None:
         sampling["final_denoise"] = bool(pipeline.config.final_denoise)
+    if pipeline.guider is not None:
+        guider = {name: value for name, value in pipeline.guider.config.items() if not name.startswith("_")}
+        sampling["guider"] = {"name": type(pipeline.guider).__name__, **guider}
     unet, units = pipeline.unet.config, pipeline.normalizer
     settings = {
         "made_by": MADE_BY,

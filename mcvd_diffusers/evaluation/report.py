@@ -117,6 +117,11 @@ def against_baselines(results: Results) -> list[str]:
     return lines
 
 
+def _guider(settings: dict) -> str:
+    more = [f"{name}={value}" for name, value in settings.items() if name != "name"]
+    return f"{settings['name']}({', '.join(more)})"
+
+
 def _verdict(low: float, high: float, better: str, first: str, second: str, neither: str) -> str:
     """Which of two is better, if the interval of their difference leaves out 0."""
     is_higher, is_lower = low > 0, high < 0
@@ -171,6 +176,8 @@ def heading(results: Results) -> str:
     sampling = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps a block"
     sampling += f", eta {sampler['eta']:g}" * bool(sampler["eta"])
     sampling += f", guidance {sampler['guidance_scale']:g}" * (sampler["guidance_scale"] != 1)
+    if "guider" in sampler:
+        sampling += f", guided by {_guider(sampler['guider'])}"
     sampling += ", with the original's final denoising call" * sampler["final_denoise"]
     read = [
         f"{model[f'num_{side}_frames_read']} of {getattr(protocol, f'num_{side}_frames')} {side} frames"

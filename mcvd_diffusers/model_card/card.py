@@ -4,7 +4,6 @@ Everything in a card is known, not promised: a section without facts is left out
 the same facts give the same card.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mcvd_diffusers.json_files import read_json
 from mcvd_diffusers.protocols import published_results
 
 
 if TYPE_CHECKING:
     from .facts import CardFacts
 
-MAX_BYTES = 16 << 20  # of a config
 
 # Tags by which the Hub's users look for these tasks; it has no pipeline tag of its own for them.
 TASK_TAGS = {
@@ -132,9 +131,12 @@ class _Model:
     """What a pipeline's configs say."""
 
     def __init__(self, folder: Path) -> None:
-        unet = _read_json(folder / "unet" / "config.json")
-        index = _read_json(folder / "model_index.json")
-        self.scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+        unet = read_json(folder / "unet" / "config.json")
+        index = read_json(folder / "model_index.json")
+        self.scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        entry = index.get("guider")
+        self.guider_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        self.guider = {} if self.guider_name is None else read_json(folder / "guider" / "guider_config.json")
         names = ("num_past_frames", "num_frames", "num_future_frames", "in_channels", "spatin_channels")
         size = unet.get("sample_size")
         self.height, self.width = size if isinstance(size, list) and len(size) == 2 else (size, size)
@@ -175,18 +177,6 @@ class _Model:
         return "given frames by concatenation"
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("it is too large")
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a dictionary.")
-    return content
-
-
 # What a card takes from results.json. `float` stands for any number, or none.
 _RESULT = {
     "protocol": {"name": str, "label": str, "title": str},
@@ -206,7 +196,7 @@ def _read_evaluations(folder: Path) -> dict[str, dict]:
     """Name -> content of results.json."""
     found = {}
     for path in sorted(folder.glob("evaluation/*/results.json")):
-        found[path.parent.name] = result = _read_json(path)
+        found[path.parent.name] = result = read_json(path)
         form = _RESULT | ({"cost": _COST} if result.get("cost") is not None else {})
         if wrong := _wrong_place(result, form):
             raise ValueError(f"{path} is no result of `mcvd-diffusers evaluate`: look at `{wrong}`.")
@@ -406,6 +396,8 @@ def _training(model: _Model, facts: "CardFacts") -> str:
     past, block, future = model.frames
     frames = f"{past} past, {block} at a time, {future} future; {_count(model.num_channels, 'channel')}"
     sampler = f"{plain_text(model.scheduler_name)}, {facts.num_inference_steps} steps a block"
+    if model.guider_name is not None:
+        sampler += f", {_guider(model.guider_name, model.guider)}"
     if model.final_denoise:
         sampler += ", and the original's final denoising call"
     rows = [
@@ -504,7 +496,15 @@ def _sampler(result: Mapping) -> str:
     text = f"{plain_text(sampler['scheduler']).removesuffix('Scheduler')}, {sampler['num_inference_steps']} steps"
     if sampler.get("guidance_scale", 1) != 1:
         text += f", guidance {plain_text(sampler['guidance_scale'])}"
+    guider = sampler.get("guider")
+    if isinstance(guider, Mapping):
+        text += f", {_guider(guider.get('name'), guider)}"
     return text + (", final denoising call" if sampler.get("final_denoise") else "")
+
+
+def _guider(name: object, settings: Mapping) -> str:
+    scale = settings.get("guidance_scale")
+    return f"guided by {plain_text(name)}" + (f" of scale {plain_text(scale)}" if scale is not None else "")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

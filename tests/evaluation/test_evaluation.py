@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import ClassifierFreeGuidance, DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from PIL import Image
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
@@ -807,6 +808,22 @@ def test_the_network_is_counted_whatever_the_scheduler_and_guidance(pipeline, vi
         for name in ("plain", "guided", "heun")
     ]
     assert calls == [4 * 2, 2 * 4 * 2, 4 * 3]
+
+
+def test_a_guider_stands_beside_the_numbers(pipeline, videos, protocol, tmp_path):
+    few = dataclasses.replace(protocol, num_clips=2, samples_per_clip=2, num_frames=3)
+    plain = run(pipeline, videos, few, tmp_path / "plain")
+    pipeline.guider = ClassifierFreeGuidance(3.0)
+    guided = run(pipeline, videos, few, tmp_path / "guided")
+    assert "guider" not in plain.settings["sampler"]
+    assert (
+        guided.settings["sampler"]["guider"].items() >= {"name": "ClassifierFreeGuidance", "guidance_scale": 3}.items()
+    )
+    assert re.search(
+        r"guided by ClassifierFreeGuidance\(.*guidance_scale=3", (tmp_path / "guided/results.md").read_text()
+    )
+    values = [number(results, "mse", samples="best of 2").value for results in (plain, guided)]
+    assert values[0] != values[1]
 
 
 def test_schedulers_with_infinite_settings(pipeline, videos, protocol, tmp_path):
