@@ -35,6 +35,8 @@ from .scoring import COLUMNS
 
 
 FORMAT = 1
+# What a file may take in memory: so many bytes, or so many times its size.
+MOST_BYTES, MOST_TIMES = 2**26, 64
 METADATA_KEY = b"mcvd_diffusers"
 
 # How often a distance is computed for its interval: enough for 95 %, and a minute for 2560 videos of 400 features.
@@ -150,8 +152,6 @@ class Results:
         Raises:
             [`ResultsError`]: If it is no such file, or was changed after it was written.
         """
-        import pyarrow.parquet as pq
-
         try:
             path = Path(path).expanduser()
         except RuntimeError as error:
@@ -166,7 +166,7 @@ class Results:
             )
             raise ResultsError(f"{path} {why}.")
         try:
-            table = pq.read_table(path, partitioning=None)
+            table = _read_table(path)
             metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
             settings, digest = metadata["settings"], metadata["sha256"]
             is_as_written = table.schema.remove_metadata().equals(_schema(len(settings["networks"])))
@@ -602,6 +602,33 @@ def write_results(path: Path, tables: list, settings: dict) -> Results:
     with whole_file(path, is_flushed=True) as partial:
         pq.write_table(table, partial, compression="zstd")
     return Results.read(path)
+
+
+def _read_table(path: Path):
+    """A table; refused before it takes memory if it is many times what its file is, as no table of measurements is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        metadata, size = file.metadata, path.stat().st_size
+        columns = [
+            metadata.row_group(i).column(j)
+            for i in range(metadata.num_row_groups)
+            for j in range(metadata.num_columns)
+        ]
+        most = max(MOST_BYTES, MOST_TIMES * size)
+        num_bytes = max(
+            sum(column.total_uncompressed_size for column in columns), sum(column.num_values for column in columns)
+        )
+        batches = []
+        for batch in file.iter_batches(batch_size=256) if num_bytes <= most else ():
+            batches.append(batch)
+            num_bytes += batch.nbytes
+            if num_bytes > most:
+                break
+        if num_bytes > most:
+            raise ValueError(f"its {size:,} bytes say that they hold more than {most:,}")
+        return pa.Table.from_batches(batches, file.schema_arrow)
 
 
 def _schema(num_networks: int):

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -228,6 +229,28 @@ def test_a_value_that_was_changed_by_hand_is_noticed(pipeline, videos, protocol,
     changed = table.set_column(index, field, pa.array(values, field.type))  # keeps the metadata
     pq.write_table(changed, path)
     with pytest.raises(ResultsError, match="was changed after it was written"):
+        Results.read(path)
+
+
+@pytest.mark.parametrize("kind", ["rows", "lists", "texts", "one text"])
+def test_a_file_that_is_many_times_what_it_says_is_not_read(pipeline, videos, protocol, tmp_path, kind, monkeypatch):
+    table = run(pipeline, videos, protocol, tmp_path / "out").table
+    path = tmp_path / "out" / "results.parquet"
+    monkeypatch.setattr("mcvd_diffusers.evaluation.results.MOST_BYTES", 2**20)
+    assert Results.read(path).table.equals(table)
+    rows = table.slice(0, 1).to_pylist()
+    if kind == "rows":
+        large = pa.concat_tables([table] * 10_000)
+    elif kind == "lists":
+        name = next(field.name for field in table.schema if pa.types.is_list(field.type))
+        large = pa.Table.from_pylist([rows[0] | {name: [0.0] * 10**7}], table.schema)
+    else:
+        name = next(field.name for field in table.schema if pa.types.is_string(field.type))
+        row = rows[0] | {name: "x" * (10**4 if kind == "texts" else 10**8)}
+        large = pa.Table.from_pylist([row] * (10**4 if kind == "texts" else 1), table.schema)
+    pq.write_table(large, path, compression="zstd")
+    assert path.stat().st_size < 2**20
+    with pytest.raises(ResultsError, match=f"{re.escape(str(path))} cannot be read as results: its .* bytes say"):
         Results.read(path)
 
 
