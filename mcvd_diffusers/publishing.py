@@ -166,6 +166,8 @@ def push_folder(
         raise ValueError(
             f"`create_pr` opens a pull request to the main branch, and `revision` is {revision!r}: leave one of the two out."
         )
+    if revision is not None and not revision.strip():
+        raise ValueError(f"`revision` must be the name of a branch, or a pull request, got {revision!r}.")
     folder = Path(folder)
     facts = _facts_to_push(folder)
     repo_id = check_repository(repo_id, private=private, token=token, create_pr=create_pr)
@@ -688,7 +690,10 @@ def _failure_of_the_network(error: BaseException | None) -> BaseException | None
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    # The client's first line is a heading; the Hub's own words come after it.
+    said = " ".join((getattr(error, "server_message", None) or "").split())
+    return text if not said or said in text else f"{text.rstrip(':')}: {said}"
 
 
 def _check_format(safe_serialization: bool) -> None:

@@ -6,6 +6,7 @@ word for word what the facts beside it give.
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from mcvd_diffusers.weights import check_weights
 # Largest difference of an evaluation that is made again, relative to the number: other machines round otherwise.
 TOLERANCE = 1e-3
 MAX_EXAMPLE_SECONDS = 3600
+# What Diffusers, or torch, would load from a component's folder, and no card knows: a pickle in the place of weights, code.
+OTHER_LOADABLE = (".bin", ".ckpt", ".flashpack", ".pkl", ".pt", ".pth", ".py")
 
 
 @dataclass
@@ -123,6 +126,10 @@ def _check_files(folder: Path, facts: CardFacts) -> str:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         there[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    for component in sorted({name.split("/")[0] for name in there if re.fullmatch(r"\w+/[^/]+\.json", name)}):
+        for path in sorted((folder / component).iterdir()):
+            if path.suffix in OTHER_LOADABLE:
+                raise CardError(f"{component}/{path.name} could be loaded, and the card does not know it.")
     for name in sorted(there.keys() | facts.files.keys()):
         if name not in there:
             raise CardError(f"{name} is missing, and the card says it is there.")

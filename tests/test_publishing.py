@@ -546,6 +546,13 @@ def test_what_cannot_be_pushed_is_told_in_one_line_and_without_repetitions_where
             assert "again in" not in done.stderr
         if server is closed:
             assert done.stderr.count("again in") == 3  # seven seconds
+    hub.fail_next("commit", 400)
+    script = """
+        message = refused(PushError, row.make().push_to_hub, "alice/mine")
+        assert "Injected by the test" in message and "refuses" in message and not slept, message
+        assert "`revision`" in refused(ValueError, row.make().push_to_hub, "alice/mine", revision=" ")
+    """
+    run(hub, tmp_path, script)
     hub.fail_next("commit", 503, 99)
     script = """
         message = refused(PushError, row.make().push_to_hub, "alice/mine")

@@ -286,6 +286,15 @@ CHANGES = {
     "one more config": (lambda model: shutil.copy(model / "unet" / "config.json", model / "unet" / "x.json"), "files"),
     "no weights": (lambda model: (model / RAW).unlink(), "files"),
     "no average": (lambda model: (model / EMA).unlink(), "parameters"),
+    "a pickle for the weights": (
+        lambda model: (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x"),
+        "files",
+    ),
+    "a pickle of a variant": (
+        lambda model: (model / "unet" / "diffusion_pytorch_model.fp16.bin").write_bytes(b"x"),
+        "files",
+    ),
+    "code for a library": (lambda model: (model / "unet" / "mcvd_diffusers.py").write_text("1"), "files"),
     "no picture": (lambda model: (model / "samples" / "prediction.gif").unlink(), "files"),
     "no config": (lambda model: (model / "scheduler" / "scheduler_config.json").unlink(), "README.md"),
     "no rows": (
@@ -334,6 +343,9 @@ def test_a_model_that_is_not_there_is_said_in_a_line(command, tmp_path):
     assert status == 1 and out == "" and "is no folder here" in err and err.count("\n") == 1
     status, out, err = command("verify", tmp_path)
     assert status == 1 and "holds no pipeline" in out
+    for name in ("", " ", "~nobody-of-this-name/x", "x" * 5000):
+        status, out, err = command("verify", name)
+        assert status == 1 and out == "" and err.startswith("mcvd-diffusers verify: MODEL ") and len(err) < 600, err
     status, out, err = command("verify", tmp_path, "--revision", "main")
     assert status == 1 and "--revision is for models on the Hub" in err
 
@@ -388,6 +400,38 @@ def test_an_evaluation_that_nobody_made_is_noticed_with_data(made, model, tmp_pa
     assert status == 1 and re.search(
         r"WRONG evaluation/digits-v1-ema\S* again: \w+ of model, .* is .*, and the card says", out
     )
+
+
+class WritesAFile(torch.nn.Module):
+    """TorchScript can: a file that is mapped to be shared is made if it is not there."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = str(path)
+
+    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+        torch.from_file(self.path, True, 1, dtype=torch.uint8).fill_(1)
+        return x.mean(dim=[3, 4])[:, 0, :4]
+
+
+def test_a_network_that_a_model_brings_is_not_run(made, model, tmp_path, command):
+    marker, network, protocol = tmp_path / "marker", tmp_path / "network.pt", tmp_path / "protocol.yaml"
+    torch.jit.script(WritesAFile(marker)).save(network)
+    sha256 = hashlib.sha256(network.read_bytes()).hexdigest()
+    spec = f"torchscript:{network}#sha256={sha256}"
+    fields = PROTOCOL | {"moving_digits": DIGITS, "feature_networks": [spec], "num_frames": 10, "num_clips": 8}
+    protocol.write_text(yaml.safe_dump({"name": "network", **fields}))
+    words = ["evaluate", model, "--protocol", protocol, "--output", tmp_path / "out", "--num_inference_steps", 2]
+    status, out, err = command(*words)
+    assert status == 0 and marker.exists(), err  # the user asked for it
+    shutil.rmtree(model / "evaluation")
+    assert command("card", model, "--evaluation", tmp_path / "out")[0] == 0
+    marker.unlink()
+    status, out, err = command("verify", model, "--skip_example", "--data")
+    assert status == 1 and not marker.exists()
+    assert re.search(
+        r"WRONG evaluation/network-v1\S* again: network v1 asks for the network 'torchscript:.*is run", out
+    ), out
 
 
 def test_a_model_without_evaluations_has_none_to_make_again(model, command):
@@ -549,7 +593,7 @@ def test_hostile_facts_are_only_text(model, tmp_path):
 def test_verify_runs_nothing_of_a_stranger(model, command, tmp_path):
     marker = tmp_path / "marker"
     forge(model, **hostile_texts(marker) | {"model_license": None})
-    for name in ("unet/mcvd.py", "pipeline.py", "sitecustomize.py", "torch.py", "mcvd_diffusers.py"):
+    for name in ("unet/mcvd.py.txt", "pipeline.py", "sitecustomize.py", "torch.py", "mcvd_diffusers.py"):
         (model / name).write_text(f"open({str(marker)!r}, 'w')")
     status, out, err = command("verify", model)
     assert status == 0, out + err

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import reprlib
 import shlex
 import shutil
 import sys
@@ -212,6 +213,13 @@ def _one_again(folder: Path, stated: Path, data: str, flags: list[str]) -> str:
     from . import make_parser
 
     results = Results.read(stated)
+    elsewhere = [spec for spec in results.protocol.feature_networks if ":" in spec]
+    if elsewhere:  # TorchScript is a program, which may write files
+        raise ValueError(
+            f"{results.protocol.label} asks for the network {elsewhere[0]!r}, which comes from a place that this model names, and"
+            " nothing that a model names is run. If you trust it, run `mcvd-diffusers evaluate` yourself, with a protocol that"
+            " names it."
+        )
     sampler, digest = results.settings["sampler"], results.settings["model"]["weights_sha256"]
     variant = next(variant for variant in weight_files(folder) if tensors_digest(folder, variant) == digest)
     with tempfile.TemporaryDirectory() as place:
@@ -264,14 +272,22 @@ def _push(arguments: argparse.Namespace) -> int:
 def _folder(text: str) -> Path:
     from mcvd_diffusers.model_card import check_regular
 
-    try:
-        folder = Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"MODEL {text} is no folder: {error}") from error
-    if not text.strip() or not folder.is_dir():
-        raise ValueError(f"MODEL {text!r} is no folder.")
+    folder = _as_folder(text)
+    if folder is None:
+        raise ValueError(f"MODEL {reprlib.repr(text)} is no folder.")
     check_regular(folder)
     return folder
+
+
+def _as_folder(text: str) -> Path | None:
+    if not text.strip():
+        raise ValueError(f"MODEL must name a model, got {text!r}.")
+    try:
+        folder = Path(text).expanduser()
+        return folder if folder.is_dir() else None
+    except (RuntimeError, OSError) as error:  # no such user, too long a name
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"MODEL {reprlib.repr(text)} is no folder: {why}.") from error
 
 
 def _folder_or_download(text: str, revision: str | None) -> Path:
@@ -279,18 +295,22 @@ def _folder_or_download(text: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     from mcvd_diffusers.publishing import regular_files
+    from mcvd_diffusers.verification import OTHER_LOADABLE
 
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = _as_folder(text)
+    if folder is not None:
         if revision is not None:
             raise ValueError(f"--revision is for models on the Hub, and {text} is a folder here.")
         return folder
     try:
         # Of a stranger's repository only what a pipeline is made of.
         patterns = ["*.json", "*.md", "*.safetensors", "*.parquet", "*.gif", "*.png", "*.jpg", "*.webp", "LICENSE"]
+        patterns += [f"*/*{suffix}" for suffix in OTHER_LOADABLE]  # which is not opened, and refused
         downloaded = Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"MODEL {text} is no folder here, and cannot be had from the Hub: {error}") from error
+        raise ValueError(
+            f"MODEL {reprlib.repr(text)} is no folder here, and cannot be had from the Hub: {error}"
+        ) from error
     place = Path(tempfile.mkdtemp(prefix="mcvd-diffusers-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return regular_files(downloaded, place)
