@@ -182,6 +182,25 @@ def test_no_byte_of_a_networks_file_can_be_changed_unnoticed(tmp_path):
             assert all(torch.equal(loaded[name], expected[name]) for name in expected), position
 
 
+@pytest.mark.slow
+def test_no_byte_of_a_networks_config_can_be_changed_unnoticed(tmp_path):
+    config = ROW.network.config | {"block_out_channels": (4,), "down_block_types": ("DownBlock2D",)}
+    MCVDUNet2DModel(**config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    data, unnoticed = path.read_bytes(), set()
+    for position in range(len(data)):
+        path.write_bytes(flipped(data, position))
+        try:
+            MCVDUNet2DModel.from_pretrained(tmp_path)
+        except (ValueError, OSError) as error:
+            assert "config.json" in str(error) or "diffusion_pytorch_model.safetensors" in str(error), error
+        else:
+            before, now = json.loads(data), json.loads(path.read_bytes())
+            unnoticed |= {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    # What a file says of its maker changes nothing.
+    assert unnoticed and all(name.startswith("_") for name in unnoticed), unnoticed
+
+
 @pytest.mark.parametrize("type_", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
 def test_weights_that_are_no_floating_point_numbers_are_refused(copy, type_):
     folder = copy()
