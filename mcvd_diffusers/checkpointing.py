@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mcvd_diffusers.atomic import make_readable, new_folder
-from mcvd_diffusers.weights import save_weights
+from mcvd_diffusers.weights import CONFIG_DIGEST, config_digest, save_weights
 
 
 logger = logging.getLogger("train_mcvd")  # only one process writes; Accelerate's would need its set-up
@@ -242,7 +242,7 @@ def write_files(
     Args:
         folder (`Path`): An existing folder.
         tensors (`Mapping[str, Mapping[str, torch.Tensor]]`): Name of a safetensors file in it -> its tensors.
-        texts (`Mapping[str, str]`): Name of a file in it -> its content.
+        texts (`Mapping[str, str]`): Name of a file in it -> its content. A `config.json` is sealed with the weights beside it.
 
     Returns:
         `dict[str, dict]`: `"bytes"` and `"sha256"` of each file, as read back.
@@ -257,7 +257,9 @@ def write_files(
         if name in texts:
             path.write_text(texts[name], encoding="utf-8")
         else:
-            save_weights({key: x.contiguous() for key, x in tensors[name].items()}, path)
+            config = texts.get(f"{Path(name).parent}/config.json")  # a network's weights know whose they are
+            metadata = None if config is None else {CONFIG_DIGEST: config_digest(json.loads(config))}
+            save_weights({key: x.contiguous() for key, x in tensors[name].items()}, path, metadata)
         _flush(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     return files

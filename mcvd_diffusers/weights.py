@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
-# Where the digest stands in a file's metadata.
+# Where the digests stand in a file's metadata: of its tensors, and of the config of the network whose they are.
 DIGEST = "tensors_sha256"
+CONFIG_DIGEST = "config_sha256"
 
 # From so many on, threads are worth their while.
 _MANY_BYTES = 32 << 20
@@ -52,6 +53,20 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
             return hashlib.sha256("".join(pool.map(line, names)).encode()).hexdigest()
     # Little to do, or no memory for threads.
     return hashlib.sha256("".join(map(line, names)).encode()).hexdigest()
+
+
+def config_digest(config: Mapping) -> str:
+    """
+    A digest of a network's config.
+
+    Args:
+        config (`Mapping`): As its `config.json` has it. Entries that begin with an underscore, of Diffusers' own, do not count.
+
+    Returns:
+        `str`: A SHA-256, 64 hexadecimal digits.
+    """
+    entries = {name: value for name, value in config.items() if not name.startswith("_")}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def save_weights(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

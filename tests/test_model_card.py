@@ -29,7 +29,7 @@ from mcvd_diffusers.protocols import list_protocols, load_protocol, published_re
 from mcvd_diffusers.protocols import protocol as protocol_module
 from mcvd_diffusers.run_folder import _PRIVATE
 from mcvd_diffusers.train_settings import DataArguments, ModelArguments, TrainingArguments
-from mcvd_diffusers.weights import weights_digest
+from mcvd_diffusers.weights import WeightsError, weights_digest
 
 
 TINY = {
@@ -106,6 +106,16 @@ def run(trained, tmp_path):
     """A copy of the run to change; its evaluations are in `ema` and `raw` beside it."""
     shutil.copytree(trained[0], tmp_path / "copy")
     return tmp_path / "copy" / "run"
+
+
+@pytest.mark.parametrize("variant", [None, "ema"])
+def test_the_weights_of_a_run_know_their_config(run, variant):
+    MCVDPipeline.from_pretrained(run, variant=variant)
+    path = run / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"drop_past": 0.25}))
+    with pytest.raises(WeightsError, match="is not the config that") as error:
+        MCVDPipeline.from_pretrained(run, variant=variant)
+    assert str(path) in str(error.value)
 
 
 def words_of_the_command(text):

@@ -6,7 +6,6 @@ folder, the Hub, variants and shards, and leaves the loading itself to Diffusers
 that a network's file needs nothing but torch and Diffusers.
 """
 
-import hashlib
 import inspect
 import json
 import zipfile
@@ -21,17 +20,16 @@ from diffusers.utils.hub_utils import _add_variant, _get_model_file
 
 from mcvd_diffusers.json_files import read_json
 from mcvd_diffusers.weights import (
+    CONFIG_DIGEST,
     WeightsError,
     check_weights,
+    config_digest,
     seal_weights,
     tensor_shapes,
     tensor_types,
     weights_metadata,
 )
 
-
-# In the header of a file of weights: a digest of the network's config.
-CONFIG_DIGEST = "config_sha256"
 
 # Arguments of `from_pretrained` that say where a config lies.
 _WHERE = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
@@ -118,7 +116,7 @@ def checks_weights(network_class: type[ModelMixin]) -> type[ModelMixin]:
         given = inspect.signature(ModelMixin.save_pretrained).bind(self, save_directory, *args, **kwargs).arguments
         folder, variant = Path(save_directory), given.get("variant")
         config = folder / self.config_name  # not there if another process writes it
-        more = {CONFIG_DIGEST: _config_digest(config)} if config.is_file() else {}
+        more = {CONFIG_DIGEST: config_digest(_read_json(config))} if config.is_file() else {}
         index = folder / _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
         names = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
         for name in names | {_add_variant(SAFETENSORS_WEIGHTS_NAME, variant)}:
@@ -174,11 +172,6 @@ def _file_on_the_hub(path: str | Path, name: str, kwargs: dict) -> Path | None:
         return None
 
 
-def _config_digest(path: Path) -> str:
-    config = {name: value for name, value in _read_json(path).items() if not name.startswith("_")}
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
 def _check_pickle(path: Path) -> None:
     """Torch's files of today are zip archives, which have checksums that torch itself does not look at."""
     if zipfile.is_zipfile(path):
@@ -197,7 +190,7 @@ def _check_config_is_theirs(files: list[Path], path: Path) -> None:
     """Much in a config shows in no shape: how many of the given frames are past, how wide a head of attention is."""
     if not path.is_file():
         return
-    digest = _config_digest(path)
+    digest = config_digest(_read_json(path))
     for file in files:
         if weights_metadata(file).get(CONFIG_DIGEST, digest) != digest:
             raise WeightsError(
