@@ -537,10 +537,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         self._guidance_scale = guidance_scale
         absent = torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)
         is_guided = guidance_scale != 1 and bool((roles == FrameRole.OBSERVED).any())
-        if self.guider is not None:
+        guider = copy.deepcopy(self.guider)  # it remembers former steps, and no window sees another's
+        if guider is not None:
             # One call after the other: a guider may leave one out, or change the network for it.
             _register_attention()
-            guider = copy.deepcopy(self.guider)  # it remembers former steps, and no window sees another's
             with_given = self._window_network(sample, roles, cache_conditioning)
             without = self._window_network(sample, absent, cache_conditioning)
         elif is_guided:
@@ -550,7 +550,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             with_given = self._window_network(sample, roles, cache_conditioning)
 
         def predict(noisy: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
-            if self.guider is not None:
+            if guider is not None:
                 calls = (functools.partial(network, noisy, timestep) for network in (with_given, without))
                 at = {"step": step, "num_inference_steps": len(steps), "timestep": timestep}
                 return guider_prediction(guider, self.unet, *calls, **at)
@@ -910,18 +910,18 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             raise ValueError(
                 f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
             )
-        for name_, least, most in (
+        for argument, least, most in (
             ("timesteps", 0, num_train_timesteps - 1),
             ("sigmas", 0.0, _largest_sigma(self.scheduler)),
         ):
-            if options[name_] is None:
+            if options[argument] is None:
                 continue
-            if name_ not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            if argument not in inspect.signature(self.scheduler.set_timesteps).parameters:
                 raise ValueError(
-                    f"`{name_}`: {name} does not take own {name_}. Leave them out, or use a scheduler that does, such as"
-                    f" {'DDPMScheduler' if name_ == 'timesteps' else 'EulerDiscreteScheduler'}.from_config(pipe.scheduler.config)."
+                    f"`{argument}`: {name} does not take own {argument}. Leave them out, or use a scheduler that does, such as"
+                    f" {'DDPMScheduler' if argument == 'timesteps' else 'EulerDiscreteScheduler'}.from_config(pipe.scheduler.config)."
                 )
-            _check_steps(name_, options[name_], least, most)
+            _check_steps(argument, options[argument], least, most)
         # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
         trial = copy.deepcopy(self.scheduler)
         try:
