@@ -551,6 +551,7 @@ torch.set_num_threads(1)
 runs = json.loads(Path(sys.argv[1]).read_text())
 for run in runs:
     test_resume.train(**run)
+    torch.distributed.barrier()  # a run begins when the one before has ended in all processes, and given its folder back
 if torch.distributed.get_rank() == 0:
     logged = {str(folder): values for folder, values in test_resume.LOGGED.items()}
     Path(sys.argv[2]).write_text(json.dumps(logged))

@@ -194,8 +194,8 @@ def _check_config_is_theirs(files: list[Path], path: Path) -> None:
     for file in files:
         if weights_metadata(file).get(CONFIG_DIGEST, digest) != digest:
             raise WeightsError(
-                f"{path} is not the config that {file.name} was saved with: it is damaged, or was edited. Get the file again."
-                " To change a setting, give it to from_pretrained and save the network anew; to load the weights all the"
+                f"{path} is not the config that {file} was saved with: one of the two is damaged, or was edited. Get the files"
+                " again. To change a setting, give it to from_pretrained and save the network anew; to load the weights all the"
                 " same, pass `ignore_mismatched_sizes=True`."
             )
 
