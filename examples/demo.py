@@ -19,6 +19,7 @@ import yaml
 from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.data import MovingDigits, load_digits
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
+from mcvd_diffusers.model_card import read_facts, write_card
 from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
@@ -127,6 +128,13 @@ def main() -> None:
         num_frames=12, batch_size=4, num_inference_steps=NUM_STEPS, generator=generator, output_type="pt"
     ).frames
     save_comparison_gif(folder / "generation.gif", {"generated": made}, [False] * 12)
+
+    # The model's card shows them.
+    facts = read_facts(folder)
+    shown = {"prediction": "prediction of held-out digits", "interpolation": "interpolation of held-out digits"}
+    shown["generation"] = "generation from nothing"
+    facts.samples = {f"{task}.gif": f"{text}, {NUM_STEPS} steps a block" for task, text in shown.items()}
+    write_card(folder, facts)
 
     def psnr(prediction: torch.Tensor, target: torch.Tensor) -> str:
         return f"{float(psnr_of_mse(video_mse(prediction, target).mean())):5.2f} dB"
