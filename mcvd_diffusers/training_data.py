@@ -331,8 +331,14 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         try:
             yield from self._forever()
-        except (OSError, ValueError, RuntimeError) as error:  # the last: a worker that was killed, or hangs
-            raise DataError(f"the data can not be read any more: {error}") from error
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            EOFError,
+        ) as error:  # the last two: a worker that was killed, or hangs
+            reason = str(error) or "a process that loads them has ended"
+            raise DataError(f"the data can not be read any more: {reason}") from error
 
     def close(self) -> None:
         """End the processes that load, whatever they are at."""

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import runpy
@@ -589,6 +590,23 @@ def assert_stopped_and_goes_on(out, uninterrupted, error, text):
 def test_killed_worker_stops_training_with_a_checkpoint(tmp_path, uninterrupted, caplog):
     with at("step      3", kill_a_worker), pytest.raises(RuntimeError) as error:
         train(tmp_path / "out", dataloader_num_workers=1)
+    assert_stopped_and_goes_on(tmp_path / "out", uninterrupted, error, caplog.text)
+
+
+@LINUX
+def test_end_of_a_workers_connection_stops_training_with_a_checkpoint(tmp_path, uninterrupted, monkeypatch, caplog):
+    """A worker that is killed while a batch is fetched from it."""
+    answer, num_calls = multiprocessing.connection.answer_challenge, itertools.count(1)
+
+    def end_in_the_fourth(*arguments):
+        if next(num_calls) == 4:
+            raise EOFError
+        return answer(*arguments)
+
+    monkeypatch.setattr(multiprocessing.connection, "answer_challenge", end_in_the_fourth)
+    with pytest.raises(train_mcvd.DataError, match="can not be read any more: a process that loads them") as error:
+        train(tmp_path / "out", dataloader_num_workers=1)
+    monkeypatch.undo()
     assert_stopped_and_goes_on(tmp_path / "out", uninterrupted, error, caplog.text)
 
 
