@@ -66,7 +66,7 @@ from mcvd_diffusers.cost import (
 )
 from mcvd_diffusers.data import StreamingClips
 from mcvd_diffusers.interruption import StopSignals
-from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import CARD
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
@@ -737,8 +737,7 @@ def make_estimate(
     num_validations = (
         1 + (training.max_train_steps - 1) // training.validation_steps if training.validation_steps else 1
     )
-    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
-    num_tasks = len(trained_tasks(**{name: unet.config[name] for name in names}))
+    num_tasks = len(tasks_of_config(unet.config))
     network_bytes = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     pipeline_bytes = network_bytes * (1 + training.use_ema)
     return CostEstimate(

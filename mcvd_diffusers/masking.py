@@ -4,6 +4,7 @@ One function per method, all with one signature: a batch size, what the method n
 `(B, T)` tensor of [`FrameRole`]s as the result.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 import torch
@@ -131,3 +132,17 @@ def trained_tasks(
         "generation": lacks["past"] and lacks["future"],
     }
     return [task for task, is_trained in tasks.items() if is_trained]
+
+
+def tasks_of_config(config: Mapping) -> list[str]:
+    """
+    The tasks that a network was trained for, as its config states.
+
+    Args:
+        config (`Mapping`): With `num_past_frames`, `num_future_frames`, `drop_past` and `drop_future`.
+
+    Returns:
+        `list[str]`: As [`trained_tasks`].
+    """
+    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
+    return trained_tasks(**{name: config[name] for name in names})

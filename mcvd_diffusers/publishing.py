@@ -29,13 +29,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.json_files import read_json
+from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import (
     CARD,
     CITATION,
     EVALUATION_FILES,
     EVALUATIONS,
     FACTS,
+    WEIGHTS_FILE,
     CardError,
     CardFacts,
     check_regular,
@@ -50,6 +52,7 @@ from mcvd_diffusers.model_card import (
     weight_files,
     write_card,
 )
+from mcvd_diffusers.weights import config_digest
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ WAITS = (1, 2, 4, 8, 16, 32)
 MOST_ATTEMPTS_TO_CONNECT = 4
 
 INDEX = "model_index.json"
-WEIGHTS = re.compile(r"unet/diffusion_pytorch_model(?:\.([A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+WEIGHTS = re.compile(rf"unet/{WEIGHTS_FILE.pattern}")
 COMPONENT_FILE = re.compile(
     r"config\.json|\w+_config\.json|diffusion_pytorch_model([.-][\w.-]+)?\.safetensors(\.index(\.[\w-]+)?\.json)?"
 )
@@ -411,7 +414,7 @@ def _facts_to_push(folder: Path) -> CardFacts:
 
 def _write_card_for(pipeline, folder: Path, repo_id: str, variant: str | None, token: str | None) -> None:
     """The card of a saved pipeline: that of where it was loaded from, if it is the same; else what the pipeline knows."""
-    facts = CardFacts(name=repo_id.split("/")[-1], tasks=_tasks(pipeline.unet.config))
+    facts = CardFacts(name=repo_id.split("/")[-1], tasks=tasks_of_config(pipeline.unet.config))
     with tempfile.TemporaryDirectory() as download:
         source = _source_of(pipeline, Path(download), token)
         if source is not None:
@@ -504,11 +507,6 @@ def _forget_origin(path: Path) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _tasks(config) -> list[str]:
-    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
-    return trained_tasks(**{name: config[name] for name in names})
-
-
 _NETWORK_CARD = "A network of masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)), alone"
 
 
@@ -518,7 +516,7 @@ def _network_card(network: ModelMixin, repo_id: str, variant: str | None) -> str
     rows = {
         "frames": f"{config.num_past_frames} past, {config.num_frames} at a time, {config.num_future_frames} future",
         "pixels": f"{size[0]}x{size[-1]}, channels: {config.in_channels}",
-        "tasks": ", ".join(_tasks(config)),
+        "tasks": ", ".join(tasks_of_config(config)),
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
         "given frames": config.conditioning,
         "trained to predict": config.get("prediction_type"),
@@ -547,7 +545,8 @@ def _join_what_is_there(api: HfApi, repo_id: str, revision: str | None, staged: 
     if None in ours or known <= ours:
         return facts
     snapshot = Path(snapshot_download(repo_id, revision=there.sha, token=api.token, ignore_patterns=NOT_LOADED))
-    if _network_config(snapshot) != _network_config(staged):
+    here, there_too = (config_digest(read_json(place / "unet" / "config.json")) for place in (staged, snapshot))
+    if here != there_too:
         logger.warning(f"The network in {repo_id} is another one: it is replaced by this one, with all its weights.")
         return facts
     facts.variant = None if None in known else facts.variant
@@ -565,11 +564,6 @@ def _join_what_is_there(api: HfApi, repo_id: str, revision: str | None, staged: 
             if not is_replaced and place.as_posix() not in (CARD, FACTS) and not (staged / place).exists():
                 _copy(path, staged / place)
     return facts
-
-
-def _network_config(folder: Path) -> dict:
-    config = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
-    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _text_there(api: HfApi, repo_id: str, name: str) -> str | None:

@@ -41,7 +41,7 @@ from mcvd_diffusers.checkpointing import (
 )
 from mcvd_diffusers.folder_lock import FolderLock
 from mcvd_diffusers.interruption import StateGuard
-from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.train_settings import SETTINGS_FILE, SETTINGS_PARTIAL, Settings
@@ -401,7 +401,6 @@ def card_facts(
         [`CardFacts`]: But for samples and what is measured in the folder.
     """
     unet, data, training, device = pipeline.unet.config, settings.data, settings.training, pipeline.device
-    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
     weights = "The weights are the raw ones, as the last update left them; there is no average."
     if has_average:
         weights = (
@@ -436,7 +435,7 @@ def card_facts(
     }
     return CardFacts(
         name=settings.hub_model_id.split("/")[-1],
-        tasks=trained_tasks(**{name: unet[name] for name in names}),
+        tasks=tasks_of_config(unet),
         dataset=dataset,
         dataset_id=dataset_id,
         base_model=base_model,

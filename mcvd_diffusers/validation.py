@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mcvd_diffusers.atomic import whole_file
-from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.visualization import save_comparison_gif, save_comparison_mp4
 
@@ -100,14 +100,13 @@ def _make_videos(
         "interpolation": lambda: (past, future, blend_linearly(past, future, size)),
         "generation": lambda: (no_past, no_future, None),
     }
-    names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
 
     def stop_if_asked(pipeline, *_) -> None:
         pipeline._interrupt = is_stop_asked()
 
     pipeline.set_progress_bar_config(disable=True)
     made = Validation()
-    for words in trained_tasks(**{name: config[name] for name in names}):
+    for words in tasks_of_config(config):
         if is_stop_asked():
             break
         task = words.replace(" ", "_")

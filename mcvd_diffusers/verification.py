@@ -23,6 +23,7 @@ from mcvd_diffusers.model_card import (
     CardFacts,
     count_parameters,
     differences,
+    measure_files,
     pipeline_paths,
     read_facts,
     tensors_digest,
@@ -119,13 +120,7 @@ def _check_card(folder: Path, facts: CardFacts) -> str:
 
 
 def _check_files(folder: Path, facts: CardFacts) -> str:
-    there = {}
-    for path in pipeline_paths(folder, facts.samples):
-        if path.name in (CARD, FACTS) and path.parent == folder:
-            continue
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        there[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    there = measure_files(folder, facts.samples)
     for component in sorted({name.split("/")[0] for name in there if re.fullmatch(r"\w+/[^/]+\.json", name)}):
         for path in sorted((folder / component).iterdir()):
             if path.suffix in OTHER_LOADABLE:

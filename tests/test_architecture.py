@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "cost": set(),
     "presets": set(),
     "model_card": {"_version", "atomic", "json_files", "masking", "protocols", "weights"},
-    "publishing": {"masking", "model_card", "weights"},
+    "publishing": {"json_files", "masking", "model_card", "weights"},
     "atomic": set(),
     "weights": set(),
     "checkpointing": {"atomic", "weights"},

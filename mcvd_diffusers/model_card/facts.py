@@ -21,7 +21,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from mcvd_diffusers._version import __version__
 from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.json_files import read_json
-from mcvd_diffusers.masking import trained_tasks
+from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.weights import check_weights, load_weights, tensor_shapes, weights_digest
 
 from .card import render_card
@@ -30,6 +30,8 @@ from .card import render_card
 CARD, FACTS, INDEX = "README.md", "model_card.json", "model_index.json"
 FORMAT = 1
 EVALUATIONS = "evaluation"
+# A network's weights as Diffusers names them: the variant, if there is one, is the first group.
+WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.([A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors")
 EVALUATION_FILES = ("results.json", "results.md", "results.parquet")
 MAX_COUNT = 10_000  # steps and frames of an example that somebody may want to run
 
@@ -253,8 +255,7 @@ def facts_of_configs(folder: Path) -> CardFacts:
     folder = Path(folder)
     try:
         config = read_json(folder / "unet" / "config.json")
-        names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
-        tasks = trained_tasks(**{name: config[name] for name in names})
+        tasks = tasks_of_config(config)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CardError(f"{folder / 'unet' / 'config.json'} is not the config of a network: {error!r}.") from error
     variants = list(weight_files(folder))
@@ -325,6 +326,29 @@ def differences(folder: Path, facts: CardFacts) -> list[str]:
     return found
 
 
+def measure_files(folder: Path, samples: dict | list = ()) -> dict[str, dict]:
+    """
+    Size and hash of a pipeline's files, but of its card's.
+
+    Args:
+        folder (`Path`): A pipeline's folder.
+        samples (`dict` or `list`, *optional*): Pictures that the card shows.
+
+    Returns:
+        `dict[str, dict]`: Path in the folder -> `"bytes"` and `"sha256"`.
+
+    Raises:
+        [`CardError`]: If the folder holds no pipeline.
+    """
+    folder = Path(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in pipeline_paths(folder, samples)}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for name, path in files.items()
+        if name not in (CARD, FACTS)
+    }
+
+
 def measure(folder: Path, facts: CardFacts) -> None:
     """
     Fill in what is measured in a folder: the files, and the network's parameters.
@@ -336,10 +360,7 @@ def measure(folder: Path, facts: CardFacts) -> None:
     Raises:
         [`CardError`]: If the folder holds no pipeline.
     """
-    files = [path for path in pipeline_paths(folder, facts.samples) if path.name not in (CARD, FACTS)]
-    facts.files = {}
-    for path in files:
-        facts.files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    facts.files = measure_files(folder, facts.samples)
     for path in [path for paths in weight_files(folder).values() for path in paths]:
         check_weights(path)  # no card of what is damaged
     facts.num_parameters = count_parameters(folder, facts.variant)
@@ -394,10 +415,7 @@ def weight_files(folder: Path) -> dict[str | None, list[Path]]:
     """
     found: dict[str | None, list[Path]] = {}
     for path in sorted((Path(folder) / "unet").glob("*.safetensors")):
-        # As Diffusers names them.
-        if match := re.fullmatch(
-            r"diffusion_pytorch_model(?:\.([A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors", path.name
-        ):
+        if match := WEIGHTS_FILE.fullmatch(path.name):
             found.setdefault(match[1], []).append(path)
     return found
 
