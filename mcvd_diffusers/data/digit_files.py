@@ -227,7 +227,9 @@ def _write_mp4(file: Path, video: np.ndarray) -> None:
 
     try:
         with av.open(str(file), "w") as container:
-            options = {"crf": str(MP4_QUALITY), "x264-params": "threads=1"}  # another number of threads, other bytes
+            # The same frames, the same bytes: those depend on the number of threads and, with x264's macroblock tree, now and
+            # then on where its buffers lie.
+            options = {"crf": str(MP4_QUALITY), "x264-params": "threads=1:mbtree=0"}
             stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
             stream.height, stream.width = video.shape[-2:]
             stream.pix_fmt = "yuv420p"
