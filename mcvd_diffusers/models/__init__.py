@@ -1,9 +1,11 @@
 """Networks: tensors in, tensors out."""
 
 from .unet_mcvd import MCVDUNet2DModel, MCVDUNet2DOutput
+from .unet_space_time import SpaceTimeUNetModel, SpaceTimeUNetOutput
 from .weight_files import checks_weights
 
 
-checks_weights(MCVDUNet2DModel)
+for network in (MCVDUNet2DModel, SpaceTimeUNetModel):
+    checks_weights(network)
 
-__all__ = ["MCVDUNet2DModel", "MCVDUNet2DOutput"]
+__all__ = ["MCVDUNet2DModel", "MCVDUNet2DOutput", "SpaceTimeUNetModel", "SpaceTimeUNetOutput"]
