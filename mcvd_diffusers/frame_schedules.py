@@ -1,10 +1,20 @@
 """Frame schedules: how a long video is cut into windows. Pure Python; frames are numbers, no tensors.
 
 A schedule is a function that yields [`Window`]s in the order in which they are generated. Positions count from 0, the
-first frame of the whole video, given frames included.
+first frame of the whole video, given frames included. Ask for a window when the one before is finished.
+
+* MCVD's: `blocks` ("Masked Conditional Video Diffusion", 2205.09853).
+* FDM's and VDM's, all with one signature, and `frame_schedule` that finds them by name: `autoregressive`, `long_range`,
+  `hierarchy`, ... (Harvey et al., "Flexible Diffusion Modeling of Long Videos", 2205.11495; Ho et al., "Video Diffusion
+  Models", 2204.03458).
+* `FramePlan`: what a list of windows costs, and which of them may run at once.
 """
 
-from collections.abc import Collection, Iterator
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -108,3 +118,816 @@ def _run_length(positions: set[int]) -> int:
     while length in positions:
         length += 1
     return length
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The schedules of FDM and VDM, for networks that read any frames
+#
+# One signature. What holds for all of them:
+#
+# * The first window of a video without given frames makes `max_frames` at once; they then count as given.
+# * The frames before the first given one come last, backwards: they are the future of the reversed video.
+
+
+def autoregressive(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
+    """
+    The next `step` missing frames from the finished frames nearest to them (FDM: "Autoreg").
+
+    From Harvey et al., "Flexible Diffusion Modeling of Long Videos", 2205.11495.
+
+    Args:
+        num_frames (`int`): Frames of the whole video, given ones included; at least 1.
+        observed (`Collection[int]`):
+            Positions of the given frames, any set of them. From frame 0 on without gaps, the windows are those of the
+            original. Frames that are given elsewhere are skipped by the latent ones and read when they are near. When
+            frame 0 is not given, the video is made forwards from the first given frame on, then backwards from it.
+        max_frames (`int`): Frames of a window, observed and latent ones together, at most.
+        step (`int`): Latent frames of a window, at most; `1` to `max_frames`. The paper takes half of `max_frames`.
+
+    Returns:
+        `Iterator[Window]`: Every frame that is not given is latent exactly once, after those that its window reads.
+
+    Raises:
+        ValueError: If an argument is out of its range; when called, not at the first window.
+
+    Example:
+        >>> for window in autoregressive(8, observed=range(2), max_frames=5, step=3):
+        ...     print(window)
+        Window(observed=(0, 1), latent=(2, 3, 4))
+        Window(observed=(3, 4), latent=(5, 6, 7))
+    """
+
+    def reads(video: "_Video", latent: list[int]) -> list[int]:
+        return _first(max_frames - step, video.nearest(latent))
+
+    return _schedule(_flat, num_frames, observed, max_frames, step, reads=reads)
+
+
+def long_range(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
+    """
+    As [`autoregressive`], but half of the observed frames are given ones, however far away (FDM: "Long-range").
+
+    The given frames nearest to the window are read, in turns from before and after it: with a goal given at the end,
+    every window reads the start and the goal. With less than two frames to observe (`max_frames - step`), as many
+    finished frames as the window has room for, nearest first; the original then reads all there are.
+
+    Args:
+        num_frames, observed, max_frames, step: As in [`autoregressive`].
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+    num_observed = max_frames - step
+
+    def reads(video: "_Video", latent: list[int]) -> Iterable[int]:
+        if num_observed < 2:
+            return video.nearest(latent)
+        recent = _first(num_observed // 2, video.nearest(latent))
+        before = sorted((position for position in video.given if position < latent[0]), reverse=True)
+        after = sorted(position for position in video.given if position > latent[0])
+        in_turns = itertools.chain.from_iterable(itertools.zip_longest(before, after))
+        return _first(num_observed, _distinct(recent, (position for position in in_turns if position is not None)))
+
+    return _schedule(_flat, num_frames, observed, max_frames, step, reads=reads)
+
+
+def exponential_past(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
+    """
+    As [`autoregressive`], reading 1, 2, 4, 8, ... frames into the past (original code of FDM: "exp-past").
+
+    Distances go up to half the frames before the window; places that are left are for the frames nearest to it. When
+    there are more distances than places, the longest are left out; the original's window is then too large.
+
+    Args:
+        num_frames, observed, max_frames, step: As in [`autoregressive`].
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+
+    def reads(video: "_Video", latent: list[int]) -> list[int]:
+        distances = (2**power for power in range(latent[0].bit_length() - 1))
+        past = (latent[0] - distance for distance in distances if latent[0] - distance in video.done)
+        return _first(max_frames - step, _distinct(past, video.nearest(latent)))
+
+    return _schedule(_flat, num_frames, observed, max_frames, step, reads=reads)
+
+
+def independent(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
+    """
+    The next `step` missing frames from the given frames nearest to them, never from made ones (FDM's code).
+
+    All windows may run at once, or after the first one when nothing is given. The video is made from frame 0 on,
+    whatever is given.
+
+    Args:
+        num_frames, max_frames, step: As in [`autoregressive`].
+        observed (`Collection[int]`): Positions of the given frames, any set of them.
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+
+    def reads(video: "_Video", latent: list[int]) -> list[int]:
+        return _first(max_frames - step, video.nearest(latent, among=video.given))
+
+    return _schedule(_flat, num_frames, observed, max_frames, step, is_from_given=False, reads=reads)
+
+
+def unconditional_blocks(
+    num_frames: int, *, observed: Collection[int], max_frames: int, step: int
+) -> Iterator[Window]:
+    """
+    The next `max_frames` missing frames from nothing (FDM's code: "really-independent"): how bad no memory is.
+
+    Args:
+        num_frames, max_frames: As in [`autoregressive`].
+        observed (`Collection[int]`): Positions of the given frames, any set of them; they are not made, nor read.
+        step (`int`): As in [`autoregressive`]; it changes nothing.
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+    return _schedule(
+        _flat,
+        num_frames,
+        observed,
+        max_frames,
+        step,
+        is_from_given=False,
+        reads=lambda video, latent: (),
+        num_latent=max_frames,
+    )
+
+
+def hierarchy(
+    num_frames: int, *, observed: Collection[int], max_frames: int, step: int, num_levels: int = 2
+) -> Iterator[Window]:
+    """
+    Frames that are spread over the video first, then those between them, level by level (FDM: "Hierarchy-n").
+
+    The first window spreads `step` frames evenly over the missing ones, from given frames that are spread as evenly;
+    without given frames it is `max_frames` over the video. Level `l` then takes missing frames with the stride
+    `((num_frames - given) / (step - 1)) ** ((n - l) / (n - 1))`, rounded down, so the last level makes all that are
+    left. From the second level on a window reads the finished frames between its own, and half of the rest after,
+    half before them. A window that has no place for two frames outside is made with fewer latent ones.
+
+    Where a stride is 0, which is when fewer than `step - 1` frames are missing, windows have one latent frame, as in
+    the original; windows that it fails to make are made smaller.
+
+    Args:
+        num_frames, observed, max_frames: As in [`autoregressive`].
+        step (`int`): As there, but at least 2: one frame has no stride.
+        num_levels (`int`, *optional*, defaults to 2): Levels `n`, at least 2.
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+    return _schedule(_hierarchical, num_frames, observed, max_frames, step, num_levels=num_levels)
+
+
+def adaptive_autoregressive(
+    num_frames: int,
+    *,
+    observed: Collection[int],
+    max_frames: int,
+    step: int,
+    distance: Callable[[int, int], float],
+) -> Iterator[Window]:
+    """
+    As [`autoregressive`], from finished frames that differ most (FDM: "Ad. autoreg").
+
+    The nearest finished frame is observed, then again and again the one that is farthest from all chosen ones.
+
+    Args:
+        num_frames, observed, max_frames, step: As in [`autoregressive`].
+        distance (`Callable[[int, int], float]`):
+            How much two frames differ, given their positions; larger is more. The paper takes LPIPS. It is asked for
+            frames only that are given or were latent in a window before: finish a window, then ask for the next.
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+
+    def reads(video: "_Video", latent: list[int]) -> list[int]:
+        candidates = list(video.nearest(latent))
+        return _most_different(video, distance, candidates[:1], candidates, max_frames - step)
+
+    return _schedule(_flat, num_frames, observed, max_frames, step, reads=reads)
+
+
+def adaptive_hierarchy(
+    num_frames: int,
+    *,
+    observed: Collection[int],
+    max_frames: int,
+    step: int,
+    distance: Callable[[int, int], float],
+    num_levels: int = 2,
+) -> Iterator[Window]:
+    """
+    As [`hierarchy`], but most observed frames are those that differ most (FDM: "Ad. hierarchy-n").
+
+    Always observed: the finished frames between the latent ones, the two nearest before them (or as many as there
+    are) and the nearest after them. The others are chosen as in [`adaptive_autoregressive`].
+
+    Args:
+        num_frames, observed, max_frames, step, num_levels: As in [`hierarchy`].
+        distance (`Callable[[int, int], float]`): As in [`adaptive_autoregressive`].
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`hierarchy`].
+    """
+    return _schedule(_hierarchical, num_frames, observed, max_frames, step, num_levels=num_levels, distance=distance)
+
+
+def two_rate(num_frames: int, *, observed: Collection[int], max_frames: int = 16, step: int = 8) -> Iterator[Window]:
+    """
+    VDM's long videos: every fourth frame first, then those between them, nine at a time ("google" in FDM's code).
+
+    From Ho et al., "Video Diffusion Models", 2204.03458. Windows of every fourth frame have 16: the next
+    8, from those before. Those of neighbouring frames have 9: 6 latent between 3 that are finished. At the end of the
+    video, where fewer are missing, the frames before make up the 9; such a window is the only one of its kind that
+    waits for another. Lengths that the original refuses are made too.
+
+    Args:
+        num_frames, observed: As in [`autoregressive`]. Given frames that are not the fourth are read at the second rate.
+        max_frames (`int`, *optional*, defaults to 16): 16; [`like_two_rate`] takes others.
+        step (`int`, *optional*, defaults to 8): 8.
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`], and for another `max_frames` or `step`.
+    """
+    if (max_frames, step) != (16, 8):
+        raise ValueError(
+            "`max_frames` and `step` must be 16 and 8 for the schedule 'google', which is that of one network, got"
+            f" {max_frames} and {step}. 'like-google' takes any."
+        )
+    return _schedule(_two_rates, num_frames, observed, max_frames, step, num_fine=9, is_filled=True)
+
+
+def like_two_rate(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
+    """
+    The idea of [`two_rate`] for windows of any size ("like-google" in FDM's code).
+
+    Every fourth frame first: the next `step` of them, from as many before as there are and there is room for. Then
+    those between them, as many as fit together with the finished ones between; no two of these windows wait for each
+    other, so they may run as one batch.
+
+    Args:
+        num_frames, observed, max_frames, step: As in [`autoregressive`].
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+    """
+    # Some whole fours and one more; in a window of less than five frames, all frames.
+    num_fine = max_frames if max_frames < 5 else (max_frames - 1) // SKIP * SKIP + 1
+    return _schedule(_two_rates, num_frames, observed, max_frames, step, num_fine=num_fine, is_filled=False)
+
+
+_BY_NAME: dict[str, Callable[..., Iterator[Window]]] = {
+    "autoreg": autoregressive,
+    "long-range": long_range,
+    **{f"hierarchy-{number}": functools.partial(hierarchy, num_levels=number) for number in range(2, 6)},
+    "adaptive-autoreg": adaptive_autoregressive,
+    **{
+        f"adaptive-hierarchy-{number}": functools.partial(adaptive_hierarchy, num_levels=number)
+        for number in range(2, 6)
+    },
+    "independent": independent,
+    "really-independent": unconditional_blocks,
+    "exp-past": exponential_past,
+    "google": two_rate,
+    "like-google": like_two_rate,
+}
+_ALIASES = {
+    "autoregressive": "autoreg",
+    "mixed": "long-range",
+    "mixed-autoreg-independent": "long-range",
+    "adaptive-autoregressive": "adaptive-autoreg",
+    "unconditional-blocks": "really-independent",
+    "exponential-past": "exp-past",
+    "two-rate": "google",
+    "like-two-rate": "like-google",
+}
+FRAME_SCHEDULES = tuple(_BY_NAME)  # what `frame_schedule` knows, other names for the same left out
+ADAPTIVE_FRAME_SCHEDULES = tuple(name for name in FRAME_SCHEDULES if name.startswith("adaptive-"))
+
+
+def frame_schedule(
+    name: str,
+    num_frames: int,
+    *,
+    observed: Collection[int],
+    max_frames: int,
+    step: int | None = None,
+    distance: Callable[[int, int], float] | None = None,
+) -> Iterator[Window]:
+    """
+    A schedule by the name that it has in FDM's paper or code.
+
+    The schedules that are called goal-directed there are these, with the last frames among the given ones.
+
+    Args:
+        name (`str`):
+            One of `FRAME_SCHEDULES`. "mixed" and "mixed-autoreg-independent" are "long-range"; "autoregressive",
+            "adaptive-autoregressive", "exponential-past", "unconditional-blocks", "two-rate" and "like-two-rate" are
+            understood too.
+        num_frames, observed, max_frames: As in [`autoregressive`].
+        step (`int`, *optional*, defaults to `max_frames // 2`): As in [`autoregressive`].
+        distance (`Callable[[int, int], float]`, *optional*):
+            As in [`adaptive_autoregressive`]; for adaptive schedules, and only for them.
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: If the name is not known, `distance` is missing or has no use, or the schedule refuses an argument.
+
+    Example:
+        >>> next(frame_schedule("hierarchy-2", 300, observed=range(36), max_frames=20)).latent
+        (36, 65, 94, 123, 153, 182, 211, 241, 270, 299)
+    """
+    name = _ALIASES.get(name, name)
+    if name not in _BY_NAME:
+        raise ValueError(f"`name` must be one of {', '.join((*FRAME_SCHEDULES, *_ALIASES))}, got {name!r}.")
+    is_adaptive = name in ADAPTIVE_FRAME_SCHEDULES
+    if is_adaptive and distance is None:
+        raise ValueError(
+            f"`distance` must be a function of the positions of two finished frames for the schedule {name!r}, which"
+            " chooses by what is in them; got None."
+        )
+    if not is_adaptive and distance is not None:
+        raise ValueError(
+            f"`distance` has no use in the schedule {name!r}: leave it out, or take an adaptive schedule."
+        )
+    return _BY_NAME[name](
+        num_frames,
+        observed=observed,
+        max_frames=max_frames,
+        step=max(1, max_frames // 2) if step is None else step,
+        **({"distance": distance} if is_adaptive else {}),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Planning ahead
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """
+    The windows of a whole video, made ahead: what they cost, and which may run at once. Make it with `FramePlan.of`.
+
+    Args:
+        num_frames (`int`): Frames of the whole video, given ones included.
+        given (`tuple[int, ...]`): Positions of the given frames, in increasing order.
+        windows (`tuple[Window, ...]`): In the order of the schedule. Windows are called by their number in it.
+
+    Example:
+        >>> windows = frame_schedule("like-google", 40, observed=range(1), max_frames=10)
+        >>> plan = FramePlan.of(windows, 40, observed=range(1))
+        >>> plan.waves()
+        [[0], [1, 2, 3], [4, 5, 6]]
+    """
+
+    num_frames: int
+    given: tuple[int, ...]
+    windows: tuple[Window, ...]
+
+    @classmethod
+    def of(cls, windows: Iterable[Window], num_frames: int, *, observed: Collection[int]) -> "FramePlan":
+        """
+        The plan of a schedule that ends and does not look at frames: any but adaptive ones.
+
+        Args:
+            windows (`Iterable[Window]`): What a schedule gives.
+            num_frames (`int`): As the schedule was given it.
+            observed (`Collection[int]`): As the schedule was given it.
+
+        Returns:
+            `FramePlan`: The plan, checked.
+
+        Raises:
+            ValueError: As [`FramePlan.check`].
+        """
+        plan = cls(num_frames, tuple(sorted(set(observed))), tuple(windows))
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """
+        Whether the windows, one after the other, make the video.
+
+        Raises:
+            ValueError: If a window reads a frame that is neither given nor made before, makes one that is given or
+                made already or not of this video, or if a frame is missing in the end.
+        """
+        known = set(self.given)
+        for number, window in enumerate(self.windows):
+            if unknown := sorted(set(window.observed) - known):
+                raise ValueError(
+                    f"Window {number} reads frames {unknown}, which are neither given nor made before it."
+                )
+            if not window.latent:
+                raise ValueError(f"Window {number} makes no frame: leave it out.")
+            repeated = {position for position, count in Counter(window.latent).items() if count > 1}
+            if again := sorted(known & set(window.latent) | repeated):
+                raise ValueError(f"Window {number} makes frames {again}, which are there already.")
+            known.update(window.latent)
+        if outside := sorted(known - set(range(self.num_frames))):
+            raise ValueError(
+                f"`num_frames` must be more than every position: {self.num_frames} frames have no {outside}."
+            )
+        if missing := sorted(set(range(self.num_frames)) - known):
+            raise ValueError(f"No window makes frames {missing}, and they are not given.")
+
+    def waves(self) -> list[list[int]]:
+        """
+        Windows by how long they must wait, each in the earliest wave that it can be in.
+
+        Returns:
+            `list[list[int]]`: Numbers of windows. Those of a wave read only what is given or made in waves before, so
+            they may run in any order or as batches. There are as many waves as windows in the longest chain of which
+            each reads what the one before makes.
+        """
+        wave_of: dict[int, int] = {}  # of the window that makes a frame
+        waves: list[list[int]] = []
+        for number, window in enumerate(self.windows):
+            wave = max((wave_of[position] + 1 for position in window.observed if position in wave_of), default=0)
+            wave_of.update(dict.fromkeys(window.latent, wave))
+            waves += [[] for _ in range(wave + 1 - len(waves))]
+            waves[wave].append(number)
+        return waves
+
+    def batches(self) -> list[list[int]]:
+        """
+        Waves, cut by shape.
+
+        Returns:
+            `list[list[int]]`: Numbers of windows, wave after wave. Those of a batch belong to one wave and have the
+            same numbers of observed and of latent frames.
+        """
+        batches = []
+        for wave in self.waves():
+            by_shape: dict[tuple[int, int], list[int]] = {}
+            for number in wave:
+                window = self.windows[number]
+                by_shape.setdefault((len(window.observed), len(window.latent)), []).append(number)
+            batches += by_shape.values()
+        return batches
+
+    def num_network_calls(
+        self,
+        num_inference_steps: int,
+        *,
+        num_resamples: int = 1,
+        calls_per_step: int = 1,
+        is_batched: bool = False,
+    ) -> int:
+        """
+        How often the network is called for one video.
+
+        Args:
+            num_inference_steps (`int`): Denoising steps of a window.
+            num_resamples (`int`, *optional*, defaults to 1): How often each step is made.
+            calls_per_step (`int`, *optional*, defaults to 1): Calls for one step: 2 with guidance that calls twice.
+            is_batched (`bool`, *optional*, defaults to `False`): Whether each of [`FramePlan.batches`] is one call.
+
+        Returns:
+            `int`: The number of calls.
+        """
+        num_runs = len(self.batches() if is_batched else self.windows)
+        return num_runs * num_inference_steps * num_resamples * calls_per_step
+
+    def num_kept(self, *, is_in_time_order: bool = False, is_batched: bool = False) -> int:
+        """
+        The most frames that must be held at once.
+
+        A window holds the frames that it reads and makes. A frame is forgotten after the last window that reads it, so
+        a given one that no window reads is not held.
+
+        Args:
+            is_in_time_order (`bool`, *optional*, defaults to `False`):
+                Whether frames are given out in time order: they are then kept until all before them are finished too.
+            is_batched (`bool`, *optional*, defaults to `False`): Whether the windows of a batch run at once.
+
+        Returns:
+            `int`: Frames of one video, given ones that are still needed included.
+        """
+        runs = self.batches() if is_batched else [[number] for number in range(len(self.windows))]
+        made = dict.fromkeys(self.given, -1)  # in which run
+        needed = dict(made)  # until which run
+        for run, numbers in enumerate(runs):
+            for window in (self.windows[number] for number in numbers):
+                made.update(dict.fromkeys(window.latent, run))
+                needed.update(dict.fromkeys((*window.observed, *window.latent), run))
+        changes, latest = Counter(), -1
+        for position in sorted(made):
+            latest = max(latest, made[position])
+            end = max(needed[position], latest) if is_in_time_order else needed[position]
+            changes[max(made[position], 0)] += end >= 0
+            changes[end + 1] -= end >= 0
+        return max(itertools.accumulate(changes[run] for run in range(len(runs))), default=0)
+
+    def describe(self) -> str:
+        """
+        The plan in a few lines.
+
+        Returns:
+            `str`: Lines with the numbers of frames, windows, waves and batches, and of frames held at once.
+        """
+        num_made = self.num_frames - len(self.given)
+        lines = [f"{self.num_frames} frames: {len(self.given)} given, {num_made} made by {len(self.windows)} windows"]
+        if self.windows:
+            sizes = [(len(window.observed), len(window.latent)) for window in self.windows]
+            num_observed, num_latent = map(max, zip(*sizes))
+            waves = self.waves()
+            lines += [
+                f"windows of at most {max(map(sum, sizes))} frames: up to {num_observed} observed, up to {num_latent} latent",
+                f"longest chain: {len(waves)} windows, each of which waits for the one before",
+                f"windows that can run at once: {max(map(len, waves))} at most; {len(self.batches())} batches of equal shape",
+                f"frames held at once: {self.num_kept()}, or {self.num_kept(is_in_time_order=True)} to give them out in"
+                " time order",
+            ]
+        return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How they are made
+
+SKIP = 4  # frames from one to the next at the first of two rates
+
+
+class _Video:
+    """
+    What is finished of a video, in the direction in which it is made.
+
+    Frame 0 of it is finished, or nothing is. `place` says which position of the user's video a frame is.
+    """
+
+    def __init__(self, num_frames: int, given: Iterable[int], done: Iterable[int], place: Callable[[int], int]):
+        self.num_frames, self.given, self.done, self.place = num_frames, set(given), set(done), place
+
+    def window(self, observed: Iterable[int], latent: Collection[int]) -> Window:
+        """The window in the user's positions; its frames count as finished from now on."""
+        observed = set(observed)
+        self.done.update(latent)
+        self.given = self.given or set(latent)
+        return Window(*(tuple(sorted(map(self.place, positions))) for positions in (observed, latent)))
+
+    def missing(self) -> list[int]:
+        """The frames that are not finished."""
+        return [position for position in range(self.num_frames) if position not in self.done]
+
+    def before(self, position: int) -> Iterator[int]:
+        """The finished frames before one, nearest first."""
+        return (other for other in range(position - 1, -1, -1) if other in self.done)
+
+    def after(self, position: int) -> Iterator[int]:
+        """The finished frames after one, nearest first."""
+        return (other for other in range(position + 1, self.num_frames) if other in self.done)
+
+    def nearest(self, latent: list[int], among: Container[int] | None = None) -> Iterator[int]:
+        """The finished frames, those between the latent ones first, then nearest first; in doubt the one before."""
+        among = self.done if among is None else among
+        first, last = latent[0], latent[-1]
+        yield from (position for position in range(last, first, -1) if position in among)
+        for distance in range(1, self.num_frames):
+            for position in (first - distance, last + distance):
+                if position in among:
+                    yield position
+
+
+def _schedule(
+    windows: Callable[..., Iterator[Window]],
+    num_frames: int,
+    observed: Collection[int],
+    max_frames: int,
+    step: int,
+    *,
+    is_from_given: bool = True,
+    **settings,
+) -> Iterator[Window]:
+    """Checks the arguments, then plays a schedule forwards from the first given frame and backwards from it."""
+    given = set(observed)
+    if num_frames < 1:
+        raise ValueError(f"`num_frames` must be at least 1, the length of the whole video, got {num_frames}.")
+    if max_frames < 1:
+        raise ValueError(f"`max_frames` must be at least 1, the frames that the network takes, got {max_frames}.")
+    if not 1 <= step <= max_frames:
+        raise ValueError(f"`step` must be between 1 and `max_frames`, {max_frames}, got {step}.")
+    outside = sorted(position for position in given if not 0 <= position < num_frames)
+    if outside:
+        raise ValueError(
+            f"`observed` must be positions from 0 to {num_frames - 1} in a video of {num_frames} frames, got {outside}."
+        )
+    num_levels = settings.get("num_levels")
+    if num_levels is not None:
+        if num_levels < 2:
+            raise ValueError(
+                f"`num_levels` must be at least 2, got {num_levels}. One level is the schedule 'autoreg'."
+            )
+        # A video that is there at once has no stride, and so no such need.
+        if step < 2 and num_frames - len(given) > (0 if given else max_frames):
+            raise ValueError(
+                f"`step` must be at least 2 in a hierarchy: {step} frame has no stride. 'autoreg' takes 1."
+            )
+
+    def play() -> Iterator[Window]:
+        first = min(given, default=0) if is_from_given else 0
+        shifted = {position - first for position in given}
+        forwards = _Video(num_frames - first, shifted, shifted, lambda position: position + first)
+        yield from windows(forwards, max_frames, step, **settings)
+        if first:
+            last = num_frames - 1
+            done = range(num_frames - first)
+            backwards = _Video(num_frames, {last - p for p in given}, done, lambda position: last - position)
+            yield from windows(backwards, max_frames, step, **settings)
+
+    return play()
+
+
+def _flat(
+    video: _Video,
+    max_frames: int,
+    step: int,
+    *,
+    reads: Callable[[_Video, list[int]], Iterable[int]],
+    num_latent: int | None = None,
+) -> Iterator[Window]:
+    """The missing frames one after the other; `reads` says which finished ones to read, the most important first."""
+    missing = video.missing()
+    while missing:
+        size = num_latent or (step if video.done else max_frames)
+        latent, missing = missing[:size], missing[size:]
+        yield video.window(_first(max_frames - len(latent), reads(video, latent)), latent)
+
+
+def _hierarchical(
+    video: _Video,
+    max_frames: int,
+    step: int,
+    *,
+    num_levels: int,
+    distance: Callable[[int, int], float] | None = None,
+) -> Iterator[Window]:
+    """Level by level; with a `distance`, what is read is chosen by it."""
+
+    def differing(latent: list[int], between: list[int], num_observed: int) -> list[int]:
+        forced = [*between, *_first(2, video.before(latent[0])), *_first(1, video.after(latent[-1]))]
+        return _most_different(video, distance, forced, sorted(video.done, reverse=True), num_observed)
+
+    def around(latent: list[int], between: list[int], num_observed: int) -> list[int]:
+        room = num_observed - len(between)
+        after = _first(room // 2, video.after(latent[-1]))
+        return [*between, *after, *_first(room - len(after), video.before(latent[0]))]
+
+    choose = around if distance is None else differing
+    if not video.done:
+        yield video.window((), {math.floor(number) for number in _spread(0, video.num_frames - 1, max_frames)})
+        num_missing = len(video.missing())
+    else:
+        given, missing = sorted(video.done), video.missing()
+        num_missing = len(missing)
+        if missing:
+            size = max(1, min(step, max_frames - 2))
+            latent, num_observed = _spread_over(missing, size), max_frames - size
+            far = _spread_over(given, num_observed) if distance is None else differing(latent, [], num_observed)
+            yield video.window(far, latent)
+
+    def stride(level: int, size: int) -> int:
+        return int((num_missing / max(1, size - 1)) ** ((num_levels - level) / (num_levels - 1)))
+
+    level, cursor = 1, video.num_frames  # the first level is behind us
+    while missing := video.missing():
+        size = step
+        while True:
+            start = cursor + stride(level, size)
+            while start > missing[-1]:
+                level, cursor = min(level + 1, num_levels), 0
+                start = missing[0] - 1 + stride(level, size)
+            latent = _every(stride(level, size), start, video, size)
+            between = [position for position in range(latent[0], latent[-1]) if position in video.done]
+            if size == 1 or max_frames - size - len(between) >= 2:
+                break
+            size -= 1  # a new level is not left again, and the cursor stays at 0: so it is in the original
+        yield video.window(choose(latent, between, max_frames - size), latent)
+        cursor = latent[-1]
+
+
+def _every(stride: int, start: int, video: _Video, num_latent: int) -> list[int]:
+    """Missing frames from a position on, at least a stride apart."""
+    latent, position = [], start
+    while position < video.num_frames and len(latent) < num_latent:
+        if position in video.done:
+            position += 1
+            continue
+        latent.append(position)
+        if stride == 0:
+            break
+        position += stride
+    return latent
+
+
+def _most_different(
+    video: _Video,
+    distance: Callable[[int, int], float],
+    chosen: list[int],
+    candidates: Iterable[int],
+    num_observed: int,
+) -> list[int]:
+    """Adds to the chosen frames, one by one, the candidate whose least distance to them is the largest."""
+    chosen = chosen[:num_observed]
+    if len(chosen) == num_observed:
+        return chosen
+
+    def between(one: int, other: int) -> float:
+        return distance(video.place(one), video.place(other))
+
+    left = {
+        one: min((between(one, other) for other in chosen), default=math.inf)
+        for one in candidates
+        if one not in chosen
+    }
+    while left and len(chosen) < num_observed:
+        farthest = max(left, key=left.get)  # the first of equal ones
+        del left[farthest]
+        chosen.append(farthest)
+        if len(chosen) < num_observed:
+            left = {one: min(gap, between(one, farthest)) for one, gap in left.items()}
+    return chosen
+
+
+def _two_rates(video: _Video, max_frames: int, step: int, *, num_fine: int, is_filled: bool) -> Iterator[Window]:
+    """Every fourth frame; then the others, in windows over `num_fine` neighbours that begin with a finished one."""
+    if not video.done:
+        yield video.window((), range(min(max_frames, video.num_frames)))
+    newest = next(iter(video.missing()), video.num_frames) - 1
+    while latent := [p for p in range(newest + SKIP, video.num_frames, SKIP) if p not in video.done][:step]:
+        newest = latent[-1]
+        past = (position for position in range(newest, -1, -SKIP) if position in video.done)
+        yield video.window(_first(max_frames - len(latent), past), latent)
+    fixed = frozenset(video.done)  # windows that read only these do not wait for each other
+    while missing := video.missing():
+        start = next(position for position in video.before(missing[0]) if position in fixed)
+        neighbours = range(start, min(max(start + num_fine, missing[0] + 1), video.num_frames))
+        latent = [position for position in neighbours if position not in video.done]
+        observed = [position for position in neighbours if position in fixed]
+        if is_filled:
+            observed += _first(num_fine - len(neighbours), video.before(start))
+        yield video.window(_first(max_frames - len(latent), observed), latent)
+
+
+def _distinct(*groups: Iterable[int]) -> Iterator[int]:
+    """The numbers of all groups in turn, each once."""
+    seen = set()
+    for number in itertools.chain(*groups):
+        if number not in seen:
+            seen.add(number)
+            yield number
+
+
+def _first(num: int, positions: Iterable[int]) -> list[int]:
+    """The first so many of them, or all."""
+    return list(itertools.islice(positions, num))
+
+
+def _spread_over(positions: list[int], num: int) -> list[int]:
+    """Evenly spaced ones of some positions, each once; fewer than `num` if there are fewer."""
+    return sorted({positions[math.floor(index)] for index in _spread(0, len(positions) - 0.001, num)})
+
+
+def _spread(first: float, last: float, num: int) -> list[float]:
+    """`num` evenly spaced numbers, rounded as numpy.linspace rounds them: a schedule hangs on the last bit."""
+    if num == 1:
+        return [float(first)]
+    gap = (last - first) / (num - 1)
+    return [index * gap + first for index in range(num - 1)] + [float(last)] if num else []

@@ -1,4 +1,4 @@
-"""Pictures of videos: truth and samples side by side, with the given frames marked; and what is in a data set."""
+"""Pictures of videos, truth and samples side by side, with the given frames marked; of data sets; of frame plans."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -8,12 +8,23 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mcvd_diffusers.frame_schedules import FramePlan
+
 
 GIVEN_COLOR, MADE_COLOR = (46, 160, 67), (214, 87, 27)  # border of a frame: green if given, orange if made
 BORDER, GAP, LABEL_HEIGHT = 3, 6, 16  # pixels
 MISSING_COLOR = (255, 0, 255)  # of values that are NaN: magenta, which no scale of greys has
 FRAME_COLOR = (130, 150, 180)  # of the line around a frame, which may be as white as the paper
 MIN_SHEET_WIDTH = 480  # pixels, so that names are not cut for small frames
+# Of a frame in a plan: given, made before, read now, made now, made later.
+PLAN_COLORS = {
+    "given": (176, 222, 187),
+    "already made": (245, 211, 187),
+    "observed": (24, 84, 166),
+    "latent": MADE_COLOR,
+    "to come": (240, 240, 240),
+}
+PLAN_ROW_HEIGHT, PLAN_LABEL_WIDTH, MAX_PLAN_CELL = 14, 92, 20  # pixels
 
 
 def save_comparison_gif(
@@ -187,6 +198,68 @@ def data_sheet(
             left += picture.width + GAP
         top += line_height
     draw.text((GAP, top), _fitting(caption, width - 2 * GAP, font), fill="black", font=font)
+    return canvas
+
+
+def draw_plan(plan: FramePlan, *, width: int = 1500) -> Image.Image:
+    """
+    A still picture of a plan: a line for each window in its order, time running to the right.
+
+    Args:
+        plan (`FramePlan`): The plan. The number of a window and its wave stand before its line.
+        width (`int`, *optional*, defaults to 1500):
+            Pixels for all frames together, about. A frame has at least one pixel, so a very long video is wider.
+
+    Returns:
+        `PIL.Image.Image`: The picture, RGB.
+
+    Raises:
+        ValueError: If `width` is not positive.
+    """
+    if width < 1:
+        raise ValueError(f"`width` must be at least 1 pixel, got {width}.")
+    font = ImageFont.load_default()
+    cell = max(1, min(MAX_PLAN_CELL, width // plan.num_frames))
+    gap = int(cell > 3)  # a line of paper between frames that are wide enough
+    top = 2 * (LABEL_HEIGHT + GAP)  # legend and axis
+    bottom = top + PLAN_ROW_HEIGHT * max(1, len(plan.windows))
+    right = PLAN_LABEL_WIDTH + cell * plan.num_frames
+    canvas = Image.new("RGB", (max(MIN_SHEET_WIDTH, right + 3 * GAP), bottom + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+
+    left = PLAN_LABEL_WIDTH
+    for label, color in PLAN_COLORS.items():
+        draw.rectangle((left, GAP, left + 11, GAP + 11), fill=color)
+        draw.text((left + 16, GAP), label, fill="black", font=font)
+        left += 16 + round(font.getlength(label)) + 3 * GAP
+
+    # Numbers of frames at round distances, so that they do not touch.
+    distance = next(n for k in range(10) for n in (10**k, 2 * 10**k, 5 * 10**k) if n * cell >= 32 or n == 5 * 10**9)
+    ticks = range(0, plan.num_frames, distance)
+    for position in ticks:
+        middle = PLAN_LABEL_WIDTH + position * cell + (cell - gap) / 2
+        draw.text((middle, top - 6), str(position), fill="black", font=font, anchor="ms")
+        draw.line((middle, top - 4, middle, top - 2), fill="black")
+
+    wave_of = {number: wave for wave, numbers in enumerate(plan.waves()) for number in numbers}
+    draw.text((GAP, top - 6), "window", fill="black", font=font, anchor="ls")
+    draw.text((PLAN_LABEL_WIDTH - 2 * GAP, top - 6), "wave", fill="black", font=font, anchor="rs")
+    colors = [PLAN_COLORS["to come"]] * plan.num_frames
+    for position in plan.given:
+        colors[position] = PLAN_COLORS["given"]
+    for number, window in enumerate(plan.windows):
+        y = top + number * PLAN_ROW_HEIGHT
+        draw.text((GAP + 30, y + 1), str(number), fill="black", font=font, anchor="ra")
+        draw.text((PLAN_LABEL_WIDTH - 2 * GAP, y + 1), str(wave_of[number]), fill="black", font=font, anchor="ra")
+        now = colors.copy()
+        for name, positions in (("observed", window.observed), ("latent", window.latent)):
+            for position in positions:
+                now[position] = PLAN_COLORS[name]
+        for position, color in enumerate(now):
+            x = PLAN_LABEL_WIDTH + position * cell
+            draw.rectangle((x, y, x + cell - gap - 1, y + PLAN_ROW_HEIGHT - 3), fill=color)
+        for position in window.latent:
+            colors[position] = PLAN_COLORS["already made"]
     return canvas
 
 

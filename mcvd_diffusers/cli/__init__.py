@@ -11,6 +11,7 @@ from .convert import add_convert
 from .data import add_data
 from .evaluate import add_evaluate
 from .model import add_model
+from .plan import add_plan
 
 
 def main(args: list[str] | None = None) -> int:
@@ -57,4 +58,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_evaluate(commands)
     add_model(commands)
+    add_plan(commands)
     return parser
