@@ -8,10 +8,10 @@
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # looked up here by Diffusers' loader: see hub.py
 
 from ._version import __version__
-from .frame_schedules import Window, blocks
+from .frame_schedules import FramePlan, Window, blocks, frame_schedule
 from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
-from .models import MCVDUNet2DModel, MCVDUNet2DOutput
+from .models import MCVDUNet2DModel, MCVDUNet2DOutput, SpaceTimeUNetModel, SpaceTimeUNetOutput
 from .pipelines import MCVDPipeline, MCVDPipelineOutput
 from .publishing import publishes_networks
 from .randomness import NoiseSequence
@@ -20,6 +20,7 @@ from .training import denoising_loss, sample_generators
 
 __all__ = [
     "DiffusionPipeline",
+    "FramePlan",
     "FrameRole",
     "MCVDPipeline",
     "MCVDPipelineOutput",
@@ -28,13 +29,17 @@ __all__ = [
     "ModelMixin",
     "NoiseSequence",
     "SchedulerMixin",
+    "SpaceTimeUNetModel",
+    "SpaceTimeUNetOutput",
     "Window",
     "__version__",
     "blocks",
     "denoising_loss",
+    "frame_schedule",
     "mcvd_roles",
     "sample_generators",
 ]
 
-publishes_networks(MCVDUNet2DModel)
-register_with_diffusers(MCVDUNet2DModel, MCVDPipeline)
+for network in (MCVDUNet2DModel, SpaceTimeUNetModel):
+    publishes_networks(network)
+register_with_diffusers(MCVDUNet2DModel, SpaceTimeUNetModel, MCVDPipeline)

@@ -1,7 +1,12 @@
-"""Guidance: how the predictions of several network calls become one."""
+"""Guidance: what is made of a network's predictions before the noise scheduler gets them.
+
+Over absent frames: the predictions of several calls become one, here or by a guider of Diffusers. Towards what is known
+of the video: the prediction is moved so that the network's own idea of the given frames, or of the video seen small, fits
+what was given (reconstruction guidance, VDM). With these belong the arithmetic of noise levels and of going back one step.
+"""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from diffusers.guiders import BaseGuidance
@@ -23,6 +28,210 @@ def classifier_free_guidance(given: torch.Tensor, absent: torch.Tensor, scale: f
         `torch.Tensor`: The guided prediction, same shape.
     """
     return absent + scale * (given - absent)
+
+
+def needed_views(histories: Sequence[tuple[Hashable, float]], nothing: Hashable) -> list[Hashable]:
+    """
+    What the network must be called with for a guidance over histories: each history once, and nothing unless it cancels out.
+
+    Args:
+        histories (`Sequence` of pairs): What the network is given, and its weight.
+        nothing (`Hashable`): What it is to be given nothing.
+
+    Returns:
+        `list`: Distinct views, histories first.
+    """
+    views = list(dict.fromkeys(history for history, _ in histories))
+    is_needed = sum(weight for history, weight in histories if history != nothing) != 1
+    return views if nothing in views or not is_needed else [*views, nothing]
+
+
+def compose_histories(
+    predictions: Mapping[Hashable, torch.Tensor], histories: Sequence[tuple[Hashable, float]], nothing: Hashable
+) -> torch.Tensor:
+    """
+    Guidance over histories (History-Guided Video Diffusion, 2502.06764, section 4): each history pulls, with its weight, away
+    from what the network says when it is given nothing.
+
+    Args:
+        predictions (`Mapping`): View -> the network's prediction, for [`needed_views`].
+        histories (`Sequence` of pairs): What the network is given, and its weight `w_i`. One with a weight above 1 is
+            classifier-free guidance.
+        nothing (`Hashable`): What it is to be given nothing.
+
+    Returns:
+        `torch.Tensor`: `f(nothing) + sum of w_i (f(history_i) - f(nothing))`.
+    """
+    if nothing not in predictions:
+        return sum(weight * predictions[history] for history, weight in histories)
+    absent = predictions[nothing]
+    return absent + sum(weight * (predictions[history] - absent) for history, weight in histories)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Noise levels
+
+
+def noise_level(scheduler, timestep: torch.Tensor) -> tuple[float, float]:
+    """
+    How much signal and noise is in what the network gets at a timestep: `z = alpha x + sigma eps`, squares adding up to 1.
+
+    Args:
+        scheduler: One of Diffusers' noise schedulers whose timesteps are set.
+        timestep (`torch.Tensor`): One of them.
+
+    Returns:
+        `tuple[float, float]`: `alpha` and `sigma`.
+    """
+    index = getattr(scheduler, "step_index", None)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if index is not None and sigmas is not None:  # also where noise levels lie between the timesteps of the training
+        ratio = float(sigmas[index])
+        alpha = (1 + ratio**2) ** -0.5
+        return alpha, ratio * alpha
+    signal = float(scheduler.alphas_cumprod[int(timestep)])
+    return signal**0.5, (1 - signal) ** 0.5
+
+
+def to_clean(
+    prediction: torch.Tensor, noisy: torch.Tensor, level: tuple[float, float], prediction_type: str
+) -> torch.Tensor:
+    """
+    The clean frames that a prediction amounts to.
+
+    Args:
+        prediction (`torch.Tensor`): What the network says.
+        noisy (`torch.Tensor` of the same shape): What it was asked about.
+        level (`tuple[float, float]`): `alpha` and `sigma` of that, as of [`noise_level`].
+        prediction_type (`str`): `"epsilon"`, `"v_prediction"` or `"sample"`.
+
+    Returns:
+        `torch.Tensor` of the same shape, about `[-1, 1]`, not clamped.
+    """
+    alpha, sigma = level
+    if prediction_type == "epsilon":
+        return (noisy - sigma * prediction) / alpha
+    if prediction_type == "v_prediction":
+        return alpha * noisy - sigma * prediction
+    return prediction
+
+
+def from_clean(
+    clean: torch.Tensor, noisy: torch.Tensor, level: tuple[float, float], prediction_type: str
+) -> torch.Tensor:
+    """The inverse of [`to_clean`] for the same noisy frames."""
+    alpha, sigma = level
+    if prediction_type == "epsilon":
+        return (noisy - alpha * clean) / sigma
+    if prediction_type == "v_prediction":
+        return (alpha * noisy - clean) / sigma
+    return clean
+
+
+def one_step_back(
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    *,
+    level: tuple[float, float],
+    noisier: tuple[float, float],
+) -> torch.Tensor:
+    """
+    One step of the forward process, to repeat a denoising step with (RePaint, 2201.09865, equation 8; RaMViD).
+
+    Args:
+        latents (`torch.Tensor`): Frames at a noise level.
+        noise (`torch.Tensor` of the same shape): N(0, 1).
+        level (`tuple[float, float]`): Their `alpha` and `sigma`; `(1, 0)` for clean ones.
+        noisier (`tuple[float, float]`): Those of the result.
+
+    Returns:
+        `torch.Tensor` of the same shape: Frames at the noisier level.
+    """
+    ratio = noisier[0] / level[0]
+    return ratio * latents + max(noisier[1] ** 2 - (ratio * level[1]) ** 2, 0.0) ** 0.5 * noise
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reconstruction guidance
+
+
+def guide_by_reconstruction(
+    predict: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    noisy: torch.Tensor,
+    error: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    slots: torch.Tensor,
+    level: tuple[float, float],
+    prediction_type: str,
+) -> torch.Tensor:
+    r"""
+    Move a prediction so that what the network thinks of the whole window agrees with what is known of it (VDM,
+    2204.03458, equation 7): `x~ = x^ - (alpha / 2) grad_z error(x^(z))`, where `x^` are the clean frames that the network
+    predicts from the noisy ones `z`. The gradient goes through the network.
+
+    Args:
+        predict (`Callable`):
+            The network: of the noisy frames to be made, `(B, k, C, H, W)`, it returns the whole noisy window that it was
+            shown and its prediction of it, both `(B, T, C, H, W)`.
+        noisy (`torch.Tensor` of shape `(B, k, C, H, W)`): The frames to be made, as the network gets them.
+        error (`Callable`):
+            How far a clean window `(B, T, C, H, W)` is from what is known, `(B,)`: weighted sums of squares.
+        slots (`torch.Tensor` of shape `(k,)`): Where the frames to be made stand in the window.
+        level (`tuple[float, float]`): `alpha` and `sigma`.
+        prediction_type (`str`): What the network predicts.
+
+    Returns:
+        `torch.Tensor` of shape `(B, k, C, H, W)`: The guided prediction of the frames to be made.
+    """
+    with torch.enable_grad():
+        noisy = noisy.detach().requires_grad_()
+        window, prediction = predict(noisy)
+        clean = to_clean(prediction, window, level, prediction_type)
+        gradient = torch.autograd.grad(error(clean).sum(), noisy)[0]
+    moved = clean.detach()[:, slots] - level[0] / 2 * gradient
+    return from_clean(moved, noisy.detach(), level, prediction_type)
+
+
+def reconstruction_error(
+    clean: torch.Tensor,
+    *,
+    given: torch.Tensor,
+    slots: torch.Tensor,
+    weight: float,
+    low_resolution: torch.Tensor | None = None,
+    low_resolution_weight: float = 0.0,
+) -> torch.Tensor:
+    """
+    How far a window is from what is known of it: sums of squares over given frames, and over frames that are known small.
+
+    Args:
+        clean (`torch.Tensor` of shape `(B, T, C, H, W)`): The window as the network predicts it.
+        given (`torch.Tensor` of shape `(B, n, C, H, W)`): The given frames.
+        slots (`torch.Tensor` of shape `(n,)`): Where they stand in the window.
+        weight (`float`): Of their error.
+        low_resolution (`torch.Tensor` of shape `(B, T, C, h, w)`, *optional*):
+            What frames look like when averaged over `(H / h, W / w)` pixels, NaN where that is not known.
+        low_resolution_weight (`float`): Of their error.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`.
+    """
+    error = clean.new_zeros(len(clean))
+    if weight and len(slots):
+        error = error + weight * (given - clean[:, slots]).square().flatten(1).sum(dim=1)
+    if low_resolution is not None and low_resolution_weight:
+        difference = low_resolution - downsample(clean, low_resolution.shape[-2:])
+        error = error + low_resolution_weight * difference.nan_to_num(0.0).square().flatten(1).sum(dim=1)
+    return error
+
+
+def downsample(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Frames `(B, T, C, H, W)` averaged to a smaller height and width that divide theirs, `(B, T, C, h, w)`."""
+    return torch.nn.functional.adaptive_avg_pool2d(frames.flatten(0, 1), tuple(size)).unflatten(0, frames.shape[:2])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Guiders of Diffusers
 
 
 def guider_prediction(

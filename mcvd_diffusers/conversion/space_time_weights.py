@@ -79,7 +79,9 @@ class Recognised:
     rows: list[Row]
 
 
-def recognise(state: Mapping[str, TensorRecord | torch.Tensor], what: str, *, num_heads: int | None = None) -> Recognised:
+def recognise(
+    state: Mapping[str, TensorRecord | torch.Tensor], what: str, *, num_heads: int | None = None
+) -> Recognised:
     """
     Which system's network a state dict is, of which size, and which key is which.
 

@@ -13,7 +13,7 @@ Frames = torch.Tensor | np.ndarray | list
 
 
 def read_frames(
-    name: str, frames: Frames, *, num_channels: int, most: int, normalizer: FrameNormalizer
+    name: str, frames: Frames, *, num_channels: int, most: int | None, normalizer: FrameNormalizer
 ) -> torch.Tensor:
     """
     Check given frames and bring them into one form.
@@ -25,7 +25,7 @@ def read_frames(
             `PIL.Image`s, of lists of them, of tensors or of arrays. Floats in `[0, 1]`, `uint8` or `uint16`; if the normalizer is
             not for images, numbers in its units.
         num_channels (`int`): Channels of a frame in the caller's units.
-        most (`int`): Frames that the network reads, at most; 0 if it reads none.
+        most (`int` or `None`): Frames that the network reads, at most; 0 if it reads none, `None` if any number.
         normalizer ([`FrameNormalizer`]): The caller's units.
 
     Returns:
@@ -45,7 +45,7 @@ def read_frames(
     frames = _to_tensor(name, frames, num_channels).detach()
     if 0 in frames.shape:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(frames.shape)}.")
-    if frames.shape[1] > most:
+    if most is not None and frames.shape[1] > most:
         end = "last" if name == "past_frames" else "first"
         raise ValueError(
             f"`{name}` has {frames.shape[1]} frames, this network reads at most {most}: pass the {end} {most} of each"

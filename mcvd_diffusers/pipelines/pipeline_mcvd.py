@@ -8,12 +8,9 @@ import contextlib
 import copy
 import functools
 import inspect
-import itertools
-import math
-import numbers
 import reprlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,25 +21,33 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput, logging, replace_example_docstring
+from diffusers.utils import BaseOutput, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
-from mcvd_diffusers.frame_schedules import Window, blocks
-from mcvd_diffusers.guidance import check_guider, classifier_free_guidance, guider_prediction
+from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, FramePlan, Window
+from mcvd_diffusers.guidance import (
+    compose_histories,
+    guide_by_reconstruction,
+    guider_prediction,
+    needed_views,
+    noise_level,
+    one_step_back,
+    reconstruction_error,
+)
 from mcvd_diffusers.hub import CheckedPipelineMixin
 from mcvd_diffusers.masking import FrameRole
-from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.models import MCVDUNet2DModel, SpaceTimeUNetModel
+from mcvd_diffusers.models.space_time_layers import SpaceTimeAttnProcessor
 from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
-from .frame_inputs import Frames, read_frames
-from .rollout import first_slot, rollout
+from .frame_inputs import Frames
+from .request import CALLBACK_INPUTS, REPLACEMENTS, Request, is_number, read_request, set_timesteps
+from .rollout import Job, Layout, rollout
 
-
-logger = logging.get_logger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -77,44 +82,6 @@ class MCVDPipelineOutput(BaseOutput):
     uncertainty: torch.Tensor | np.ndarray | None = None
 
 
-@dataclass
-class _Request:
-    """One validated call of the pipeline."""
-
-    windows: list[Window] | Iterator[Window]
-    num_windows: int | None  # None: no end
-    given: dict[int, torch.Tensor]  # position -> (B, C, H, W) in [-1, 1]
-    past: torch.Tensor | None  # as given, in [0, 1] or the user's units: (batch, p', C, H, W)
-    future: torch.Tensor | None
-    batch_size: int  # input videos
-    ensemble_size: int
-    frame_shape: tuple[int, int, int]
-    # (seed of the video, number of the ensemble member), one for each output video; or one stream for all of them
-    seeds: list[tuple[int, int]] | NoiseSequence
-    generator_device: torch.device
-    latents: torch.Tensor | None
-    max_batch_size: int | None
-    step_options: dict = field(default_factory=dict)  # what `denoise` takes
-
-    @property
-    def num_videos(self) -> int:
-        return self.batch_size * self.ensemble_size
-
-    def given_frames(self, like: torch.Tensor, normalizer: FrameNormalizer | None) -> list[torch.Tensor]:
-        """
-        The frames before and after those to be made, once for each output video, (num_videos, T, C, H, W), as they came
-        or, with a normalizer, as the network sees them.
-        """
-        sides = []
-        for frames in (self.past, self.future):
-            if frames is None:
-                sides.append(like[:, :0])
-                continue
-            frames = frames if normalizer is None else normalizer.encode(frames)
-            sides.append(frames.repeat_interleave(self.ensemble_size, dim=0).to(like))
-        return sides
-
-
 class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeline):
     r"""
     Pipeline for video prediction, past prediction, interpolation and generation. Which one follows from what is given:
@@ -125,11 +92,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     | `future_frames` | prediction of `num_frames` frames before them |
     | both | interpolation: `num_frames` frames between them |
     | neither | generation of `num_frames` frames |
+    | `observed_frames`, wherever they are | infilling of all others; temporal super-resolution |
+    | `low_resolution_frames` | spatial super-resolution, alone or with any of the above |
 
     This model inherits from [`DiffusionPipeline`]: see there for loading, saving, devices and offloading.
 
     Args:
-        unet ([`MCVDUNet2DModel`]): The network.
+        unet ([`MCVDUNet2DModel`] or [`SpaceTimeUNetModel`]): The network.
         scheduler ([`SchedulerMixin`]):
             One of Diffusers' noise schedulers, with the noise schedule and the `prediction_type` of the training.
             Swap with `OtherScheduler.from_config(pipe.scheduler.config)`.
@@ -146,19 +115,29 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             changes layers needs them named, for instance `LayerSkipConfig([1], fqn="down_blocks", skip_ff=False)`.
             Two settings make a video depend on its batch: `AdaptiveProjectedGuidance` that is told to normalise over
             the batch's axis, and layers with a `dropout` below 1, which also draws from torch's global stream.
+        frame_schedule (`str`, *optional*):
+            Name of the frame schedule for videos that do not fit into one window, as of
+            [`~mcvd_diffusers.frame_schedules.frame_schedule`]. Default of the call's `frame_schedule`; without it, blocks.
+        step (`int`, *optional*): Default of the call's `step`.
+        replacement (`str`, *optional*): Default of the call's `replacement`; `"noised"` for an unconditional network.
+        reconstruction_guidance (`float`, *optional*, defaults to 0.0): Default of the call's `reconstruction_guidance`.
     """
 
     model_cpu_offload_seq = "unet"
     _optional_components = ["guider"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = CALLBACK_INPUTS
 
     def __init__(
         self,
-        unet: MCVDUNet2DModel,
+        unet: MCVDUNet2DModel | SpaceTimeUNetModel,
         scheduler: SchedulerMixin,
         final_denoise: bool = False,
         normalization: dict | None = None,
         guider: BaseGuidance | None = None,
+        frame_schedule: str | None = None,
+        step: int | None = None,
+        replacement: str | None = None,
+        reconstruction_guidance: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value, base in (
@@ -170,10 +149,17 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 raise ValueError(f"`{name}` must be an object, a {base.__name__}, got {reprlib.repr(value)}.")
         if not isinstance(final_denoise, bool):
             raise ValueError(f"`final_denoise` must be True or False, got {final_denoise!r}.")
+        sampling = {
+            "frame_schedule": frame_schedule,
+            "step": step,
+            "replacement": replacement,
+            "reconstruction_guidance": reconstruction_guidance,
+        }
+        _check_defaults(**sampling)
         self.normalizer = FrameNormalizer.from_config(normalization)
         self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
         self.register_modules(unet=unet, scheduler=scheduler, guider=guider)
-        self.register_to_config(final_denoise=final_denoise, normalization=normalization)
+        self.register_to_config(final_denoise=final_denoise, normalization=normalization, **sampling)
         self._guidance_scale, self._num_timesteps, self._block_index, self._interrupt = 1.0, 0, 0, False
         # Frames are brought into [0, 1] here, and given ones are returned as they came.
         self.video_processor = VideoProcessor(do_resize=False, do_normalize=False, vae_scale_factor=1)
@@ -186,8 +172,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
 
     @classmethod
     def check_options(cls, options: dict) -> None:
-        """As in the base class: `normalization` must be a map."""
+        """As in the base class: `normalization` must be a map, and the defaults of a call ones that a call would take."""
         FrameNormalizer.from_config(options.get("normalization"))
+        names = ("frame_schedule", "step", "replacement", "reconstruction_guidance")
+        _check_defaults(**{name: options[name] for name in names if name in options})
 
     # ------------------------------------------------------------------------------------------------------------
     # Per-call state that Diffusers' callbacks read
@@ -230,6 +218,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         past_frames: Frames | None = None,
         future_frames: Frames | None = None,
         num_frames: int | None = None,
+        observed_frames: Frames | None = None,
+        observed_positions: Sequence[int] | None = None,
         batch_size: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -238,6 +228,17 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         sigmas: list[float] | None = None,
         eta: float = 0.0,
         guidance_scale: float = 1.0,
+        history_guidance: list[tuple[list[int] | None, float]] | None = None,
+        frame_schedule: str | list[Window] | FramePlan | None = None,
+        max_frames: int | None = None,
+        step: int | None = None,
+        max_parallel_windows: int = 1,
+        frame_embedding: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        replacement: str | dict[str, str] | None = None,
+        num_resamples: int = 1,
+        reconstruction_guidance: float | None = None,
+        low_resolution_frames: Frames | None = None,
+        super_resolution_guidance: float = 1.0,
         ensemble_size: int = 1,
         generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
@@ -265,7 +266,12 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 network was trained with masks.
             future_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*): Frames after those to be made.
             num_frames (`int`, *optional*):
-                How many frames to make, by default one block. Any number; an interpolation needs at least one block.
+                How many frames to make, by default one block, or what makes a window full. Any number; an interpolation
+                by a network of blocks needs at least one block.
+            observed_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*):
+                Frames that are given wherever they are, instead of `past_frames` and `future_frames`, in the same forms.
+            observed_positions (`Sequence[int]`, *optional*):
+                Where each of them is in the video, counted from 0. Without `num_frames` the video ends with the last.
             batch_size (`int`, *optional*, defaults to 1): Number of videos, when no frames are given.
             height (`int`, *optional*): Height when no frames are given, by default the network's `sample_size`.
             width (`int`, *optional*): Width when no frames are given, by default the network's `sample_size`.
@@ -277,6 +283,36 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 Classifier-free guidance over absent frames: 1 is none, above 1 follows the given frames more closely.
                 Doubles the cost. The network must have been trained with masks. For other kinds of guidance give the
                 pipeline a `guider`.
+            history_guidance (`list` of pairs, *optional*):
+                Guidance by several histories instead: which of a window's given frames (numbers in time order, -1 the last;
+                `None`: all), and with what weight they pull away from what the network says without any. Weights of 1
+                in all are no guidance. `[(None, 1.0), ([-1], 0.5)]`: all frames, and the last one more strongly.
+            frame_schedule (`str`, `list[Window]` or [`FramePlan`], *optional*):
+                How the video is cut into windows: a name that [`~mcvd_diffusers.frame_schedules.frame_schedule`] knows, such
+                as `"hierarchy-2"`, or own windows. By default the pipeline's; without one, all at once if the network
+                can, else autoregressively.
+            max_frames (`int`, *optional*): Frames of a window at most, given ones included; by default what the network takes.
+            step (`int`, *optional*): Frames that a window of the schedule makes; by default half of `max_frames`, or a block.
+            max_parallel_windows (`int`, *optional*, defaults to 1):
+                Windows that do not depend on one another and may go through the network together.
+            frame_embedding (`Callable`, *optional*):
+                For adaptive schedules: of a frame `(C, H, W)` in `[0, 1]` or the user's units it makes a vector; the distance
+                between frames is that between their vectors, squared. By default the pixels.
+            replacement (`str` or `dict`, *optional*):
+                For networks that were trained without given frames: in each step given frames are put into their places,
+                `"noised"` to the level of the others (VDM, section 3.1), or `"clean"` (the public code of RaMViD). A map such as
+                `{"future": "noised"}` says it for the frames after those to be made only. By default the pipeline's; `None`:
+                the network reads them as they are.
+            num_resamples (`int`, *optional*, defaults to 1):
+                How often each step is made, going one step back in between (RePaint; RaMViD): what is made then fits better
+                to frames that were put in. For noise schedulers without memory.
+            reconstruction_guidance (`float`, *optional*):
+                Weight with which frames are moved so that the network's own idea of the replaced ones fits them (VDM, equation
+                7); by default the pipeline's. Needs a gradient through the network, about three times the time.
+            low_resolution_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*):
+                The frames to be made, seen small: their size divides that of the video, whose means over pixels they are.
+            super_resolution_guidance (`float`, *optional*, defaults to 1.0):
+                Weight with which frames are moved so that they fit these; a gradient as above.
             ensemble_size (`int`, *optional*, defaults to 1): How many different videos to make for each input.
             generator (`torch.Generator`, `list[torch.Generator]` or [`NoiseSequence`], *optional*):
                 Randomness. Each video, ensemble member and block has a random stream of its own, seeded by a number
@@ -321,10 +357,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("`output_uncertainty=True` needs several futures to compare: pass `ensemble_size` > 1.")
-        request = self._check_request(
+        request = read_request(
+            self,
             past_frames=past_frames,
             future_frames=future_frames,
             num_frames=num_frames,
+            observed_frames=observed_frames,
+            observed_positions=observed_positions,
             batch_size=batch_size,
             height=height,
             width=width,
@@ -333,6 +372,17 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             sigmas=sigmas,
             eta=eta,
             guidance_scale=guidance_scale,
+            history_guidance=history_guidance,
+            frame_schedule=frame_schedule,
+            max_frames=max_frames,
+            step=step,
+            max_parallel_windows=max_parallel_windows,
+            frame_embedding=frame_embedding,
+            replacement=replacement,
+            num_resamples=num_resamples,
+            reconstruction_guidance=reconstruction_guidance,
+            low_resolution_frames=low_resolution_frames,
+            super_resolution_guidance=super_resolution_guidance,
             ensemble_size=ensemble_size,
             generator=generator,
             latents=latents,
@@ -346,19 +396,21 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         made = {}
         for window, block in self._generate(request):
             made.update(zip(window.latent, block.unbind(dim=1)))
-        frames = torch.stack([made[position] for position in sorted(made)], dim=1)
+        positions = sorted(made)
+        frames = torch.stack([made[position] for position in positions], dim=1)
         if output_type != "latent":
             frames = self.normalizer.decode(frames)
 
         uncertainty = None
         if output_uncertainty:
             uncertainty = frames.unflatten(0, (request.batch_size, ensemble_size)).std(dim=1)
-        if return_given_frames:
-            before, after = request.given_frames(frames, self.normalizer if output_type == "latent" else None)
-            frames = torch.cat([before, frames, after], dim=1)
+        if return_given_frames and request.as_given:
+            frames = self._with_given_frames(frames, positions, request, is_latent=output_type == "latent")
             if output_uncertainty:  # given frames are certain
-                padding = (0, 0, 0, 0, 0, 0, before.shape[1], after.shape[1])
-                uncertainty = torch.nn.functional.pad(uncertainty, padding)
+                certain = uncertainty.new_zeros(len(uncertainty), frames.shape[1], *uncertainty.shape[2:])
+                in_video = sorted({*positions, *request.as_given})
+                certain[:, [in_video.index(position) for position in positions]] = uncertainty
+                uncertainty = certain
 
         frames = self._postprocess(frames, output_type)
         if uncertainty is not None and output_type in ("np", "pil"):
@@ -389,16 +441,18 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 `output_uncertainty`, which a stream does not have.
 
         Yields:
-            Blocks of frames `(B, n, ...)`, the same frames that `__call__` makes with the same generator. In time
-            order, except that past prediction goes backwards from block to block.
+            Blocks of frames `(B, n, ...)`, the same frames that `__call__` makes with the same generator. In time order,
+            those of a schedule that leaps ahead as soon as all before them are there; but past prediction by a network of
+            blocks goes backwards from block to block.
 
         Raises:
             ValueError: As in `__call__`, when the method is called, not when the first block is asked for.
         """
-        unknown = set(kwargs) - (set(inspect.signature(self._check_request).parameters) - {"latents"})
+        unknown = set(kwargs) - (set(inspect.signature(read_request).parameters) - {"latents"})
         if unknown:
             raise TypeError(f"`stream` has no arguments {sorted(unknown)}.")
-        request = self._check_request(
+        request = read_request(
+            self,
             past_frames=past_frames,
             future_frames=future_frames,
             num_frames=num_frames,
@@ -407,10 +461,16 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             **kwargs,
         )
 
+        if request.adaptive is not None:
+            raise ValueError(
+                "`frame_schedule` is adaptive, so that each video has windows of its own: call the pipeline, or stream by"
+                " another schedule."
+            )
+
         def run() -> Iterator:
             made = self._generate(request)
             try:
-                for _, block in made:
+                for block in _in_time_order(made, request) if request.is_in_time_order else (x for _, x in made):
                     # A copy, because the next blocks read these frames.
                     block = block.clone() if output_type == "latent" else self.normalizer.decode(block)
                     yield self._postprocess(block, output_type)
@@ -423,38 +483,44 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     # ------------------------------------------------------------------------------------------------------------
     # The loop over windows, and the loop over denoising steps
 
-    def _generate(self, request: _Request) -> Iterator[tuple[Window, torch.Tensor]]:
+    def _generate(self, request: Request) -> Iterator[tuple[Window, torch.Tensor]]:
         """Yield each window of the request with its latent frames, (num_videos, n, C, H, W) in [-1, 1]."""
-        config, device = self.unet.config, self._execution_device
-        slots = {name: config[name] for name in ("num_past_frames", "num_frames", "num_future_frames")}
-        size = config.num_frames
-        chunk_size = request.max_batch_size or request.num_videos
-        num_steps = len(self._set_timesteps(request.step_options, device))
+        device, num_videos = self._execution_device, request.num_videos
+        chunk_size = request.max_batch_size or num_videos * max(map(len, request.batches or [[0]]))
+        num_steps = len(set_timesteps(self.scheduler, request.step_options, device))
+        num_steps *= request.step_options["num_resamples"]
 
         def total() -> float:
-            num_chunks = -(-request.num_videos // chunk_size)
-            return (float("inf") if request.num_windows is None else request.num_windows) * num_steps * num_chunks
+            if request.num_windows is None:
+                return float("inf")
+            jobs = map(len, request.batches or [[0]] * request.num_windows)
+            return sum(-(-num_jobs * num_videos // chunk_size) for num_jobs in jobs) * num_steps
 
-        def generate(number: int, window: Window, frames: dict[int, torch.Tensor]) -> torch.Tensor:
+        def generate(jobs: list[Job], frames: dict[int, torch.Tensor]) -> list[torch.Tensor]:
             nonlocal chunk_size
-            self._block_index = number
-            bar.set_description(f"block {number + 1}/{request.num_windows or '?'}")
-            start = first_slot(window, **slots)
-            sample, roles = self._fill_window(start, frames, request)
+            self._block_index = jobs[0][0]
+            bar.set_description(f"block {jobs[0][0] + 1}/{request.num_windows or '?'}")
+            layouts = [request.lay_out(window) for _, window in jobs]
+            conditions = self._fill_windows(layouts, frames, request)  # a row for each window and video
             made = []
-            while len(made) < request.num_videos:
-                chunk = slice(len(made), min(len(made) + chunk_size, request.num_videos))
+            while len(made) < len(jobs) * num_videos:
+                chunk = slice(len(made), min(len(made) + chunk_size, len(jobs) * num_videos))
+                rows = [divmod(row, num_videos) for row in range(chunk.start, chunk.stop)]  # (job, video)
                 initial = None
                 if request.latents is not None:
-                    initial = request.latents[chunk, number * size : (number + 1) * size]
+                    initial = torch.cat(
+                        [request.noise_of(jobs[job][0], slice(video, video + 1)) for job, video in rows]
+                    )
                 if isinstance(request.seeds, NoiseSequence):
                     generator = request.seeds
                 else:
-                    generator = _window_generators(request.seeds[chunk], number, request.generator_device)
+                    keys = [(*request.seeds[video], jobs[job][0]) for job, video in rows]
+                    generator = [
+                        torch.Generator(request.generator_device).manual_seed(keyed_seed(*key)) for key in keys
+                    ]
                 try:
                     made += self.denoise(
-                        sample[chunk],
-                        roles[chunk],
+                        **{name: x if x is None else x[chunk] for name, x in conditions.items()},
                         generator=generator,
                         latents=initial,
                         bar=bar,
@@ -466,21 +532,65 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                         raise
                     chunk_size = (chunk_size + 1) // 2
                     bar.total = total()
-            if not torch.isfinite(torch.stack(made)).all():
+            made = torch.stack(made)
+            if not torch.isfinite(made).all():
                 raise RuntimeError(
-                    f"Block {number + 1} has values that are NaN or infinite: the network's weights, its precision"
+                    f"Block {jobs[0][0] + 1} has values that are NaN or infinite: the network's weights, its precision"
                     f" ({self.unet.dtype}) or a callback made them. Try `pipe.to(torch.float32)`."
                 )
-            offset = min(window.latent) - start - slots["num_past_frames"]
-            return torch.stack(made)[:, offset : offset + len(window.latent)]
+            latent_slots = [slot for slot, role in enumerate(layouts[0].roles) if role == FrameRole.LATENT]
+            chosen = [[latent_slots.index(slot) for slot in layout.made] for layout in layouts]
+            return [block[:, slots] for block, slots in zip(made.split(num_videos), chosen)]
 
         with self.progress_bar(total=total()) as bar:
-            # A schedule that is not written out runs forwards and reads the last frames.
-            memory = None if isinstance(request.windows, list) else config.num_past_frames
-            for window, block in rollout(request.windows, request.given, generate, memory=memory):
+            if request.adaptive is not None:
+                yield from self._generate_adaptively(request, generate)
+                return
+            made = rollout(request.windows, request.given, generate, memory=request.memory, batches=request.batches)
+            for window, block in made:
                 yield window, block
                 if self._interrupt:
                     return
+
+    def _generate_adaptively(self, request: Request, generate: Callable) -> Iterator[tuple[Window, torch.Tensor]]:
+        """As `_generate`, one video after the other, since the windows of each depend on its frames."""
+        videos = []
+        for video in range(request.num_videos):
+            finished = {position: frames[video] for position, frames in request.given.items()}
+            vectors = {}
+
+            def vector(position: int) -> torch.Tensor:
+                if position not in vectors:
+                    frame = self.normalizer.decode(finished[position][None, None])[0, 0]
+                    embed = request.frame_embedding or torch.flatten
+                    vectors[position] = embed(frame).flatten().double().cpu()
+                return vectors[position]
+
+            def distance(first: int, second: int) -> float:
+                return float((vector(first) - vector(second)).square().sum())
+
+            # `generate` makes the videos that are in the frames it gets: here one.
+            seeds = request.seeds if isinstance(request.seeds, NoiseSequence) else [request.seeds[video]]
+            alone = replace(
+                request,
+                windows=request.adaptive(distance),
+                adaptive=None,
+                given={position: frame[None] for position, frame in finished.items()},
+                low_resolution={p: x[video : video + 1] for p, x in request.low_resolution.items()},
+                batch_size=1,
+                ensemble_size=1,
+                seeds=seeds,
+                memory=None,
+            )
+            given = dict(finished)
+            for window, block in self._generate(alone):
+                finished.update(zip(window.latent, block[0].unbind(dim=0)))
+                if self._interrupt:
+                    break
+            videos.append({p: frame for p, frame in finished.items() if p not in given})
+        positions = sorted(set.intersection(*map(set, videos)))
+        frames = [torch.stack([video[position] for position in positions]) for video in videos]
+        yield Window((), tuple(positions)), torch.stack(frames)
 
     @torch.no_grad()
     def denoise(
@@ -488,6 +598,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         sample: torch.Tensor,
         roles: torch.Tensor,
         *,
+        frame_indices: torch.Tensor | None = None,
+        low_resolution: torch.Tensor | None = None,
         generator: list[torch.Generator] | torch.Generator | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
         num_inference_steps: int = 100,
@@ -495,6 +607,11 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         sigmas: list[float] | None = None,
         eta: float = 0.0,
         guidance_scale: float = 1.0,
+        history_guidance: list[tuple[list[int] | None, float]] | None = None,
+        replacement: str | dict[str, str] | None = None,
+        num_resamples: int = 1,
+        reconstruction_guidance: float = 0.0,
+        super_resolution_guidance: float = 1.0,
         final_denoise: bool = False,
         cache_conditioning: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -502,80 +619,121 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         bar=None,
     ) -> torch.Tensor:
         """
-        The sampling loop: denoise the block of one window (MCVD, algorithm 1, with any of Diffusers' schedulers).
+        The sampling loop: denoise the LATENT frames of one window (MCVD, algorithm 1, with any of Diffusers' schedulers).
 
         Args:
             sample (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`):
                 The window with its OBSERVED frames. What stands at the others is not read.
-            roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame; the block is LATENT.
+            roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame; the same frames are LATENT in all rows.
+            frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video; consecutive if not given.
+            low_resolution (`torch.Tensor` of shape `(B, T, C, h, w)`, in `[-1, 1]`, *optional*):
+                What frames look like small; NaN where that is not known.
             generator (`list[torch.Generator]`, *optional*):
                 One random stream for each video, or one for all; or a [`NoiseSequence`].
             latents (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*): The initial noise, N(0, 1).
             bar (*optional*): A progress bar, updated once a step.
-            num_inference_steps, timesteps, sigmas, eta, guidance_scale, final_denoise, cache_conditioning,
+            num_inference_steps, timesteps, sigmas, eta, guidance_scale, history_guidance, replacement, num_resamples,
+                reconstruction_guidance, super_resolution_guidance, final_denoise, cache_conditioning,
                 callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`~MCVDPipeline.__call__`].
 
         Returns:
-            `torch.Tensor` of shape `(B, k, C, H, W)`, float32: The block, about `[-1, 1]`, not clamped.
+            `torch.Tensor` of shape `(B, k, C, H, W)`, float32: The LATENT frames, about `[-1, 1]`, not clamped.
         """
         device = self._execution_device
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
-        steps = self._set_timesteps(options, device)
+        steps = set_timesteps(self.scheduler, options, device)
         noise = generator if isinstance(generator, NoiseSequence) else None
         generator = None if noise is not None else generator
         step_takes = inspect.signature(self.scheduler.step).parameters
         step_kwargs = {name: x for name, x in (("eta", eta), ("generator", generator)) if name in step_takes}
 
-        if latents is None and noise is not None:
-            latents = noise.draw(sample[:, self._block].shape)
-        elif latents is None:
-            latents = randn_tensor(sample[:, self._block].shape, generator, device, torch.float32)
-        latents = latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        def draw(shape: tuple[int, ...]) -> torch.Tensor:
+            drawn = noise.draw(shape) if noise is not None else randn_tensor(shape, generator, device, torch.float32)
+            return drawn.to(device, torch.float32)
 
-        # The network with the frames that are given and, for guidance, a second time without them.
-        self._guidance_scale = guidance_scale
-        absent = torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)
-        is_guided = guidance_scale != 1 and bool((roles == FrameRole.OBSERVED).any())
+        # What the network is shown: frames as they are given, and frames that are put in as noisy as the others.
+        sample, roles = sample.to(device, torch.float32), roles.to(device)
+        slots = (roles[0] == FrameRole.LATENT).nonzero().flatten()
+        if frame_indices is None:
+            frame_indices = torch.arange(roles.shape[1], device=device).expand_as(roles)
+        frame_indices = frame_indices.to(device)
+        roles, replaced = _replaced_roles(roles, frame_indices, replacement)
+        noised_slots = replaced["noised"]  # `"clean"` ones stand in the window as they are
+        scale = getattr(self.scheduler, "init_noise_sigma", 1.0)
+        shape = (len(sample), len(slots), *sample.shape[2:])
+        latents = (draw(shape) if latents is None else latents.to(device, torch.float32)) * scale
+        network = functools.partial(
+            self._window_network, sample, frame_indices=frame_indices, cache_conditioning=cache_conditioning
+        )
         guider = copy.deepcopy(self.guider)  # it remembers former steps, and no window sees another's
         if guider is not None:
             # One call after the other: a guider may leave one out, or change the network for it.
-            _register_attention()
-            with_given = self._window_network(sample, roles, cache_conditioning)
-            without = self._window_network(sample, absent, cache_conditioning)
-        elif is_guided:
-            both = torch.cat([sample, sample]), torch.cat([roles, absent])
-            with_and_without = self._window_network(*both, cache_conditioning)
+            self.register_attention()
+            with_given, without = network(roles), network(_without(roles, None))
         else:
-            with_given = self._window_network(sample, roles, cache_conditioning)
+            self._guidance_scale = guidance_scale
+            predict_window = self._guided_network(network, roles, history_guidance)
+        error = None
+        if low_resolution is not None or (reconstruction_guidance and len(noised_slots)):
+            error = functools.partial(
+                reconstruction_error,
+                given=sample[:, noised_slots],
+                slots=noised_slots,
+                weight=reconstruction_guidance,
+                low_resolution=None if low_resolution is None else low_resolution.to(device, torch.float32),
+                low_resolution_weight=super_resolution_guidance,
+            )
 
         def predict(noisy: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
+            window = sample
+            if len(noised_slots):
+                alpha, sigma = noise_level(self.scheduler, timestep)
+                known = sample[:, noised_slots]
+                window = window.index_copy(1, noised_slots, alpha * known + sigma * draw(known.shape))
+
+            def show(noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                shown = window.index_copy(1, slots, noisy)
+                return shown, predict_window(shown, timestep)
+
             if guider is not None:
-                calls = (functools.partial(network, noisy, timestep) for network in (with_given, without))
+                shown = window.index_copy(1, slots, noisy)
+                calls = (lambda call=call: call(shown, timestep)[:, slots] for call in (with_given, without))
                 at = {"step": step, "num_inference_steps": len(steps), "timestep": timestep}
                 return guider_prediction(guider, self.unet, *calls, **at)
-            if is_guided:
-                predictions = with_and_without(torch.cat([noisy, noisy]), timestep).chunk(2)
-                return classifier_free_guidance(*predictions, self._guidance_scale)
-            return with_given(noisy, timestep)
+            if error is None:
+                return show(noisy)[1][:, slots]
+            return guide_by_reconstruction(
+                show,
+                noisy,
+                error,
+                slots=slots,
+                level=noise_level(self.scheduler, timestep),
+                prediction_type=self.scheduler.config.prediction_type,
+            )
 
         for i, t in enumerate(steps):
-            if self._interrupt:
-                continue
-            noisy = latents
-            if hasattr(self.scheduler, "scale_model_input"):
-                noisy = self.scheduler.scale_model_input(latents, t)
-            prediction = predict(noisy, t, i)
-            with noise.replacing_randn(is_last=i == len(steps) - 1) if noise is not None else contextlib.nullcontext():
-                latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
-            if callback_on_step_end is not None:
+            for repetition in range(num_resamples):
+                if self._interrupt:
+                    continue
+                noisy = latents
+                if hasattr(self.scheduler, "scale_model_input"):
+                    noisy = self.scheduler.scale_model_input(latents, t)
+                prediction = predict(noisy, t, i)
+                is_last = i == len(steps) - 1
+                before = dict(vars(self.scheduler))
+                with noise.replacing_randn(is_last=is_last) if noise is not None else contextlib.nullcontext():
+                    latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
+                if repetition < num_resamples - 1:
+                    latents = self._step_back(latents, draw, t, None if is_last else steps[i + 1], before)
+                if bar is not None:
+                    bar.update()
+            if callback_on_step_end is not None and not self._interrupt:
                 callback_kwargs = {}
                 for name in callback_on_step_end_tensor_inputs:
                     callback_kwargs[name] = locals()[name]
                 outputs = callback_on_step_end(self, i, t, callback_kwargs)
                 latents = _replaced_latents(outputs, latents)
-            if bar is not None:
-                bar.update()
 
         if final_denoise and not self._interrupt:
             # The original numbers its steps 0, 1, 2, ... and tells the network the number of the last one instead of
@@ -586,59 +744,139 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         return latents
 
     def _window_network(
-        self, sample: torch.Tensor, roles: torch.Tensor, cache_conditioning: bool
+        self,
+        sample: torch.Tensor,
+        roles: torch.Tensor,
+        *,
+        frame_indices: torch.Tensor,
+        cache_conditioning: bool,
+        repeat: int = 1,
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The network for one window: a function of the noisy block and the timestep; both blocks (B, k, C, H, W)."""
-        # A window of its own: the noisy block is written into it at each step.
-        sample = sample.to(self._execution_device, self.unet.dtype, copy=True)
-        roles = roles.to(sample.device)
-        conditioning = None
+        """
+        The network for one window: a function of the noisy window (B, T, C, H, W) and the timestep; returns the same shape.
+        With `repeat` the roles are those of so many copies of the rows, one after the other.
+        """
+        unet, dtype = self.unet, self.unet.dtype
+        sample, frame_indices = sample.repeat(repeat, 1, 1, 1, 1), frame_indices.repeat(repeat, 1)
+        options = {}
         # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
-        if cache_conditioning and not _is_group_offload_enabled(self.unet):
-            conditioning = self.unet.encode_conditioning(sample, roles)
+        if cache_conditioning and hasattr(unet, "encode_conditioning") and not _is_group_offload_enabled(unet):
+            options["conditioning"] = unet.encode_conditioning(sample.to(dtype), roles)
+        is_there = roles != FrameRole.ABSENT
+        # A network that knows where frames are need not see those that are not there.
+        drops = (
+            unet.config.get("has_frame_gaps", False) and bool((is_there == is_there[:1]).all()) and not is_there.all()
+        )
+        seen = is_there[0].nonzero().flatten() if drops else slice(None)
 
-        def network(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            sample[:, self._block] = noisy.to(sample.dtype)
-            prediction = self.unet(sample, timestep, roles, conditioning=conditioning, return_dict=False)[0]
-            return prediction[:, self._block].float()
+        def network(window: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            prediction = unet(
+                window[:, seen].to(dtype),
+                timestep,
+                roles[:, seen],
+                frame_indices=frame_indices[:, seen],
+                **options,
+                return_dict=False,
+            )[0].float()
+            if drops:
+                prediction = torch.zeros_like(window).index_copy(1, seen, prediction)
+            return prediction
 
         return network
 
-    # ------------------------------------------------------------------------------------------------------------
-    # Windows
+    def _guided_network(
+        self, network: Callable, roles: torch.Tensor, history_guidance: list[tuple[list[int] | None, float]] | None
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The network for one window, guided by its histories: a function as that of `_window_network`."""
+        num_observed = int((roles == FrameRole.OBSERVED).any(dim=0).sum())
+        every, nothing = tuple(range(num_observed)), ()
+        if num_observed == 0 or (history_guidance is None and self._guidance_scale == 1):
+            return network(roles)
 
-    @property
-    def _block(self) -> slice:
-        """Where the block of frames to be denoised stands in the network's window."""
-        past = self.unet.config.num_past_frames
-        return slice(past, past + self.unet.config.num_frames)
+        def histories() -> list[tuple[tuple[int, ...], float]]:
+            if history_guidance is None:
+                return [(every, self._guidance_scale)]  # which a callback may change
+            chosen = []
+            for frames, weight in history_guidance:
+                frames = every if frames is None else frames
+                chosen.append((tuple(sorted({every[x] for x in frames if -num_observed <= x < num_observed})), weight))
+            return chosen
 
-    def _fill_window(
-        self, start: int, frames: dict[int, torch.Tensor], request: _Request
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A window (num_videos, T, C, H, W) that starts at a position of the video, and its roles (num_videos, T)."""
-        num_window_frames = self.unet.num_window_frames
-        sample = torch.zeros(
-            request.num_videos, num_window_frames, *request.frame_shape, device=self._execution_device
+        views = needed_views(histories(), nothing)
+        view_roles = [_without(roles, keep) for keep in views]
+        if self.unet.config.get("has_frame_gaps", False):  # views are of different lengths
+            calls = [network(each) for each in view_roles]
+
+            def predict_all(window: torch.Tensor, timestep: torch.Tensor) -> list[torch.Tensor]:
+                return [call(window, timestep) for call in calls]
+        else:
+            together = network(torch.cat(view_roles), repeat=len(views))
+
+            def predict_all(window: torch.Tensor, timestep: torch.Tensor) -> list[torch.Tensor]:
+                return together(window.repeat(len(views), 1, 1, 1, 1), timestep).chunk(len(views))
+
+        return lambda window, timestep: compose_histories(
+            dict(zip(views, predict_all(window, timestep))), histories(), nothing
         )
-        roles = torch.full((request.num_videos, num_window_frames), FrameRole.ABSENT, device=sample.device)
-        roles[:, self._block] = FrameRole.LATENT
-        for position, frame in frames.items():
-            sample[:, position - start] = frame
-            roles[:, position - start] = FrameRole.OBSERVED
-        return sample, roles
 
-    def _set_timesteps(self, options: dict, device: torch.device, scheduler: SchedulerMixin | None = None):
-        """Reset the scheduler to its first step; returns its timesteps."""
-        scheduler = scheduler or self.scheduler
-        for name in ("timesteps", "sigmas"):
-            if options[name] is not None:
-                if name not in inspect.signature(scheduler.set_timesteps).parameters:
-                    raise ValueError(f"`{name}`: {type(scheduler).__name__} does not take own {name}.")
-                scheduler.set_timesteps(device=device, **{name: options[name]})
-                return scheduler.timesteps
-        scheduler.set_timesteps(options["num_inference_steps"], device=device)
-        return scheduler.timesteps
+    def _step_back(
+        self,
+        latents: torch.Tensor,
+        draw: Callable[[tuple[int, ...]], torch.Tensor],
+        timestep: torch.Tensor,
+        next_timestep: torch.Tensor | None,
+        scheduler_before: dict,
+    ) -> torch.Tensor:
+        """Undo a step of the scheduler, and add the noise that it took away."""
+        is_clean = next_timestep is None and not hasattr(self.scheduler, "sigmas")
+        level = (1.0, 0.0) if is_clean else noise_level(self.scheduler, next_timestep)
+        vars(self.scheduler).update(scheduler_before)
+        noisier = noise_level(self.scheduler, timestep)
+        # Some schedulers keep frames of full signal under growing noise, which they scale for the network.
+        is_scaled = getattr(self.scheduler, "init_noise_sigma", 1.0) != 1.0
+        latents = latents * level[0] if is_scaled else latents
+        latents = one_step_back(latents, draw(latents.shape), level=level, noisier=noisier)
+        return latents / noisier[0] if is_scaled else latents
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Frames
+
+    def _fill_windows(
+        self, layouts: list[Layout], frames: dict[int, torch.Tensor], request: Request
+    ) -> dict[str, torch.Tensor | None]:
+        """Windows as `denoise` takes them, one row for each window and video."""
+        device, num_videos, length = self._execution_device, request.num_videos, len(layouts[0].roles)
+        sample = torch.zeros(len(layouts), num_videos, length, *request.frame_shape, device=device)
+        small = next(iter(request.low_resolution.values()), None)
+        low_resolution = None
+        if small is not None:
+            low_resolution = torch.full((*sample.shape[:3], *small.shape[1:]), torch.nan, device=device)
+        for job, layout in enumerate(layouts):
+            for slot, (position, role) in enumerate(zip(layout.positions, layout.roles)):
+                if role == FrameRole.OBSERVED:
+                    sample[job, :, slot] = frames[position]
+                elif role == FrameRole.LATENT and position in request.low_resolution:
+                    low_resolution[job, :, slot] = request.low_resolution[position]
+        indices, roles = (
+            torch.tensor([list(map(int, x)) for x in rows], device=device).repeat_interleave(num_videos, dim=0)
+            for rows in ([layout.positions for layout in layouts], [layout.roles for layout in layouts])
+        )
+        return {
+            "sample": sample.flatten(0, 1),
+            "roles": roles,
+            "frame_indices": indices,
+            "low_resolution": None if low_resolution is None else low_resolution.flatten(0, 1),
+        }
+
+    def _with_given_frames(
+        self, frames: torch.Tensor, positions: list[int], request: Request, *, is_latent: bool
+    ) -> torch.Tensor:
+        """Generated frames (num_videos, n, C, H, W) at positions, with the given ones as they came, or as the network sees them."""
+        video = dict(zip(positions, frames.unbind(dim=1)))
+        for position, frame in request.as_given.items():
+            repeated = frame.repeat_interleave(request.ensemble_size, dim=0)
+            video[position] = (request.given[position] if is_latent else repeated).to(frames)
+        return torch.stack([video[position] for position in sorted(video)], dim=1)
 
     def _postprocess(self, frames: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
         if output_type in ("latent", "pt"):
@@ -647,378 +885,83 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             frames = self.normalizer.to_display(frames)
         return self.video_processor.postprocess_video(frames.transpose(1, 2), output_type)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # Checks, all before the first network call
-
-    def _check_request(
-        self,
-        *,
-        past_frames: Frames | None = None,
-        future_frames: Frames | None = None,
-        num_frames: int | None = None,
-        batch_size: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 100,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
-        eta: float = 0.0,
-        guidance_scale: float = 1.0,
-        ensemble_size: int = 1,
-        generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None,
-        latents: torch.Tensor | None = None,
-        final_denoise: bool | None = None,
-        cache_conditioning: bool = True,
-        max_batch_size: int | None = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
-        endless: bool = False,
-    ) -> _Request:
-        """Check a call whole, and say what is to be done. The arguments are those of `__call__` and `stream`."""
-        config = self.unet.config
-        for name, value in (
-            ("num_frames", num_frames),
-            ("batch_size", batch_size),
-            ("height", height),
-            ("width", width),
-            ("num_inference_steps", num_inference_steps),
-            ("ensemble_size", ensemble_size),
-            ("max_batch_size", max_batch_size),
+    @staticmethod
+    def register_attention() -> None:
+        """
+        Tell Diffusers what the networks' attention returns when a guider leaves its branch out, the residual alone. Not at
+        import: Diffusers' table imports the processors of all its networks.
+        """
+        for processor, residual in (
+            (MCVDAttnProcessor, lambda attn, hidden_states: hidden_states / 2**0.5),
+            (SpaceTimeAttnProcessor, lambda attn, hidden_states, context: hidden_states),
         ):
-            if value is not None and (
-                not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1
-            ):
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if num_inference_steps is None or ensemble_size is None:
-            raise ValueError("`num_inference_steps` and `ensemble_size` must be positive integers, got None.")
-        if num_inference_steps > config.num_train_timesteps:
-            raise ValueError(
-                f"`num_inference_steps` must be at most {config.num_train_timesteps}, the timesteps of this network's"
-                f" training, got {num_inference_steps}."
-            )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
-        num_channels = self.normalizer.num_channels(config.in_channels)
-        if output_type == "pil" and num_channels not in (1, 3, 4):
-            raise ValueError(
-                f'`output_type="pil"`: frames of {num_channels} channels are no images; use "np" or "pt".'
-            )
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        is_list = isinstance(callback_on_step_end_tensor_inputs, (list, tuple))
-        unknown = (
-            [x for x in callback_on_step_end_tensor_inputs if x not in self._callback_tensor_inputs] if is_list else []
-        )
-        if unknown or not is_list:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has to be in {self._callback_tensor_inputs}, got"
-                f" {callback_on_step_end_tensor_inputs!r}."
-            )
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise ValueError(
-                "`callback_on_step_end` must be a function (pipe, step, timestep, kwargs), got"
-                f" {type(callback_on_step_end).__name__}."
-            )
-        final_denoise = self.config.final_denoise if final_denoise is None else final_denoise
-        if not isinstance(final_denoise, (bool, np.bool_)):
-            raise ValueError(f"`final_denoise` must be True or False, got {final_denoise!r}.")
-
-        # Frames
-        past, future = (
-            None
-            if frames is None
-            else read_frames(
-                name, frames, num_channels=num_channels, most=config[f"num_{name}"], normalizer=self.normalizer
-            )
-            for name, frames in (("past_frames", past_frames), ("future_frames", future_frames))
-        )
-        given = [frames for frames in (past, future) if frames is not None]
-        batch_size, height, width = self._check_geometry(given, batch_size, height, width)
-
-        # Windows
-        num_past = past.shape[1] if past is not None else 0
-        num_future = future.shape[1] if future is not None else 0
-        num_frames = num_frames or config.num_frames
-        total = num_past + num_frames + num_future
-        windows, num_windows = self._plan_windows(num_past, None if endless else num_frames, num_future)
-        checked = windows if isinstance(windows, list) else [next(windows)]  # forwards, the first reads least
-        self._check_masks(checked, num_past, num_future, guidance_scale)
-        if not isinstance(windows, list):
-            windows = itertools.chain(checked, windows)
-
-        # Sampler
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("`timesteps` and `sigmas` both say which steps to take: pass one of them.")
-        if not _is_number(eta) or not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must be a number in [0, 1], got {eta!r}.")
-        if eta > 0 and "eta" not in inspect.signature(self.scheduler.step).parameters:
-            raise ValueError(f"`eta` is {eta}, but {type(self.scheduler).__name__} does not know it: leave it at 0.")
-        if self.unet.training and config.dropout > 0:
-            logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
-        if guidance_scale != 1 and num_windows == 1 and not given:
-            logger.warning("`guidance_scale` changes nothing here: no frames are given, and only one block is made.")
-        options = {"num_inference_steps": int(num_inference_steps), "timesteps": timesteps, "sigmas": sigmas}
-        steps = self._check_scheduler(options, final_denoise)
-        if self.guider is not None:
-            _register_attention()
-            check_guider(self.guider, self.unet, (config.num_frames, config.in_channels, height, width), len(steps))
-        num_videos = batch_size * ensemble_size
-        frame_shape = (config.in_channels, height, width)
-        if latents is not None:
-            _check_latents(latents, (num_videos, (num_windows or 1) * config.num_frames, *frame_shape))
-        generator = _check_generator(generator, batch_size)
-        if isinstance(generator, NoiseSequence) and (max_batch_size or num_videos) < num_videos:
-            raise ValueError(
-                f"`max_batch_size` is {max_batch_size} for {num_videos} videos, but a `NoiseSequence` draws for all of them at"
-                " once: leave it out, or pass a torch.Generator."
-            )
-
-        self._guidance_scale, self._num_timesteps, self._interrupt = guidance_scale, len(steps), False
-        device = self._execution_device
-        positions = [*range(num_past), *range(total - num_future, total)]
-        inside = [frame for x in given for frame in self.normalizer.encode(x.to(device)).unbind(dim=1)]  # (B, C, H, W)
-        source = generator[0] if isinstance(generator, list) else generator
-        return _Request(
-            windows=windows,
-            num_windows=num_windows,
-            given={p: frame.repeat_interleave(ensemble_size, dim=0) for p, frame in zip(positions, inside)},
-            past=past,
-            future=future,
-            batch_size=batch_size,
-            ensemble_size=ensemble_size,
-            frame_shape=frame_shape,
-            seeds=generator
-            if isinstance(generator, NoiseSequence)
-            else _draw_seeds(generator, batch_size, ensemble_size),
-            generator_device=source.device if isinstance(source, torch.Generator) else device,
-            latents=latents,
-            max_batch_size=max_batch_size,
-            step_options={
-                **options,
-                "eta": eta,
-                "guidance_scale": guidance_scale,
-                "final_denoise": final_denoise,
-                "cache_conditioning": cache_conditioning,
-                "callback_on_step_end": callback_on_step_end,
-                "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-            },
-        )
-
-    def _check_geometry(
-        self, given: list[torch.Tensor], batch_size: int | None, height: int | None, width: int | None
-    ) -> tuple[int, int, int]:
-        """Batch size, height and width of the videos: of the given frames, else as asked for, else the network's."""
-        if len({frames.shape[-2:] for frames in given}) > 1 or len({len(frames) for frames in given}) > 1:
-            raise ValueError(
-                "`past_frames` and `future_frames` must agree in batch, height and width, got"
-                f" {' and '.join(str(tuple(frames.shape)) for frames in given)}."
-            )
-        size = self.unet.config.sample_size
-        default = (1, *size) if isinstance(size, (list, tuple)) and len(size) == 2 else (1, *[np.ravel(size)[0]] * 2)
-        if given:
-            default = (len(given[0]), *given[0].shape[-2:])
-        actual = []
-        for name, asked, value in zip(("batch_size", "height", "width"), (batch_size, height, width), default):
-            if given and asked is not None and asked != value:
-                raise ValueError(f"`{name}` is {asked}, but the given frames have {value}; leave it out.")
-            actual.append(int(asked or value))
-        return tuple(actual)
-
-    def _plan_windows(
-        self, num_past: int, num_frames: int | None, num_future: int
-    ) -> tuple[list[Window] | Iterator[Window], int | None]:
-        """The frame schedule and its length; a list only if it reads the future, since forwards it may be very long."""
-        config = self.unet.config
-        if num_past and num_future and num_frames < config.num_frames:
-            raise ValueError(
-                f"`num_frames` must be at least {config.num_frames}, one block of this network, to interpolate; got"
-                f" {num_frames}."
-            )
-        total = None if num_frames is None else num_past + num_frames + num_future
-        windows = blocks(
-            total,
-            observed=[*range(num_past), *(range(total - num_future, total) if num_future else ())],
-            step=config.num_frames,
-            num_past_frames=config.num_past_frames,
-            num_future_frames=config.num_future_frames,
-        )
-        num_windows = None if num_frames is None else -(-num_frames // config.num_frames)
-        return (list(windows) if num_future else windows), num_windows
-
-    def _check_masks(self, windows: list[Window], num_past: int, num_future: int, guidance_scale: float) -> None:
-        """Whether the network was trained with the frames missing that these windows leave out."""
-        if not _is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
-        if self.guider is not None and guidance_scale != 1:
-            raise ValueError(
-                f"`guidance_scale` is {guidance_scale}, but the pipeline's `guider`, a {type(self.guider).__name__}, guides"
-                " already: leave it at 1 and give the guider its scale, or set `pipe.guider = None`."
-            )
-        config = self.unet.config
-        for side, given in (("past", num_past), ("future", num_future)):
-            needed, dropped = config[f"num_{side}_frames"], config[f"drop_{side}"]
-            if given and dropped == 1:
-                raise ValueError(
-                    f"`{side}_frames`: this network never had them in training (`unet.config.drop_{side}` is 1); leave"
-                    " them out."
-                )
-            if needed == 0 or dropped > 0:
-                continue
-            for window in windows:
-                is_side = [position < min(window.latent) for position in window.observed]
-                have = sum(is_side) if side == "past" else len(is_side) - sum(is_side)
-                if have < needed:
-                    raise ValueError(
-                        f"This network always had its {needed} {side} frames in training (`unet.config.drop_{side}` is"
-                        f" 0), and frames {window.latent[0]} to {window.latent[-1]} would be made with {have} of them."
-                        f" `{side}_frames` has {given}: pass {needed}, or use a network that was trained with"
-                        f" `drop_{side}` > 0" + ("." if side == "past" else ", one block at a time otherwise.")
-                    )
-            if guidance_scale != 1 or self.guider is not None:
-                name, way_out = "guidance_scale", "leave it at 1"
-                if self.guider is not None:
-                    name, way_out = "guider", "set `pipe.guider = None`"
-                raise ValueError(
-                    f"`{name}` compares with absent frames, which this network never saw absent in training"
-                    f" (`unet.config.drop_{side}` is 0): {way_out}."
-                )
-
-    def _check_scheduler(self, options: dict, final_denoise: bool) -> torch.Tensor:
-        """Try the scheduler's first step on a copy; returns its timesteps."""
-        if not isinstance(self.scheduler, SchedulerMixin):
-            raise ValueError(f"`scheduler` must be one of Diffusers' schedulers, an object, got {self.scheduler!r}.")
-        name, config = type(self.scheduler).__name__, self.scheduler.config
-        prediction_type = config.get("prediction_type")
-        other = "DDPMScheduler" if name == "DDIMScheduler" else "DDIMScheduler"
-        way_out = f"Use another, such as {other}.from_config(pipe.scheduler.config)."
-        for needed in ("prediction_type", "beta_schedule"):
-            if needed not in inspect.signature(type(self.scheduler).__init__).parameters:
-                raise ValueError(
-                    f"`scheduler`: {name} cannot serve this network: it has no `{needed}`, so it is for another kind of"
-                    f" model, such as one trained by flow matching or with EDM's noise levels. {way_out}"
-                )
-        trained = self.unet.config.prediction_type
-        if trained not in (None, prediction_type):
-            raise ValueError(
-                f"`scheduler`: {name} cannot serve this network: it was trained with prediction_type={trained!r}, the"
-                f" scheduler has {prediction_type!r}. Make it with prediction_type={trained!r} and the noise schedule of"
-                " the training, or from the scheduler that was saved with the network."
-            )
-        num_train_timesteps = self.unet.config.num_train_timesteps
-        if config.get("num_train_timesteps", num_train_timesteps) != num_train_timesteps:
-            raise ValueError(
-                f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
-            )
-        for argument, least, most in (
-            ("timesteps", 0, num_train_timesteps - 1),
-            ("sigmas", 0.0, _largest_sigma(self.scheduler)),
-        ):
-            if options[argument] is None:
-                continue
-            if argument not in inspect.signature(self.scheduler.set_timesteps).parameters:
-                raise ValueError(
-                    f"`{argument}`: {name} does not take own {argument}. Leave them out, or use a scheduler that does, such as"
-                    f" {'DDPMScheduler' if argument == 'timesteps' else 'EulerDiscreteScheduler'}.from_config(pipe.scheduler.config)."
-                )
-            _check_steps(argument, options[argument], least, most)
-        # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
-        trial = copy.deepcopy(self.scheduler)
-        try:
-            steps = self._set_timesteps(options, torch.device("cpu"), trial)
-            probe = answer = torch.full((1, self.unet.config.num_frames, self.unet.config.in_channels, 2, 2), 0.5)
-            probe = probe * getattr(trial, "init_noise_sigma", 1.0)
-            takes_generator = "generator" in inspect.signature(trial.step).parameters  # spare the global stream
-            kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
-            for step in steps:
-                if hasattr(trial, "scale_model_input"):
-                    trial.scale_model_input(probe, step)
-                probe = trial.step(answer, step, probe, **kwargs, return_dict=False)[0]
-        except Exception as error:  # whatever the scheduler's own code raises, it does not serve
-            own = [key for key in ("timesteps", "sigmas") if options[key] is not None]
-            asked = own[0] if own else "num_inference_steps"
-            raise ValueError(
-                f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
-                f" {asked}={reprlib.repr(options[asked])}: {error} {way_out}"
-            ) from error
-        if len(steps) == 0 or steps.min() < 0 or steps.max() >= num_train_timesteps or steps[-1] > steps[0]:
-            way = f"from {float(steps[0]):.4g} to {float(steps[-1]):.4g}" if len(steps) else "nowhere"
-            raise ValueError(
-                f"`scheduler`: {name} cannot serve this network with these settings: it would go {way}, and the network"
-                f" goes down from {num_train_timesteps - 1} to 0 at most. {way_out}"
-            )
-        if not torch.isfinite(probe).all():
-            raise ValueError(
-                f"`scheduler`: {name} cannot serve this noise schedule in {len(steps)} steps: its own arithmetic gives NaN,"
-                f" whatever the network says. {way_out}"
-            )
-        if final_denoise and (prediction_type != "epsilon" or not hasattr(self.scheduler, "alphas_cumprod")):
-            raise ValueError(
-                "`final_denoise=True` subtracts predicted noise: it needs prediction_type='epsilon' and a scheduler"
-                f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
-            )
-        return steps
+            AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(residual))
 
 
-def _register_attention() -> None:
+def _without(roles: torch.Tensor, keep: tuple[int, ...] | None) -> torch.Tensor:
+    """Roles with observed frames ABSENT, but for some of those that are observed in any row, by their number."""
+    is_observed = roles == FrameRole.OBSERVED
+    observed = is_observed.any(dim=0).nonzero().flatten().tolist()
+    kept = torch.zeros_like(is_observed[0])
+    kept[[observed[number] for number in keep or ()]] = True
+    return torch.where(is_observed & ~kept, FrameRole.ABSENT, roles)
+
+
+def _replaced_roles(
+    roles: torch.Tensor, frame_indices: torch.Tensor, replacement: str | Mapping[str, str] | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    Tell Diffusers what the network's attention returns when a guider leaves its branch out, the residual alone. Not at
-    import: Diffusers' table imports the processors of all its networks.
+    Roles with LATENT for observed frames that are put in step by step, and where these stand, by how they are put in: as
+    noisy as the others, or clean.
     """
-    skipped = AttentionProcessorMetadata(lambda attn, hidden_states: hidden_states / 2**0.5)
-    AttentionProcessorRegistry.register(MCVDAttnProcessor, skipped)
+    is_observed, is_latent = roles == FrameRole.OBSERVED, roles[0] == FrameRole.LATENT
+    is_past = frame_indices[0] < frame_indices[0, is_latent].min()
+    sides = dict.fromkeys(("past", "future"), replacement) if isinstance(replacement, str) else replacement or {}
+    slots = {}
+    for how in REPLACEMENTS:
+        is_side = torch.zeros_like(is_past)
+        for side, is_it in (("past", is_past), ("future", ~is_past)):
+            is_side |= is_it & (sides.get(side) == how)
+        roles = torch.where(is_observed & is_side, FrameRole.LATENT, roles)
+        slots[how] = (is_observed[0] & is_side).nonzero().flatten()
+    return roles, slots
 
 
-def _largest_sigma(scheduler: SchedulerMixin) -> float:
-    """The highest noise level of the noise schedule, as noise over signal; a little more, since it is known in digits."""
-    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-    if not torch.is_tensor(alphas_cumprod):
-        return math.inf
-    smallest = float(alphas_cumprod.min())
-    return 1.01 * ((1 - smallest) / smallest) ** 0.5 if smallest > 0 else math.inf
+def _in_time_order(made: Iterator[tuple[Window, torch.Tensor]], request: Request) -> Iterator[torch.Tensor]:
+    """Finished frames in time order, as many together as are there."""
+    waiting, position = {}, 0
+    for window, block in made:
+        waiting.update(zip(window.latent, block.unbind(dim=1)))
+        ready = []
+        while position in waiting or position in request.as_given:
+            if position in waiting:
+                ready.append(waiting.pop(position))
+            position += 1
+        if ready:
+            yield torch.stack(ready, dim=1)
 
 
-def _check_steps(name: str, values, least: float, most: float) -> None:
-    """Own timesteps or noise levels: numbers that fall, within what the network was trained on."""
-    kind = numbers.Integral if name == "timesteps" else numbers.Real
-    values = values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else values
-    is_list = isinstance(values, (list, tuple, range)) and len(values) > 0
-    if (
-        not is_list
-        or not all(isinstance(x, kind) and not isinstance(x, bool) and least <= x <= most for x in values)
-        or not all(x > y for x, y in itertools.pairwise(values))
-    ):
+def _check_defaults(
+    *,
+    frame_schedule: str | None = None,
+    step: int | None = None,
+    replacement: str | None = None,
+    reconstruction_guidance: float = 0.0,
+) -> None:
+    """The defaults of a call that a pipeline carries."""
+    if frame_schedule is not None and frame_schedule not in FRAME_SCHEDULES:
         raise ValueError(
-            f"`{name}` must be a list of {'integers' if name == 'timesteps' else 'numbers'} that fall, from at most"
-            f" {most:.6g} to at least {least:.6g}, got {reprlib.repr(values)}."
+            f"`frame_schedule` must be one of {FRAME_SCHEDULES} or None, got {reprlib.repr(frame_schedule)}."
         )
-    if name == "sigmas" and len(values) < 2:
+    is_count = isinstance(step, int) and not isinstance(step, bool) and step >= 1
+    if step is not None and not is_count:
+        raise ValueError(f"`step` must be a positive integer or None, got {reprlib.repr(step)}.")
+    if replacement is not None and replacement not in REPLACEMENTS:
+        raise ValueError(f"`replacement` must be one of {REPLACEMENTS} or None, got {reprlib.repr(replacement)}.")
+    if not is_number(reconstruction_guidance) or not 0 <= reconstruction_guidance < float("inf"):
         raise ValueError(
-            f"`sigmas` must be at least two, the last being the one to end with, usually 0, got {values}."
+            f"`reconstruction_guidance` must be a number of at least 0, got {reprlib.repr(reconstruction_guidance)}."
         )
-
-
-def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if not torch.is_tensor(latents) or tuple(latents.shape) != shape or not latents.is_floating_point():
-        got = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
-        raise ValueError(f"`latents` must be a float tensor of shape {shape} for this call, got {got}.")
-    if not torch.isfinite(latents).all():
-        raise ValueError("`latents` has values that are NaN or infinite.")
-
-
-def _check_generator(generator, batch_size: int) -> torch.Generator | list[torch.Generator] | NoiseSequence | None:
-    if isinstance(generator, NoiseSequence):
-        return generator
-    generator = list(generator) if isinstance(generator, tuple) else generator
-    for source in generator if isinstance(generator, list) else [generator]:
-        if generator is not None and not isinstance(source, torch.Generator):
-            raise ValueError(
-                f"`generator` must be a torch.Generator or a list of them, got {type(source).__name__}. From a number:"
-                " torch.Generator().manual_seed(number)."
-            )
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(f"`generator` is a list of {len(generator)} for {batch_size} videos: one each is needed.")
-    return generator
 
 
 def _replaced_latents(outputs: dict | None, latents: torch.Tensor) -> torch.Tensor:
@@ -1032,23 +975,3 @@ def _replaced_latents(outputs: dict | None, latents: torch.Tensor) -> torch.Tens
             f"`callback_on_step_end` returned latents {got} in place of {tuple(latents.shape)}, {latents.dtype}."
         )
     return replaced.to(latents)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _draw_seeds(
-    generator: torch.Generator | list[torch.Generator] | None, batch_size: int, ensemble_size: int
-) -> list[tuple[int, int]]:
-    """(seed, member) of each video: one number drawn for each input video, one after the other."""
-    generators = generator if isinstance(generator, list) else [generator] * batch_size
-    seeds = [
-        int(torch.randint(2**63 - 1, (), generator=g, device=g.device if g is not None else "cpu")) for g in generators
-    ]
-    return [(seed, member) for seed in seeds for member in range(ensemble_size)]
-
-
-def _window_generators(seeds: list[tuple[int, int]], number: int, device: torch.device) -> list[torch.Generator]:
-    """The random stream of each video for one window."""
-    return [torch.Generator(device).manual_seed(keyed_seed(seed, member, number)) for seed, member in seeds]

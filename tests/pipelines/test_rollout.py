@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from mcvd_diffusers.frame_schedules import Window, blocks
-from mcvd_diffusers.pipelines.rollout import first_slot, rollout
+from mcvd_diffusers.pipelines.rollout import lay_out, rollout
 
 
-def count_up(number, window, frames):
+def count_up(jobs, frames):
     """A block's frames are the mean of what it read plus their own positions."""
-    base = sum(frames.values()) / len(frames) if frames else torch.zeros(1, 1, 1, 1)
-    return torch.stack([base + position for position in window.latent], dim=1)
+    made = []
+    for _, window in jobs:
+        read = [frames[position] for position in window.observed]
+        base = sum(read) / len(read) if read else torch.zeros(1, 1, 1, 1)
+        made.append(torch.stack([base + position for position in window.latent], dim=1))
+    return made
 
 
 def test_generated_frames_are_read_by_later_windows():
@@ -26,10 +30,10 @@ def test_generated_frames_are_read_by_later_windows():
 def test_frames_are_forgotten_after_the_last_window_that_reads_them():
     alive = []
 
-    def generate(number, window, frames):
-        made = torch.zeros(1, len(window.latent), 1, 1, 1)
+    def generate(jobs, frames):
+        made = torch.zeros(1, len(jobs[0][1].latent), 1, 1, 1)
         alive.append(weakref.ref(made))
-        return made
+        return [made]
 
     windows = list(blocks(2 + 3 * 30, observed=range(2), step=3, num_past_frames=2))
     for _ in rollout(windows, {0: torch.zeros(1, 1, 1, 1), 1: torch.zeros(1, 1, 1, 1)}, generate):
@@ -39,10 +43,10 @@ def test_frames_are_forgotten_after_the_last_window_that_reads_them():
 def test_a_schedule_without_an_end_has_flat_memory():
     alive = []
 
-    def generate(number, window, frames):
+    def generate(jobs, frames):
         made = torch.zeros(1, 3, 1, 1, 1)
         alive.append(weakref.ref(made))
-        return made
+        return [made]
 
     schedule = blocks(None, observed=(), step=3, num_past_frames=4)
     for _ in itertools.islice(rollout(schedule, {}, generate, memory=4), 50):
@@ -73,7 +77,7 @@ SLOTS = {"num_past_frames": 2, "num_frames": 3, "num_future_frames": 2}
     ],
 )
 def test_window_lies_next_to_what_it_reads(window, start):
-    assert first_slot(window, **SLOTS) == start
+    assert lay_out(window, SLOTS).positions[0] == start
 
 
 @pytest.mark.parametrize(
@@ -87,4 +91,4 @@ def test_window_lies_next_to_what_it_reads(window, start):
 )
 def test_window_that_the_network_cannot_take_is_refused(window):
     with pytest.raises(ValueError, match="this network only takes consecutive frames: 2 past, 3 of a block, 2 future"):
-        first_slot(window, **SLOTS)
+        lay_out(window, SLOTS)
