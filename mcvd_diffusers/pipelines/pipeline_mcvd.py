@@ -675,13 +675,14 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             self._guidance_scale = guidance_scale
             predict_window = self._guided_network(network, roles, history_guidance)
         error = None
-        if low_resolution is not None or (reconstruction_guidance and len(noised_slots)):
+        is_known_small = low_resolution is not None and super_resolution_guidance > 0
+        if is_known_small or (reconstruction_guidance and len(noised_slots)):
             error = functools.partial(
                 reconstruction_error,
                 given=sample[:, noised_slots],
                 slots=noised_slots,
                 weight=reconstruction_guidance,
-                low_resolution=None if low_resolution is None else low_resolution.to(device, torch.float32),
+                low_resolution=low_resolution.to(device, torch.float32) if is_known_small else None,
                 low_resolution_weight=super_resolution_guidance,
             )
 

@@ -745,19 +745,19 @@ def _check_no_memory(pipe, options: dict, num_resamples: int) -> None:
     Whether a scheduler's step depends on the steps before it, found out by trying two ways to the same place. Such a one cannot
     go back and repeat a step.
     """
-    results = []
+    ways = []
     for first_answer in (0.25, 0.75):
-        trial = copy.deepcopy(pipe.scheduler)
-        steps = set_timesteps(trial, options, torch.device("cpu"))
+        trial, made = copy.deepcopy(pipe.scheduler), []
         takes_generator = "generator" in inspect.signature(trial.step).parameters
-        for step, answer in zip(steps[:2], (first_answer, 0.5)):
+        for number, step in enumerate(set_timesteps(trial, options, torch.device("cpu"))[:12]):
             sample = torch.full((1, 1, 1, 2, 2), 0.5)
+            answer = sample if number else torch.full_like(sample, first_answer)
             kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
             if hasattr(trial, "scale_model_input"):
                 trial.scale_model_input(sample, step)
-            made = trial.step(torch.full_like(sample, answer), step, sample, **kwargs, return_dict=False)[0]
-        results.append(made)
-    if len(steps) > 1 and not torch.equal(*results):
+            made.append(trial.step(answer, step, sample, **kwargs, return_dict=False)[0])
+        ways.append(made[1:])  # that differ in the first answer only
+    if not all(torch.equal(*results) for results in zip(*ways)):
         raise ValueError(
             f"`num_resamples` is {num_resamples}, but {type(pipe.scheduler).__name__} remembers former steps, so that a step"
             " cannot be gone back and made again: leave it at 1, or use DDPMScheduler or DDIMScheduler"

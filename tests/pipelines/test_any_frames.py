@@ -1,0 +1,742 @@
+"""Any frames given any frames: replacement, resampling, guidance towards what is known, histories, frame schedules."""
+
+import gc
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from gaussian_video import PLANS, SAMPLING, NoNoise, gaussian_pipeline
+from hypothesis import given, settings
+from original_space_time import load_network, load_reference
+
+from mcvd_diffusers import (
+    FramePlan,
+    FrameRole,
+    MCVDPipeline,
+    NoiseSequence,
+    SpaceTimeUNetModel,
+    Window,
+    frame_schedule,
+)
+from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES
+from mcvd_diffusers.guidance import (
+    downsample,
+    from_clean,
+    guide_by_reconstruction,
+    reconstruction_error,
+    to_clean,
+)
+
+
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "max_frames": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_levels": (1,),
+    "num_attention_heads": 2,
+}
+SYSTEMS = {
+    "fdm": {"has_frame_gaps": True},
+    "ramvid": {"convolution": "3d", "attention": "joint", "temporal_position": "none", "mark_observed": False},
+    "vdm": {
+        "backbone": "unet3d",
+        "temporal_position": "bias_and_rotary",
+        "mark_observed": False,
+        "drop_observed": 1.0,
+        "has_frame_gaps": True,
+    },
+}
+
+
+def tiny_pipeline(system, scheduler=None, **options):
+    """A pipeline with a small network of a system whose weights all matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SpaceTimeUNetModel(**TINY, **SYSTEMS[system]).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    if system == "vdm":
+        options = {"replacement": "noised", **options}
+    scheduler = scheduler or DDIMScheduler(prediction_type="v_prediction", clip_sample=True)
+    pipe = MCVDPipeline(network, scheduler, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def frames(count, batch_size=1, size=8):
+    return torch.rand(batch_size, count, 1, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def record_inputs(pipe):
+    """What the network is called with: a list that grows with each call."""
+    calls = []
+    pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args[0].clone(), args[1], args[2].clone())), with_kwargs=True
+    )
+    return calls
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Closed forms
+
+
+def run_oracle(entry):
+    """The mean of what our sampler makes of an entry's given frames."""
+    pipe, sample, roles = gaussian_pipeline(), torch.zeros(1, 8, 1, 1, 1), torch.full((1, 8), FrameRole.LATENT)
+    for position, value in zip(entry["observed"], entry["observed_values"]):
+        sample[0, position], roles[0, position] = value, FrameRole.OBSERVED
+    options = {"native": {}, "noised": {"replacement": "noised"}, "clean": {"replacement": "clean"}}
+    options["recon"] = {"replacement": "noised", "reconstruction_guidance": entry["weight"]}
+    return pipe.denoise(
+        sample,
+        roles,
+        generator=NoNoise(),
+        num_inference_steps=1000,
+        num_resamples=entry["resamples"],
+        **options[entry["method"]],
+    ).flatten()
+
+
+def oracle_entries(*methods, most_resamples=5, least_resamples=1):
+    return [
+        pytest.param(x, id=f"{x['task']}-{x['method']}-w{x['weight']:g}-R{x['resamples']}")
+        for x in SAMPLING
+        if x["method"] in methods and least_resamples <= x["resamples"] <= most_resamples
+    ]
+
+
+@pytest.mark.parametrize("entry", oracle_entries("native", "noised", "clean"))
+def test_ram_6_sampling_a_gaussian_video_gives_the_known_mean(entry):
+    torch.testing.assert_close(run_oracle(entry), torch.tensor(entry["mean"]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", oracle_entries("noised", "clean", least_resamples=20, most_resamples=20))
+def test_ram_6_sampling_a_gaussian_video_with_20_resamples_gives_the_known_mean(entry):
+    torch.testing.assert_close(run_oracle(entry), torch.tensor(entry["mean"]), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("entry", oracle_entries("recon"))
+def test_vdm_2_guiding_a_gaussian_video_gives_the_known_mean(entry):
+    torch.testing.assert_close(run_oracle(entry), torch.tensor(entry["mean"]), atol=1e-4, rtol=0)
+
+
+def test_vdm_2_guidance_comes_nearer_to_the_truth_than_replacement():
+    def error(method, weight=0, resamples=1):
+        entry = next(
+            x
+            for x in SAMPLING
+            if (x["task"], x["method"], x["weight"], x["resamples"]) == ("prediction", method, weight, resamples)
+        )
+        return (run_oracle(entry) - torch.tensor(entry["exact_mean"])).square().mean().sqrt().item()
+
+    errors = [error("noised"), error("recon", 1.0), error("recon", 2.0), error("recon", 5.0)]
+    assert errors == pytest.approx([0.427, 0.281, 0.163, 0.105], abs=2e-3)
+    assert error("recon", 1.0, 5) == pytest.approx(0.020, abs=2e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_vdm_1_guidance_of_a_linear_denoiser_is_the_closed_form(prediction_type):
+    generator = seeded()
+    for _ in range(20):
+        signal = float(torch.rand((), generator=generator)) * 0.98 + 0.01
+        level = alpha, sigma = signal**0.5, (1 - signal) ** 0.5
+        root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+        covariance = root @ root.T + 0.1 * torch.eye(6, dtype=torch.float64)
+        gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(6))
+        z, x = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
+        known, made, weight = torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5]), 2.5
+        window = z[None, :, None, None, None]
+
+        def predict(noisy):
+            shown = window.index_copy(1, made, noisy)
+            clean = torch.einsum("ij,bjchw->bichw", gain, shown)
+            return shown, from_clean(clean, shown, level, prediction_type)
+
+        def error(clean):
+            given = x[known][None, :, None, None, None]
+            return reconstruction_error(clean, given=given, slots=known, weight=weight)
+
+        guided = guide_by_reconstruction(
+            predict, window[:, made], error, slots=made, level=level, prediction_type=prediction_type
+        )
+        clean = to_clean(guided, window[:, made], level, prediction_type).flatten()
+        estimate = gain @ z
+        # The gradient of a sum of squares of a linear function, written out.
+        expected = estimate[made] + weight * alpha * gain[known][:, made].T @ (x - estimate)[known]
+        torch.testing.assert_close(clean, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_vdm_1_guidance_through_a_network_agrees_with_finite_differences():
+    pipe = tiny_pipeline("vdm")
+    unet, generator = pipe.unet.double(), seeded()
+    window = torch.randn(1, 4, 1, 8, 8, generator=generator, dtype=torch.float64)
+    given = torch.randn(1, 1, 1, 8, 8, generator=generator, dtype=torch.float64)
+    roles, slots, level = torch.full((1, 4), 2), torch.tensor([1, 2, 3]), (0.8, 0.6)
+
+    def predict(noisy):
+        shown = window.index_copy(1, slots, noisy)
+        return shown, unet(shown, 300, roles, return_dict=False)[0]
+
+    def error(clean):
+        return reconstruction_error(clean, given=given, slots=torch.tensor([0]), weight=3.0)
+
+    def error_at(noisy):
+        shown, prediction = predict(noisy)
+        return error(to_clean(prediction, shown, level, "v_prediction")).item()
+
+    noisy = window[:, slots]
+    options = {"slots": slots, "level": level, "prediction_type": "v_prediction"}
+    guided = to_clean(guide_by_reconstruction(predict, noisy, error, **options), noisy, level, "v_prediction")
+    plain = to_clean(predict(noisy)[1][:, slots], noisy, level, "v_prediction")
+    gradient = (plain - guided) / (level[0] / 2)
+    for _ in range(5):
+        direction = torch.randn(noisy.shape, generator=generator, dtype=torch.float64)
+        difference = (error_at(noisy + 1e-4 * direction) - error_at(noisy - 1e-4 * direction)) / 2e-4
+        assert (gradient * direction).sum().item() == pytest.approx(difference, rel=1e-3)
+
+
+@pytest.mark.parametrize("num_given, num_frames", [(0, 100), (5, 100)])
+@pytest.mark.parametrize("name", ["autoreg", "long-range", "hierarchy-2", "hierarchy-3", "exp-past", "independent"])
+def test_fdm_9_schedules_keep_what_they_can_of_a_long_gaussian_video(name, num_given, num_frames):
+    row = next(
+        x
+        for x in PLANS
+        if (x["scheme"], x["video_length"], x["max_frames"], x["num_obs"]) == (name, num_frames, 10, num_given)
+    )
+    pipe = gaussian_pipeline(decay=0.95, shared=0.3, max_frames=10)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    count, generator = 3000, seeded()
+    past = {}
+    if num_given:
+        root = torch.linalg.cholesky(pipe.unet.covariance(torch.arange(num_given).double()))
+        first = torch.randn(count, num_given, generator=generator, dtype=torch.float64) @ root.T
+        past = {"past_frames": first.float()[..., None, None, None]}
+    video = pipe(
+        **past,
+        batch_size=None if past else count,
+        num_frames=num_frames - num_given,
+        frame_schedule=name,
+        step=5,
+        num_inference_steps=40,
+        generator=NoiseSequence(generator),
+        output_type="latent",
+        return_given_frames=True,
+    ).frames.flatten(1)
+    first = video[:, max(num_given - 1, 0)]
+    correlation = torch.corrcoef(torch.stack([first, video[:, -1]]))[0, 1].item()
+    assert correlation == pytest.approx(row["corr_first_last"], abs=0.06)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The originals' trajectories
+
+
+def used_draws(noise, num_steps, num_resamples, slots):
+    """The original also draws at the last step, and does not use it; we do not draw there."""
+    noise = noise.transpose(2, 3)  # (draw, B, T, C, H, W)
+    draws, number = [noise[0][:, slots]], 1
+    for step in range(num_steps):
+        for repetition in range(num_resamples):
+            draws += [noise[number][:, slots]] if step < num_steps - 1 else []
+            number += 1
+            if repetition < num_resamples - 1:
+                draws.append(noise[number][:, slots])
+                number += 1
+    assert number == len(noise)
+    return draws
+
+
+@pytest.mark.parametrize("num_resamples", [1, 3])
+@pytest.mark.parametrize("replacement", ["clean", None])
+def test_ram_5_sampling_with_ramvids_noise_gives_its_trajectory(num_resamples, replacement):
+    golden, tag = load_reference("ramvid_gray"), f"traj_R{num_resamples}"
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_large", clip_sample=True)
+    pipe = MCVDPipeline(load_network("ramvid_gray", drop_observed=0.25), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    sample, roles = torch.zeros(1, 5, 1, 8, 8), torch.full((1, 5), FrameRole.LATENT)
+    sample[:, golden["traj_cond_frames"]] = golden["traj_cond"].transpose(1, 2)
+    roles[:, golden["traj_cond_frames"]] = FrameRole.OBSERVED
+    slots = torch.tensor([2, 3, 4])
+    calls = record_inputs(pipe)
+    made = pipe.denoise(
+        sample,
+        roles,
+        generator=NoiseSequence(used_draws(golden[f"{tag}_noise"], 5, num_resamples, slots)),
+        timesteps=golden["traj_timesteps"].sort(descending=True).values.tolist(),
+        replacement=replacement,
+        num_resamples=num_resamples,
+    )
+    assert len(calls) == len(golden[f"{tag}_x_in"]) == 5 * num_resamples
+    for (shown, timestep, _), theirs, time in zip(calls, golden[f"{tag}_x_in"], golden[f"{tag}_t"]):
+        assert float(timestep) == time.item()
+        torch.testing.assert_close(shown, theirs.transpose(1, 2), atol=2e-4, rtol=0)
+    torch.testing.assert_close(made, golden[f"{tag}_final"].transpose(1, 2)[:, slots], atol=1e-3, rtol=0)
+
+
+def ancestral_steps(case, tag, scheduler, *, noise, slots, x_in, eps, timesteps):
+    """Largest difference of single steps from the original's own state and prediction."""
+    scheduler.set_timesteps(timesteps=timesteps)
+    worst = 0.0
+    for i, t in enumerate(scheduler.timesteps[:-1]):
+        draws = NoiseSequence([noise[i + 1]])
+        with draws.replacing_randn(is_last=False):
+            made = scheduler.step(eps[i], t, x_in[i], return_dict=False)[0]
+        worst = max(worst, (made - x_in[i + 1]).abs()[:, slots].max().item())
+    return worst
+
+
+def test_ram_5_single_steps_equal_ramvids():
+    golden = load_reference("ramvid_gray")
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_large", clip_sample=True)
+    x_in, eps, noise = (golden[f"traj_R1_{name}"].transpose(2, 3) for name in ("x_in", "eps", "noise"))
+    worst = ancestral_steps(
+        "ramvid_gray", "traj_R1", scheduler, noise=noise, slots=[2, 3, 4], x_in=x_in, eps=eps, timesteps=[999, 749, 500, 250, 0]
+    )  # fmt: skip
+    assert worst < 2e-5
+
+
+@pytest.mark.parametrize("case", ["fdm_pad", "fdm_nopad"])
+def test_single_steps_equal_fdms(case):
+    golden = load_reference(case)
+    if "traj_x_in" not in golden:
+        pytest.skip("no trajectory was recorded for this case")
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", variance_type="fixed_large", clip_sample=True)
+    x_in, eps, noise = (golden[f"traj_{name}"] for name in ("x_in", "eps", "noise"))
+    timesteps = golden["traj_timesteps"].sort(descending=True).values.tolist()
+    everywhere = list(range(x_in.shape[2]))
+    assert ancestral_steps(case, "traj", scheduler, noise=noise, slots=everywhere, x_in=x_in, eps=eps, timesteps=timesteps) < 2e-5  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# How given frames enter
+
+
+@pytest.mark.parametrize("system, options", [("ramvid", {}), ("fdm", {}), ("ramvid", {"replacement": "clean"})])
+def test_ram_3_the_network_gets_given_frames_as_they_are_and_they_are_returned_so(system, options):
+    pipe, past = tiny_pipeline(system), frames(2, batch_size=2)
+    calls = record_inputs(pipe)
+    video = pipe(
+        past_frames=past,
+        num_frames=4,
+        num_inference_steps=3,
+        output_type="pt",
+        return_given_frames=True,
+        generator=seeded(),
+        **options,
+    ).frames
+    assert len(calls) == 3
+    for shown, _, _ in calls:
+        assert torch.equal(shown[:, :2], pipe.normalizer.encode(past))
+    assert torch.equal(video[:, :2], past) and video.shape == (2, 6, 1, 8, 8)
+
+
+@pytest.mark.parametrize("scheduler_class", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("steps", [{"num_inference_steps": 4}, {"timesteps": [900, 400, 7]}])
+@pytest.mark.parametrize("given", ["past", "nothing"])
+def test_ram_8_ddim_and_respacing_work_with_and_without_given_frames(scheduler_class, steps, given):
+    if scheduler_class is DDIMScheduler and "timesteps" in steps:
+        steps = {"num_inference_steps": 3}  # it takes no own ones
+    pipe = tiny_pipeline("ramvid", scheduler_class(prediction_type="v_prediction"))
+    inputs = {"past_frames": frames(3)} if given == "past" else {}
+    video = pipe(**inputs, num_frames=5, output_type="pt", **steps).frames
+    assert video.shape == (1, 5, 1, 8, 8) and video.isfinite().all()
+
+
+def test_noised_frames_are_as_noisy_as_the_others():
+    pipe, past = tiny_pipeline("vdm"), frames(2)
+    calls = record_inputs(pipe)
+    pipe(past_frames=past, num_frames=6, num_inference_steps=4, output_type="pt", generator=seeded())
+    clean, stds = pipe.normalizer.encode(past), []
+    for shown, timestep, roles in calls:
+        assert (roles == FrameRole.LATENT).all()
+        signal = float(pipe.scheduler.alphas_cumprod[int(timestep)])
+        noise = (shown[:, :2] - signal**0.5 * clean) / (1 - signal) ** 0.5
+        stds.append(noise.std().item())
+    assert stds == pytest.approx([1.0] * 4, abs=0.25)  # 128 numbers each, drawn anew
+    assert len(set(stds)) == 4
+
+
+def test_vdm_3_guidance_of_weight_0_is_replacement_and_without_given_frames_there_is_none():
+    pipe, past = tiny_pipeline("vdm"), frames(2)
+    options = {"num_frames": 6, "num_inference_steps": 3, "output_type": "pt"}
+    plain = pipe(past_frames=past, generator=seeded(), **options).frames
+    guided = pipe(past_frames=past, generator=seeded(), reconstruction_guidance=0.0, **options).frames
+    assert torch.equal(plain, guided)
+    moved = pipe(past_frames=past, generator=seeded(), reconstruction_guidance=3.0, **options).frames
+    assert not torch.equal(plain, moved)
+    free = pipe(generator=seeded(), **options).frames
+    unguided = pipe(generator=seeded(), reconstruction_guidance=5.0, replacement="noised", **options).frames
+    assert torch.equal(free, unguided)
+
+
+def test_vdm_4_the_more_weight_the_better_a_video_fits_what_is_known_of_it_small():
+    pipe = gaussian_pipeline(sample_size=4, max_frames=4)
+    small = torch.randn(1, 4, 1, 2, 2, generator=seeded(1))
+    errors = []
+    for weight in (0.0, 1.0, 2.0, 5.0):
+        video = pipe(
+            num_frames=4,
+            low_resolution_frames=small,
+            super_resolution_guidance=weight,
+            num_inference_steps=50,
+            generator=seeded(),
+            output_type="pt",
+        ).frames
+        errors.append((downsample(video, (2, 2)) - small).square().sum().item())
+    assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 4
+
+
+def test_super_resolution_goes_with_given_frames_and_with_a_network_that_reads_them():
+    for system in ("fdm", "vdm", "ramvid"):
+        pipe, past, small = tiny_pipeline(system), frames(2), frames(4, size=4)
+        options = {"past_frames": past, "num_frames": 4, "num_inference_steps": 2, "output_type": "pt"}
+        plain = pipe(generator=seeded(), **options).frames
+        video = pipe(generator=seeded(), low_resolution_frames=small, super_resolution_guidance=5.0, **options).frames
+        assert (downsample(video, (4, 4)) - small).square().sum() < (downsample(plain, (4, 4)) - small).square().sum()
+
+
+def test_guidance_towards_some_frames_goes_with_conditioning_on_others():
+    pipe = gaussian_pipeline()
+    sample, roles = torch.zeros(1, 8, 1, 1, 1), torch.full((1, 8), FrameRole.LATENT)
+    sample[0, 0], sample[0, 7], roles[0, 0], roles[0, 7] = 1.5, -0.5, 1, 1
+    covariance = pipe.unet.covariance(torch.arange(8, dtype=torch.float64))
+    known, made = torch.tensor([0, 7]), torch.arange(1, 7)
+    exact = (
+        covariance[made][:, known] @ torch.linalg.inv(covariance[known][:, known]) @ torch.tensor([1.5, -0.5]).double()
+    )
+
+    def error_of(made, **options):
+        video = pipe.denoise(sample, roles, generator=NoNoise(), num_inference_steps=200, **options)
+        return (video.flatten() - exact)[made].square().mean().sqrt().item()
+
+    def error(**options):
+        return error_of(slice(None), **options)
+
+    some = {"replacement": {"future": "noised"}}
+    assert error() < 0.01
+    assert error(**some, reconstruction_guidance=2.0) < 0.5 * error(**some)
+    # What the network reads needs no guidance: all of it by guidance is worse on the side that it could have read.
+    all_guided = {"replacement": "noised", "reconstruction_guidance": 2.0}
+    assert error_of(slice(0, 2), **some, reconstruction_guidance=2.0) < error_of(slice(0, 2), **all_guided)
+
+
+@pytest.mark.parametrize("scheduler_class", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DDIMScheduler])
+def test_repeating_steps_brings_replaced_frames_together_with_any_scheduler_without_memory(scheduler_class):
+    pipe = gaussian_pipeline(prediction_type="epsilon")
+    pipe.scheduler.register_to_config(prediction_type="epsilon")
+    pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    sample, roles = torch.zeros(1, 8, 1, 1, 1), torch.full((1, 8), FrameRole.LATENT)
+    sample[0, 0], sample[0, 1], roles[0, :2] = 1.5, 1.2, FrameRole.OBSERVED
+    exact = torch.tensor(SAMPLING[0]["exact_mean"])
+
+    def error(num_resamples):
+        options = {"replacement": "noised", "num_inference_steps": 100, "num_resamples": num_resamples}
+        return (pipe.denoise(sample, roles, generator=NoNoise(), **options).flatten() - exact).abs().mean().item()
+
+    once, often = error(1), error(20)
+    assert often < 0.3 * once
+
+
+@pytest.mark.parametrize(
+    "scheduler_class",
+    [PNDMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, HeunDiscreteScheduler],
+)
+def test_schedulers_that_remember_steps_are_refused_for_resampling_and_serve_otherwise(scheduler_class):
+    pipe = tiny_pipeline("fdm", scheduler_class(prediction_type="v_prediction"))
+    options = {"past_frames": frames(2), "num_frames": 10, "num_inference_steps": 4, "output_type": "pt"}
+    with pytest.raises(ValueError, match="`num_resamples` is 2, but .* remembers former steps"):
+        pipe(num_resamples=2, **options)
+    # Each window begins anew: the video is that of a scheduler that was never used.
+    first, second = (pipe(generator=seeded(), **options).frames for _ in range(2))
+    assert torch.equal(first, second)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Histories
+
+
+@pytest.mark.parametrize("system", ["fdm", "ramvid"])
+def test_histories_are_composed_as_the_formula_says(system):
+    spacing = {"timestep_spacing": "trailing"}  # so that a single step is the noisiest
+    pipe = tiny_pipeline(system, DDIMScheduler(prediction_type="sample", clip_sample=False, **spacing))
+    sample, roles = torch.zeros(1, 6, 1, 8, 8), torch.tensor([[1, 1, 1, 2, 2, 2]])
+    sample[:, :3] = pipe.normalizer.encode(frames(3))
+    noisy = torch.randn(1, 3, 1, 8, 8, generator=seeded())
+    shown = sample.clone()
+    shown[:, 3:] = noisy
+
+    def clean(*keep):
+        seen = torch.tensor([[int(x in keep) for x in range(3)] + [2, 2, 2]])
+        with torch.no_grad():
+            return pipe.unet(shown, 999, seen, return_dict=False)[0][:, 3:]
+
+    calls = record_inputs(pipe)
+    histories = [(None, 1.5), ([-1], 0.5), ([2], 0.25), ([0, 1], -0.5)]
+    # One step of DDIM to the end gives the clean frames that were predicted.
+    made = pipe.denoise(sample, roles, latents=noisy, num_inference_steps=1, history_guidance=histories)
+    assert sum(len(call[0]) for call in calls) == 4  # nothing, all, the last, the first two: equal ones once
+    nothing = clean()
+    expected = nothing + 1.5 * (clean(0, 1, 2) - nothing) + 0.75 * (clean(2) - nothing) - 0.5 * (clean(0, 1) - nothing)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("system", ["fdm", "ramvid"])
+def test_one_history_of_all_frames_is_the_guidance_scale(system):
+    pipe = tiny_pipeline(system)
+    options = {"past_frames": frames(3), "num_frames": 4, "num_inference_steps": 2, "output_type": "pt"}
+    scaled = pipe(guidance_scale=2.0, generator=seeded(), **options).frames
+    composed = pipe(history_guidance=[(None, 2.0)], generator=seeded(), **options).frames
+    assert torch.equal(scaled, composed)
+    plain = pipe(generator=seeded(), **options).frames
+    assert torch.equal(plain, pipe(history_guidance=[(None, 1.0)], generator=seeded(), **options).frames)
+    assert not torch.equal(plain, scaled)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Frame schedules
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(FRAME_SCHEDULES),
+    num_frames=st.integers(2, 40),
+    observed=st.sets(st.integers(0, 39), max_size=6),
+    max_frames=st.integers(4, 10),
+    data=st.data(),
+)
+def test_fdm_5_any_schedule_makes_each_missing_frame_once_from_known_ones(
+    name, num_frames, observed, max_frames, data
+):
+    step = data.draw(st.integers(2, max_frames - 2) if max_frames > 4 else st.just(2))
+    observed = sorted(x for x in observed if x < num_frames)
+    if len(observed) == num_frames:
+        observed = observed[1:]
+    if name == "google":
+        max_frames, step = 16, 8
+    pipe = gaussian_pipeline(max_frames=max_frames, drop_observed=0.5)
+    calls = record_inputs(pipe)
+    given_frames = {}
+    if observed:
+        shape = (1, len(observed), 1, 1, 1)
+        given_frames = {"observed_frames": torch.rand(shape), "observed_positions": observed}
+    windows, fill = [], pipe._fill_windows
+
+    def watch(layouts, known, request):  # each window, as it is put before the network
+        windows.extend(layouts)
+        return fill(layouts, known, request)
+
+    pipe._fill_windows = watch
+    try:
+        video = pipe(
+            **given_frames,
+            num_frames=num_frames - len(observed),
+            frame_schedule=name,
+            step=step,
+            num_inference_steps=1,
+            output_type="latent",
+            return_given_frames=True,
+        ).frames
+    except ValueError as error:  # a setting that this schedule cannot serve is named
+        assert any(word in str(error) for word in ("`step`", "`max_frames`", "`num_frames`", "`observed`"))
+        return
+    known = set(observed)
+    for layout in windows:
+        made = {layout.positions[slot] for slot in layout.made}
+        read = {p for p, role in zip(layout.positions, layout.roles) if role == FrameRole.OBSERVED}
+        assert read <= known and not made & known
+        known |= made
+    assert known == set(range(num_frames))
+    assert video.shape[1] == num_frames and video.isfinite().all()
+    assert all(shown.shape[1] <= max_frames for shown, _, _ in calls)
+
+
+@pytest.mark.parametrize("system, name", [("fdm", "like-google"), ("vdm", "like-google"), ("fdm", "independent")])
+def test_the_result_does_not_depend_on_how_independent_windows_are_batched(system, name):
+    pipe, past = tiny_pipeline(system), frames(3, batch_size=2)
+    videos, num_calls = [], []
+    for most in (1, 2, 100):
+        calls = record_inputs(pipe)
+        videos.append(
+            pipe(
+                past_frames=past,
+                num_frames=37,
+                frame_schedule=name,
+                step=4,
+                max_parallel_windows=most,
+                num_inference_steps=2,
+                generator=seeded(),
+                output_type="pt",
+            ).frames
+        )
+        num_calls.append(len(calls))
+    assert num_calls[0] > num_calls[1] > num_calls[2]
+    for video in videos[1:]:
+        torch.testing.assert_close(video, videos[0], atol=1e-5, rtol=0)
+
+
+def test_a_batch_of_windows_is_divided_when_it_is_too_large():
+    pipe, past = tiny_pipeline("fdm"), frames(3, batch_size=2)
+    options = {"past_frames": past, "num_frames": 37, "frame_schedule": "independent", "step": 4}
+    options |= {"num_inference_steps": 2, "output_type": "pt", "max_parallel_windows": 4}
+    whole = pipe(generator=seeded(), **options).frames
+    calls = record_inputs(pipe)
+    parts = pipe(generator=seeded(), max_batch_size=3, **options).frames
+    assert max(len(shown) for shown, _, _ in calls) == 3
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
+def live_bytes():
+    """Bytes of all tensors that exist, each storage once."""
+    tensors = [x for x in gc.get_objects() if torch.is_tensor(x)]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def test_a_video_of_300_frames_by_hierarchy_2_streams_with_flat_memory():
+    pipe = tiny_pipeline("fdm")
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    peaks = []
+    for num_frames in (100, 300):
+        count, peak, before = 0, 0, live_bytes()
+        options = {"past_frames": frames(2, size=32), "num_frames": num_frames - 2, "num_inference_steps": 1}
+        for block in pipe.stream(frame_schedule="hierarchy-2", step=4, output_type="pt", **options):
+            count += block.shape[1]
+            if count % 5 == 0 or count > num_frames - 20:
+                peak = max(peak, live_bytes() - before)
+        assert count == num_frames - 2
+        peaks.append(peak)
+    frame = 32 * 32 * 4
+    assert peaks[1] < peaks[0] + 40 * frame and peaks[1] < 150 * frame
+
+
+@pytest.mark.parametrize("name", ["autoreg", "hierarchy-2", "like-google"])
+def test_a_stream_gives_the_frames_of_the_call_in_time_order(name):
+    pipe, past = tiny_pipeline("fdm"), frames(3)
+    options = {"past_frames": past, "num_frames": 21, "frame_schedule": name, "step": 4, "num_inference_steps": 2}
+    whole = pipe(generator=seeded(), output_type="pt", **options).frames
+    blocks = list(pipe.stream(generator=seeded(), output_type="pt", **options))
+    assert torch.equal(torch.cat(blocks, dim=1), whole)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE_FRAME_SCHEDULES)
+def test_adaptive_schedules_choose_for_each_video_by_an_embedding_that_sees_each_frame_once(name):
+    pipe, past, seen = tiny_pipeline("fdm"), frames(4, batch_size=2), []
+
+    def embed(frame):
+        seen.append(frame)
+        return frame.mean(dim=(1, 2))
+
+    options = {"num_frames": 16, "frame_schedule": name, "step": 4, "num_inference_steps": 2, "output_type": "pt"}
+    both = pipe(past_frames=past, generator=[seeded(1), seeded(2)], frame_embedding=embed, **options).frames
+    assert 0 < len(seen) <= 2 * 20 and seen[0].shape == (1, 8, 8)
+    for video, seed in ((0, 1), (1, 2)):
+        alone = pipe(past_frames=past[video : video + 1], generator=seeded(seed), frame_embedding=embed, **options)
+        torch.testing.assert_close(alone.frames[0], both[video], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="`frame_schedule` is adaptive"):
+        pipe.stream(past_frames=past, **options)
+
+
+def test_own_windows_are_a_schedule_too():
+    pipe, past = tiny_pipeline("fdm"), frames(2)
+    plan = FramePlan.of(frame_schedule("hierarchy-2", 20, observed=range(2), max_frames=8), 20, observed=range(2))
+    options = {"past_frames": past, "num_frames": 18, "num_inference_steps": 2, "output_type": "pt"}
+    named = pipe(frame_schedule="hierarchy-2", generator=seeded(), **options).frames
+    assert torch.equal(named, pipe(frame_schedule=plan, generator=seeded(), **options).frames)
+    assert torch.equal(named, pipe(frame_schedule=list(plan.windows), generator=seeded(), **options).frames)
+    with pytest.raises(ValueError, match="No window makes frames"):
+        pipe(frame_schedule=[Window((0, 1), (2, 3))], **options)
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_vdm_8_one_network_predicts_interpolates_fills_in_and_makes_large(system):
+    pipe = tiny_pipeline(system, reconstruction_guidance=1.0 if system == "vdm" else 0.0)
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+    assert pipe(past_frames=frames(2), num_frames=3, **options).frames.shape[1] == 3
+    assert pipe(future_frames=frames(2), num_frames=3, **options).frames.shape[1] == 3
+    assert pipe(past_frames=frames(2), future_frames=frames(1), num_frames=4, **options).frames.shape[1] == 4
+    every_second = {"observed_frames": frames(4), "observed_positions": [0, 2, 4, 6]}
+    assert pipe(**every_second, return_given_frames=True, **options).frames.shape[1] == 7
+    assert pipe(num_frames=4, low_resolution_frames=frames(4, size=4), **options).frames.shape == (1, 4, 1, 8, 8)
+    assert pipe(num_frames=30, batch_size=2, **options).frames.shape[:2] == (2, 30)
+    for _ in zip(range(5), pipe.stream(past_frames=frames(2), **options)):
+        pass
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "system, arguments, message",
+    [
+        ("ramvid", {"past_frames": 2, "num_frames": 30, "frame_schedule": "hierarchy-2"}, "asks for frames .* only takes consecutive frames, at most 8"),
+        ("ramvid", {"past_frames": 2, "num_frames": 30, "frame_schedule": "adaptive-autoreg"}, "reads frames from anywhere"),
+        ("fdm", {"frame_schedule": "hierarchy-9", "num_frames": 30}, "`frame_schedule` must be one of"),
+        ("fdm", {"frame_schedule": 3, "num_frames": 30}, "`frame_schedule` must be a name or a list of Windows"),
+        ("fdm", {"frame_schedule": "hierarchy-2", "step": 1, "num_frames": 30}, "`step`"),
+        ("fdm", {"max_frames": 9, "num_frames": 30}, "`max_frames` is 9, but this network takes at most 8"),
+        ("fdm", {"num_resamples": 0}, "`num_resamples` must be a positive integer"),
+        ("fdm", {"max_parallel_windows": 0}, "`max_parallel_windows` must be a positive integer"),
+        ("fdm", {"observed_frames": 2}, "`observed_frames` and `observed_positions` go together"),
+        ("fdm", {"observed_frames": 2, "observed_positions": [0]}, "one position for each of the 2"),
+        ("fdm", {"observed_frames": 2, "observed_positions": [3, 3]}, "none twice"),
+        ("fdm", {"observed_frames": 2, "observed_positions": [-1, 3]}, "integers from 0"),
+        ("fdm", {"observed_frames": 2, "observed_positions": [0, 9], "num_frames": 3}, "the video has 5 frames"),
+        ("fdm", {"observed_frames": 2, "observed_positions": [0, 1]}, "none would be made"),
+        ("fdm", {"observed_frames": 2, "observed_positions": [0, 4], "past_frames": 1}, "leave out `past_frames`"),
+        ("fdm", {"replacement": "soft"}, "`replacement` must be one of"),
+        ("fdm", {"replacement": {"now": "clean"}}, "`replacement` must be one of"),
+        ("fdm", {"past_frames": 2, "reconstruction_guidance": 1.0}, "must enter by `replacement=\"noised\"`"),
+        ("fdm", {"past_frames": 2, "reconstruction_guidance": -1.0, "replacement": "noised"}, "at least 0"),
+        ("fdm", {"past_frames": 2, "replacement": "noised", "guidance_scale": 2.0}, "all given frames enter by `replacement`"),
+        ("fdm", {"past_frames": 2, "history_guidance": [(None, 1.0)], "guidance_scale": 2.0}, "pass one of them"),
+        ("fdm", {"past_frames": 2, "history_guidance": [(1, 1.0)]}, "`history_guidance` must be a list of pairs"),
+        ("fdm", {"low_resolution_frames": 2, "num_frames": 4}, "one for each of the 4 frames that are made"),
+        ("fdm", {"low_resolution_frames": 4, "num_frames": 4, "height": 12, "width": 12}, "do not divide the video's"),
+        ("vdm", {"past_frames": 2, "guidance_scale": 2.0}, "all given frames enter by `replacement`"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name_before_the_network_is_called(system, arguments, message):
+    pipe = tiny_pipeline(system)
+    calls = record_inputs(pipe)
+    arguments = {name: frames(x) if name.endswith("_frames") and name not in ("num_frames", "max_frames") else x for name, x in arguments.items()}  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments, num_inference_steps=2, output_type="pt")
+    assert not calls
+
+
+def test_a_network_that_never_had_given_frames_says_how_they_can_enter():
+    pipe = tiny_pipeline("vdm", replacement=None)
+    with pytest.raises(ValueError, match='never had given frames in training .* pass `replacement="noised"`'):
+        pipe(past_frames=frames(2), num_frames=4)
+
+
+def test_what_a_pipeline_carries_is_saved_and_is_the_default_of_a_call(tmp_path):
+    carried = {"frame_schedule": "hierarchy-2", "step": 3}
+    tiny_pipeline("fdm", **carried).save_pretrained(tmp_path)
+    pipe = MCVDPipeline.from_pretrained(tmp_path)
+    assert isinstance(pipe.unet, SpaceTimeUNetModel)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"past_frames": frames(2), "num_frames": 20, "num_inference_steps": 2, "output_type": "pt"}
+    explicit = tiny_pipeline("fdm")(**carried, generator=seeded(), **options).frames
+    assert torch.equal(pipe(generator=seeded(), **options).frames, explicit)
+    for name, value in (("frame_schedule", "hierarchy-9"), ("step", 0), ("replacement", "x")):
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            tiny_pipeline("fdm", **{name: value})
