@@ -513,12 +513,17 @@ _NETWORK_CARD = "A network of masked conditional video diffusion ([paper](https:
 def _network_card(network: ModelMixin, repo_id: str, variant: str | None) -> str:
     config, name = network.config, type(network).__name__
     size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
+    if "max_frames" in config:
+        frames, given = f"up to {config.max_frames} at a time", None
+    else:
+        frames = f"{config.num_past_frames} past, {config.num_frames} at a time, {config.num_future_frames} future"
+        given = config.conditioning
     rows = {
-        "frames": f"{config.num_past_frames} past, {config.num_frames} at a time, {config.num_future_frames} future",
+        "frames": frames,
         "pixels": f"{size[0]}x{size[-1]}, channels: {config.in_channels}",
         "tasks": ", ".join(tasks_of_config(config)),
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
-        "given frames": config.conditioning,
+        "given frames": given,
         "trained to predict": config.get("prediction_type"),
     }
     table = "\n".join(f"| {key} | {plain_text(value)} |" for key, value in rows.items() if value is not None)

@@ -337,7 +337,8 @@ def _notes(
 
     notes, config = [], pipeline.unet.config
     for side in ("past", "future"):
-        given, read = getattr(protocol, f"num_{side}_frames"), config[f"num_{side}_frames"]
+        given = getattr(protocol, f"num_{side}_frames")
+        read = config.get(f"num_{side}_frames", given)
         if given > read:
             notes.append(f"the model reads {read} of the {given} {side} frames that are given, the nearest")
     if (

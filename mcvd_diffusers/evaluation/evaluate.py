@@ -198,7 +198,10 @@ def make_videos(
     sides = [protocol.num_past_frames, protocol.num_frames, protocol.num_future_frames]
     past, truth, future = video.split(sides, dim=1)
     # The model reads the given frames that are next to those to be made, as many as it was built for.
-    seen_past, seen_future = past[:, -config.num_past_frames :], future[:, : config.num_future_frames]
+    # (One of windows is given all, and its frame schedule chooses.)
+    seen_past, seen_future = past, future
+    if "num_past_frames" in config:
+        seen_past, seen_future = past[:, -config.num_past_frames :], future[:, : config.num_future_frames]
     samples = pipeline(
         past_frames=seen_past if seen_past.numel() else None,
         future_frames=seen_future if seen_future.numel() else None,
@@ -260,7 +263,7 @@ def _check(
     """What would fail after hours fails now."""
     config = pipeline.unet.config
     for side in ("past", "future"):
-        if getattr(protocol, f"num_{side}_frames") and not config[f"num_{side}_frames"]:
+        if getattr(protocol, f"num_{side}_frames") and not config.get(f"num_{side}_frames", 1):
             raise ValueError(
                 f"{protocol.label} is {protocol.task.replace('_', ' ')}, which gives {side} frames, and this model reads none"
                 f" (`unet.config.num_{side}_frames` is 0): choose another protocol, or another model."
@@ -321,7 +324,19 @@ def _settings(
     if pipeline.guider is not None:
         guider = {name: value for name, value in pipeline.guider.config.items() if not name.startswith("_")}
         sampling["guider"] = {"name": type(pipeline.guider).__name__, **guider}
+    sampling |= {
+        name: pipeline.config[name]
+        for name in ("frame_schedule", "step", "replacement", "reconstruction_guidance")
+        if pipeline.config[name]
+    }
     unet, units = pipeline.unet.config, pipeline.normalizer
+    num_read = [getattr(protocol, f"num_{side}_frames") for side in ("past", "future")]
+    if "max_frames" in unet:
+        is_whole = protocol.num_clip_frames <= unet.max_frames
+        size = protocol.num_frames if is_whole else pipeline.config.step or max(1, unet.max_frames // 2)
+    else:
+        num_read, size = map(min, num_read, (unet.num_past_frames, unet.num_future_frames)), unet.num_frames
+    num_past, num_future = num_read
     settings = {
         "made_by": MADE_BY,
         "protocol": protocol.to_dict(),
@@ -333,9 +348,9 @@ def _settings(
             "units": str(units),
             "value_range": [list(units.low), list(units.high)],
             # What the network is given of the given frames, and how often it is called for a longer video.
-            "num_past_frames_read": min(unet.num_past_frames, protocol.num_past_frames),
-            "num_future_frames_read": min(unet.num_future_frames, protocol.num_future_frames),
-            "num_frames_of_a_block": unet.num_frames,
+            "num_past_frames_read": num_past,
+            "num_future_frames_read": num_future,
+            "num_frames_of_a_block": size,
         },
         "data": {
             "description": clips.description,

@@ -178,6 +178,12 @@ def heading(results: Results) -> str:
     sampling += f", guidance {sampler['guidance_scale']:g}" * (sampler["guidance_scale"] != 1)
     if "guider" in sampler:
         sampling += f", guided by {_guider(sampler['guider'])}"
+    if "frame_schedule" in sampler:
+        sampling += f", longer videos by the frame schedule {sampler['frame_schedule']}"
+    if "replacement" in sampler:
+        sampling += f", given frames put in {sampler['replacement']}"
+    if "reconstruction_guidance" in sampler:
+        sampling += f", reconstruction guidance {sampler['reconstruction_guidance']:g}"
     sampling += ", with the original's final denoising call" * sampler["final_denoise"]
     read = [
         f"{model[f'num_{side}_frames_read']} of {getattr(protocol, f'num_{side}_frames')} {side} frames"

@@ -38,6 +38,40 @@ CITATION = """\
 }
 ```"""
 
+# Of the other systems whose networks there are.
+CITATIONS = {
+    "FDM": """\
+```bibtex
+@inproceedings{harvey2022flexible,
+  title     = {Flexible Diffusion Modeling of Long Videos},
+  author    = {Harvey, William and Naderiparizi, Saeid and Masrani, Vaden and Weilbach, Christian and Wood, Frank},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+  eprint    = {2205.11495},
+}
+```""",
+    "RaMViD": """\
+```bibtex
+@article{hoeppe2022ramvid,
+  title   = {Diffusion Models for Video Prediction and Infilling},
+  author  = {H{\\"o}ppe, Tobias and Mehrjou, Arash and Bauer, Stefan and Nielsen, Didrik and Dittadi, Andrea},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2022},
+  eprint  = {2206.07696},
+}
+```""",
+    "VDM": """\
+```bibtex
+@inproceedings{ho2022video,
+  title     = {Video Diffusion Models},
+  author    = {Ho, Jonathan and Salimans, Tim and Gritsenko, Alexey and Chan, William and Norouzi, Mohammad and Fleet, David J.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+  eprint    = {2204.03458},
+}
+```""",
+}
+
 
 def render_card(folder: Path, facts: "CardFacts") -> str:
     """
@@ -69,16 +103,18 @@ def render_card(folder: Path, facts: "CardFacts") -> str:
         "Notes": facts.notes,
         "Limits": _limits(evaluations, facts),
         "Check this card": _check(facts),
-        "Citation": CITATION,
+        "Citation": "\n\n".join([CITATION, *_further_citations(model)]),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     past, block, future = model.frames
     data = "" if facts.dataset is None else f"`{plain_text(facts.dataset)}` "  # as code it is no link
     title = f"{plain_text(facts.name)}: MCVD, {data}{model.height}x{model.width}"
+    sees = f"It makes {_count(block, 'frame')} at a time, given up to {past} past and {future} future frames"
+    if model.has_windows:
+        sees = f"It sees up to {model.unet['max_frames']} frames at a time, any of which may be given"
     introduction = (
         "A network of masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)), for the library"
-        f" `mcvd_diffusers`, an extension of Hugging Face Diffusers. It makes {_count(block, 'frame')} at a time, given up to"
-        f" {past} past and {future} future frames: {', '.join(facts.tasks) or 'no task is known'}."
+        f" `mcvd_diffusers`, an extension of Hugging Face Diffusers. {sees}: {', '.join(facts.tasks) or 'no task is known'}."
     )
     head = _head(model, evaluations, facts).to_yaml()
     return str(ModelCard(f"---\n{head}\n---\n\n# {title}\n\n{introduction}\n\n{body}\n"))
@@ -137,7 +173,10 @@ class _Model:
         entry = index.get("guider")
         self.guider_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         self.guider = {} if self.guider_name is None else read_json(folder / "guider" / "guider_config.json")
+        # A network of windows takes any frames given any others; one of blocks, those beside the block that it makes.
+        self.has_windows = "max_frames" in unet
         names = ("num_past_frames", "num_frames", "num_future_frames", "in_channels", "spatin_channels")
+        names = ("max_frames", "in_channels") if self.has_windows else names
         size = unet.get("sample_size")
         self.height, self.width = size if isinstance(size, list) and len(size) == 2 else (size, size)
         for name, value in [(name, unet.get(name)) for name in names] + [("sample_size", self.height)] * 2:
@@ -145,10 +184,16 @@ class _Model:
                 raise ValueError(f"{folder / 'unet' / 'config.json'}: `{name}` must be a number, got {value!r}.")
         if type(self.width) is not int:
             raise ValueError(f"{folder / 'unet' / 'config.json'}: `sample_size` must be numbers, got {size!r}.")
-        if unet.get("conditioning") not in ("concat", "spatin"):
+        if not self.has_windows and unet.get("conditioning") not in ("concat", "spatin"):
             raise ValueError(f"{folder / 'unet' / 'config.json'}: `conditioning` must be concat or spatin.")
         self.unet = unet
-        self.frames = tuple(unet[name] for name in names[:3])
+        if self.has_windows:  # what the example gives of a window, and what it makes
+            side = max(1, unet["max_frames"] // 4)
+            self.frames = (side, max(1, unet["max_frames"] - 2 * side), side)
+        else:
+            self.frames = tuple(unet[name] for name in names[:3])
+        self.frame_schedule, self.replacement = (index.get(name) for name in ("frame_schedule", "replacement"))
+        self.reconstruction_guidance = index.get("reconstruction_guidance") or 0
         self.final_denoise = index.get("final_denoise") is True
         self.units = index.get("normalization")
         self.num_channels, self.value_ranges = unet["in_channels"], [(0.0, 1.0)]  # of all channels, or of each
@@ -172,6 +217,16 @@ class _Model:
         past, _, future = self.frames
         if past + future == 0:
             return "no given frames"
+        if self.has_windows:
+            kind = "frames by themselves, and attention among them"
+            if self.unet.get("convolution") == "3d":
+                kind = "convolutions and attention over space and time"
+            given = "known by their lack of noise"
+            if self.unet.get("drop_observed") == 1:
+                given = "put in at sampling"
+            elif self.unet.get("mark_observed"):
+                given = "marked by a plane"
+            return f"{kind}; given frames {given}"
         if self.unet["conditioning"] == "spatin":
             return f"given frames by SPATIN with {self.unet['spatin_channels']} channels"
         return "given frames by concatenation"
@@ -307,7 +362,7 @@ def _calls(model: _Model, facts: "CardFacts") -> dict[str, str]:
     calls = {
         "prediction": f"past_frames=past, num_frames={num_predicted}",
         "past prediction": f"future_frames=future, num_frames={block}",
-        "interpolation": "past_frames=past, future_frames=future",
+        "interpolation": "past_frames=past, future_frames=future" + f", num_frames={block}" * model.has_windows,
         "generation": f"num_frames={num_predicted}, batch_size=4",
     }
     return {task: arguments for task, arguments in calls.items() if task in facts.tasks}
@@ -322,6 +377,18 @@ def _options(facts: "CardFacts") -> str:
 
 def _use(model: _Model, facts: "CardFacts") -> str:
     return f"With `mcvd-diffusers` {plain_text(facts.written_by)} or newer installed:\n\n```python\n{_example(model, facts)}\n```"
+
+
+def _further_citations(model: _Model) -> list[str]:
+    """Of the system whose network this is, if it is not MCVD's."""
+    if not model.has_windows:
+        return []
+    system = "FDM"
+    if model.unet.get("backbone") == "unet3d":
+        system = "VDM"
+    elif model.unet.get("convolution") == "3d":
+        system = "RaMViD"
+    return [CITATIONS[system]]
 
 
 def _shown_numbers(result: dict) -> list[dict]:
@@ -395,9 +462,16 @@ def _data(model: _Model, facts: "CardFacts") -> str:
 def _training(model: _Model, facts: "CardFacts") -> str:
     past, block, future = model.frames
     frames = f"{past} past, {block} at a time, {future} future; {_count(model.num_channels, 'channel')}"
+    if model.has_windows:
+        frames = f"up to {model.unet['max_frames']} at a time; {_count(model.num_channels, 'channel')}"
     sampler = f"{plain_text(model.scheduler_name)}, {facts.num_inference_steps} steps a block"
     if model.guider_name is not None:
         sampler += f", {_guider(model.guider_name, model.guider)}"
+    if model.frame_schedule is not None:
+        sampler += f", longer videos by the frame schedule {plain_text(model.frame_schedule)}"
+    if model.replacement is not None:
+        sampler += f", given frames put in {plain_text(model.replacement)}"
+        sampler += f", reconstruction guidance {plain_text(model.reconstruction_guidance)}"
     if model.final_denoise:
         sampler += ", and the original's final denoising call"
     rows = [
