@@ -119,6 +119,32 @@ class LPIPS:
             raise RuntimeError(f"{self.name} gave NaN or infinite distances, so there is no number to tell.")
         return distances
 
+    def embed(self, frame: torch.Tensor) -> torch.Tensor:
+        """
+        A vector for one frame: the squared distance between those of two frames is their LPIPS.
+
+        Each frame then goes through the network once, however many it is compared with: for adaptive frame schedules, as
+        `frame_embedding` of the pipeline.
+
+        Args:
+            frame (`torch.Tensor` of shape `(C, H, W)`, floating point in `[0, 1]`): A frame.
+
+        Returns:
+            `torch.Tensor` of shape `(D,)`, float32, on the CPU.
+
+        Raises:
+            AttributeError: If the network is not that of the package `lpips`.
+        """
+        network = self.network
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            image = network.scaling_layer(_prepare(frame[None]).to(self.device))
+            parts = []
+            for features, layer in zip(network.net.forward(image), network.lins):
+                features = features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+                weight = layer.model[-1].weight.clamp(min=0).sqrt()  # (1, C, 1, 1); the package keeps them positive
+                parts.append((features * weight / features[0, 0].numel() ** 0.5).flatten())
+        return torch.cat(parts).cpu()
+
 
 def _prepare(frames: torch.Tensor) -> torch.Tensor:
     """Frames `(T, C, H, W)` in `[0, 1]` as the network reads them: `(T, 3, 128, 128)` in `[-1, 1]`."""

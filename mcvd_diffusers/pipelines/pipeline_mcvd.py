@@ -297,7 +297,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 Windows that do not depend on one another and may go through the network together.
             frame_embedding (`Callable`, *optional*):
                 For adaptive schedules: of a frame `(C, H, W)` in `[0, 1]` or the user's units it makes a vector; the distance
-                between frames is that between their vectors, squared. By default the pixels.
+                between frames is that between their vectors, squared. By default the pixels; FDM's is
+                `metrics.LPIPS.from_package().embed`.
             replacement (`str` or `dict`, *optional*):
                 For networks that were trained without given frames: in each step given frames are put into their places,
                 `"noised"` to the level of the others (VDM, section 3.1), or `"clean"` (the public code of RaMViD). A map such as

@@ -146,3 +146,49 @@ def test_the_package_is_asked_for_the_originals_network_and_the_random_stream_st
     assert lpips.network.options == {"net": "alex", "version": "0.1", "verbose": False}
     assert lpips.name == "lpips alex v0.1, 8 bit, 128x128"
     np.testing.assert_allclose(lpips.distances(torch.ones(1, 1, 1, 8, 8), torch.zeros(1, 1, 1, 8, 8)), 2)
+
+
+class SmallLpips(torch.nn.Module):
+    """LPIPS over two small random layers, built as the package builds it."""
+
+    class Slices(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 6, 3, 2)])
+
+        def forward(self, x):
+            outputs = []
+            for layer in self.layers:
+                x = layer(x).relu()
+                outputs.append(x)
+            return outputs
+
+    class Linear(torch.nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Conv2d(channels, 1, 1, bias=False))
+
+    def __init__(self):
+        super().__init__()
+        self.scaling_layer = torch.nn.BatchNorm2d(3, affine=False)
+        self.net, self.lins = self.Slices(), torch.nn.ModuleList([self.Linear(4), self.Linear(6)])
+        for linear in self.lins:
+            linear.model[-1].weight.data.abs_()
+
+    def forward(self, prediction, target):
+        total = 0
+        pairs = (self.net.forward(self.scaling_layer(x)) for x in (prediction, target))
+        for ours, theirs, linear in zip(*pairs, self.lins):
+            ours, theirs = (x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10) for x in (ours, theirs))
+            total = total + linear.model((ours - theirs).square()).mean(dim=(2, 3), keepdim=True)
+        return total
+
+
+def test_fdm_3_the_squared_distance_of_embedded_frames_is_their_lpips():
+    torch.manual_seed(0)
+    lpips = metric(SmallLpips().eval())
+    frames = torch.rand(1, 3, 3, 16, 16)
+    vectors = [lpips.embed(frame) for frame in frames[0]]
+    expected = lpips.distances(frames[:, [0, 0, 1]], frames[:, [1, 2, 2]])[0]
+    ours = [(vectors[i] - vectors[j]).square().sum().item() for i, j in ((0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
