@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
+from mcvd_diffusers.models import SpaceTimeUNetModel
 
 
 def shaken(network: torch.nn.Module) -> torch.nn.Module:
@@ -32,6 +33,8 @@ class NetworkRow:
         config (`dict`): Arguments that make a tiny one, of two levels at least, with attention.
         inputs (`Callable[[int], dict]`): Keyword arguments of `forward` for a batch size, always the same.
         output_shape (`tuple[int, ...]`): Of the output, without the batch.
+        is_dispatched (`Callable[[Module], bool]`): Whether an attention is computed by Diffusers' attention backends.
+        masks_attention (`bool`): Whether the inputs make attention masked or biased, which some backends refuse.
     """
 
     name: str
@@ -39,6 +42,8 @@ class NetworkRow:
     config: dict
     inputs: Callable[[int], dict]
     output_shape: tuple[int, ...]
+    is_dispatched: Callable[[torch.nn.Module], bool] = lambda attention: True
+    masks_attention: bool = False
 
     def make(self, **overrides) -> ModelMixin:
         """The network with weights that are always the same."""
@@ -120,7 +125,57 @@ def mcvd_pipeline(network: NetworkRow, task: str) -> PipelineRow:
     return PipelineRow(f"{network.name}-{task}", network, make, inputs, (num_frames, 1, 8, 8))
 
 
-NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
-PIPELINES = [mcvd_pipeline(network, task) for network in NETWORKS for task in ("prediction", "interpolation")] + [
+def space_time_window(system: str) -> Callable[[int], dict]:
+    """Four frames of 8x8 pixels, of which in each second video one is absent; at FDM's with gaps, at VDM's with an image."""
+
+    def inputs(batch_size: int) -> dict:
+        generator = torch.Generator().manual_seed(2)
+        roles = torch.tensor([FrameRole.OBSERVED] + [FrameRole.LATENT] * 3).repeat(batch_size, 1)
+        roles[1::2, 1] = FrameRole.ABSENT
+        arguments = {
+            "sample": torch.randn(batch_size, 4, 1, 8, 8, generator=generator),
+            "timestep": torch.linspace(10, 900, batch_size).long(),
+            "roles": roles,
+        }
+        if system == "fdm":
+            arguments["frame_indices"] = torch.tensor([0, 7, 8, 30]) + torch.arange(batch_size)[:, None]
+        elif system == "vdm":
+            arguments["segment_ids"] = torch.tensor([[0, 0, 0, 1]]).repeat(batch_size, 1)
+        return arguments
+
+    return inputs
+
+
+def space_time_network(system: str) -> NetworkRow:
+    """A row of `SpaceTimeUNetModel`: FDM's, RaMViD's or VDM's network."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "max_frames": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "attention_levels": (1,),
+        "num_attention_heads": 2,
+    }
+    of_system = {
+        "fdm": {"has_frame_gaps": True},
+        "ramvid": {"convolution": "3d", "attention": "joint", "temporal_position": "none", "mark_observed": False},
+        "vdm": {"backbone": "unet3d", "temporal_position": "bias_and_rotary", "mark_observed": False},
+    }
+    config |= of_system[system]
+    return NetworkRow(
+        system,
+        SpaceTimeUNetModel,
+        config,
+        space_time_window(system),
+        (4, 1, 8, 8),
+        is_dispatched=lambda attention: attention.kind != "linear" and attention.relative_query is None,
+        masks_attention=system != "fdm",  # there the one attention that is masked is not dispatched
+    )
+
+
+MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
+NETWORKS = MCVD_NETWORKS + [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
+PIPELINES = [mcvd_pipeline(network, task) for network in MCVD_NETWORKS for task in ("prediction", "interpolation")] + [
     mcvd_pipeline(NETWORKS[0], "generation")
 ]

@@ -17,7 +17,8 @@ def add_convert(commands) -> None:
         "convert",
         allow_abbrev=False,
         help="a checkpoint of the original code -> a pipeline folder",
-        description="Convert a checkpoint of the original MCVD code into a folder for MCVDPipeline.from_pretrained.",
+        description="Convert a checkpoint of the original MCVD code, or of RaMViD, FDM or VDM's public port, into a folder for"
+        " MCVDPipeline.from_pretrained. Which of them it is, the names in the file tell.",
         epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.\n\npresets:\n  "
         + "\n  ".join(ORIGINAL_NAMES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,6 +43,14 @@ def add_convert(commands) -> None:
         action="store_true",
         help="compare the converted network's output with a second implementation on the original's state dict",
     )
+    others = parser.add_argument_group(
+        "RaMViD, FDM and VDM's port", "what nothing in these checkpoints may tell; the report says what was assumed"
+    )
+    others.add_argument("--num_heads", type=int, metavar="N", help="heads of attention, if not the published 4")
+    others.add_argument("--image_size", type=int, metavar="N", help="height and width of the training's frames (64)")
+    others.add_argument(
+        "--max_frames", type=int, metavar="N", help="frames of a window in training (20; for VDM's port 16)"
+    )
     parser.set_defaults(run=_convert)
 
 
@@ -56,6 +65,9 @@ def _convert(arguments: argparse.Namespace) -> int:
             preset=arguments.preset,
             weights=arguments.weights,
             verify=arguments.verify,
+            num_heads=arguments.num_heads,
+            image_size=arguments.image_size,
+            max_frames=arguments.max_frames,
         )
     except (CheckpointError, OSError) as error:
         print(f"mcvd-diffusers convert: {printable(str(error))}", file=sys.stderr)
@@ -66,10 +78,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _report(result: Conversion) -> str:
     weights = "moving average (EMA)" if result.weights == "ema" else "raw"
+    after = "an unknown number of" if result.step is None else f"{result.step:,}"
+    system = {"mcvd": "", "ramvid": "RaMViD: ", "fdm": "FDM: ", "vdm": "VDM's public port: "}[result.system]
     lines = [
-        ("from", f"{result.checkpoint}, with {result.config}"),
+        ("from", f"{system}{result.checkpoint}, with {result.config}"),
         ("sha256", result.sha256),
-        ("weights", f"{weights}, {result.num_parameters:,} parameters, after {result.step:,} updates"),
+        ("weights", f"{weights}, {result.num_parameters:,} parameters, after {after} updates"),
         ("tasks", ", ".join(result.tasks) or "none"),
     ]
     if result.stray:

@@ -1,6 +1,7 @@
-"""Checkpoints of the original MCVD code -> pipeline folders. The files are read as untrusted."""
+"""Checkpoints of the original MCVD code, of RaMViD, FDM and VDM's port -> pipeline folders. The files are read as untrusted."""
 
-from .convert import Conversion, convert_checkpoint
+from .conversion import Conversion
+from .convert import convert_checkpoint
 from .untrusted import CheckpointError
 
 

@@ -1,14 +1,14 @@
 """From a checkpoint of the original MCVD code to a pipeline folder, top to bottom: [`convert_checkpoint`].
 
+Checkpoints of RaMViD, FDM and VDM's public port go their own way from there: [`convert_space_time`].
+
 What a `.pt` file and its `config.yml` say is believed only as far as the two agree and fit the paper's network. The
 weights pass through a table of keys ([`original_weights`]); nothing is guessed, nothing is left over.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +21,9 @@ from mcvd_diffusers.models import MCVDUNet2DModel
 from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_network
-from .components import as_yaml, bound, check_schedule, make_scheduler, make_unet, read_schedule, reconcile
+from .components import as_yaml, check_schedule, make_scheduler, make_unet, read_schedule, reconcile
+from .conversion import Conversion, compare_outputs, sha256_of
+from .convert_space_time import convert_space_time, is_space_time
 from .original_config import OriginalConfig, config_of_preset, presets_that_fit, read_config
 from .original_weights import (
     BUFFERS,
@@ -36,46 +38,7 @@ from .original_weights import (
 from .untrusted import CheckpointError, TensorRecord, check_storage_bytes, inspect_checkpoint, load_checkpoint
 
 
-# Largest difference between two float32 implementations, relative to the largest output. Rounding gives 1e-6 to 1e-5 on
-# all shapes of the tests.
-VERIFY_TOLERANCE = 1e-4
 VERIFY_SIZE = 128
-
-
-@dataclass
-class Conversion:
-    """
-    What a conversion did.
-
-    Args:
-        output (`Path`): The pipeline folder.
-        checkpoint (`Path`), config (`str`): Where it comes from.
-        sha256 (`str`): Of the checkpoint's file.
-        weights (`str`): `"ema"` or `"model"`.
-        step, epoch (`int`): Of the training, as the file says.
-        num_parameters (`int`): Of the network.
-        tasks (`list[str]`): What the network was trained for.
-        stray (`list[str]`): Options of the config that are not known, and were ignored.
-        notes (`list[str]`): What is converted in another way than to be expected.
-        verified (`list[str]`): What was checked, in sentences.
-        not_verified (`list[str]`): What was not, or cannot be.
-        max_difference (`float`, *optional*): With `verify`: largest difference from the second implementation.
-    """
-
-    output: Path
-    checkpoint: Path
-    config: str
-    sha256: str
-    weights: str
-    step: int
-    epoch: int
-    num_parameters: int
-    tasks: list[str]
-    stray: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    verified: list[str] = field(default_factory=list)
-    not_verified: list[str] = field(default_factory=list)
-    max_difference: float | None = None
 
 
 def convert_checkpoint(
@@ -86,10 +49,13 @@ def convert_checkpoint(
     preset: str | None = None,
     weights: str | None = None,
     verify: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+    max_frames: int | None = None,
 ) -> Conversion:
     """
-    Convert a checkpoint of the original code (voletiv/mcvd-pytorch) into a folder for
-    [`~DiffusionPipeline.from_pretrained`]: network, scheduler, model card.
+    Convert a checkpoint of the original code (voletiv/mcvd-pytorch), or of RaMViD, FDM or VDM's public port, into a folder
+    for [`~DiffusionPipeline.from_pretrained`]: network, scheduler, model card. Which of them it is, its names tell.
 
     The file is read as untrusted: see [`untrusted`]. The folder appears when it is complete, or not at all. Converting
     again gives the same bytes.
@@ -97,7 +63,8 @@ def convert_checkpoint(
     Args:
         checkpoint (`str` or `os.PathLike`):
             A `.pt` file of the original, or the folder in which it lies beside its `config.yml` (also the folder above,
-            whose `logs` that is). Of several in a folder, the one after the most updates.
+            whose `logs` that is). Of several in a folder, the one after the most updates. Those of RaMViD, FDM and VDM's
+            port need no config.
         output (`str` or `os.PathLike`): Folder to write; must not exist, or be empty.
         config (`str` or `os.PathLike`, *optional*): The run's `config.yml`, if it does not lie beside the checkpoint.
         preset (`str`, *optional*):
@@ -109,6 +76,9 @@ def convert_checkpoint(
         verify (`bool`, *optional*, defaults to `False`):
             Load the folder again, and compare the network's output with a second implementation, which runs on the
             original's state dict. A difference ends the conversion.
+        num_heads (`int`, *optional*): Of RaMViD's and FDM's attention, if not the published 4.
+        image_size (`int`, *optional*): Height and width of frames, where no config says it; by default 64.
+        max_frames (`int`, *optional*): Frames of a window, where no config says it; by default those published.
 
     Returns:
         [`Conversion`]: What was done.
@@ -123,14 +93,28 @@ def convert_checkpoint(
     check_new_folder(output)
     if config is not None and preset is not None:
         raise CheckpointError("`--config` and `--preset` both say what the network is: pass one of them.")
-    checkpoint, num_checkpoints = _find_checkpoint(_path("CHECKPOINT", checkpoint))
+    checkpoint, num_checkpoints = _find_checkpoint(_path("CHECKPOINT", checkpoint), weights)
+    # What the file declares. Nothing is loaded yet.
+    content = inspect_checkpoint(checkpoint)
+    asked = {"num_heads": num_heads, "image_size": image_size, "max_frames": max_frames}
+    for_others = {"--config": config, "--preset": preset} if is_space_time(content) else asked
+    given = next((name for name, value in for_others.items() if value is not None), None)
+    if given is not None:
+        raise CheckpointError(
+            f"`{given}` is for MCVD's checkpoints; {checkpoint.name} is one of another system, whose names and shapes tell"
+            " what its network is."
+            if is_space_time(content)
+            else f"`{given}` is for checkpoints of RaMViD, FDM and VDM's port; for this one, its config says it."
+        )
+    if is_space_time(content):
+        chosen = f"Of {num_checkpoints} checkpoints in the folder, {checkpoint.name} was chosen."
+        notes = [chosen] if num_checkpoints > 1 else []
+        return convert_space_time(checkpoint, content, output, weights=weights, verify=verify, notes=notes, **asked)
     if preset is not None:
         original = config_of_preset(preset)
     else:
         original = read_config(_path("--config", config) if config is not None else _find_config(checkpoint))
 
-    # What the file declares. Nothing is loaded yet.
-    content = inspect_checkpoint(checkpoint)
     item, weights = _choose_weights(content, weights, original, checkpoint.name)
     names = {0: f"{checkpoint.name} (raw weights)", 4: f"{checkpoint.name} (averaged weights)"}
     what = names[item]
@@ -163,7 +147,7 @@ def convert_checkpoint(
         output=output,
         checkpoint=checkpoint,
         config=original.source,
-        sha256=_sha256(checkpoint),
+        sha256=sha256_of(checkpoint),
         weights=weights,
         step=content[3],
         epoch=content[2],
@@ -213,7 +197,11 @@ def _path(argument: str, path: str | os.PathLike) -> Path:
         raise CheckpointError(f"{argument} {str(path)!r} is no path: {error}") from error
 
 
-def _find_checkpoint(path: Path) -> tuple[Path, int]:
+# What RaMViD, FDM and VDM's port save, with the number of updates (the port's: of its milestones).
+_OF_OTHERS = re.compile(r"(ema_[0-9.]{1,20}_|model-?)(\d{1,12})")
+
+
+def _find_checkpoint(path: Path, weights: str | None) -> tuple[Path, int]:
     """The `.pt` file at a path, and among how many it was chosen."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.")
@@ -228,6 +216,13 @@ def _find_checkpoint(path: Path) -> tuple[Path, int]:
     if not candidates:
         if len(found) == 1:
             return found[0], 1
+        others = [(match, file) for file in path.glob("*.pt") if (match := _OF_OTHERS.fullmatch(file.stem))]
+        kinds = [match[1].startswith("ema") for match, _ in others]
+        # An average, if there is one, unless the raw weights are asked for.
+        is_wanted = any(kinds) and (weights != "model" or all(kinds))
+        others = [(int(match[2]), file) for (match, file), is_ema in zip(others, kinds) if is_ema == is_wanted]
+        if not found and others:
+            return max(others)[1], len(others)
         looked = " or ".join(map(str, folders))
         raise CheckpointError(
             f"There is {'no' if not found else 'more than one'} checkpoint*.pt in {looked}. Name the file, or the folder of"
@@ -252,11 +247,6 @@ def _find_config(checkpoint: Path) -> Path:
         f"There is no config.yml beside {checkpoint}. Pass it with `--config`; if it is lost, and the model is one of those"
         " published, name it with `--preset`."
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -334,49 +324,34 @@ def _compare(
     past, current = config.num_past_frames, config.num_frames
     generator = torch.Generator().manual_seed(0)
     window = torch.randn(1, unet.num_window_frames, config.in_channels, size, size, generator=generator)
-    largest, scale = 0.0, 0.0
     state = {name: weight.float() for name, weight in state.items()}
     last = config.num_train_timesteps - 1
-    # Both ends and the middle of the noise, with all given frames and without any.
-    for timestep, is_given in ((last, True), (last // 2, False), (0, True)):
-        roles = torch.full((1, unet.num_window_frames), 1 if is_given else 0)
-        roles[:, past : past + current] = 2
-        ours = unet(window, timestep, roles).sample[:, past : past + current].flatten(1, 2)
-        cond = torch.cat([window[:, :past], window[:, past + current :]], dim=1).flatten(1, 2)
-        theirs = reference_network.forward(
-            state,
-            window[:, past : past + current].flatten(1, 2),
-            torch.tensor([last - timestep]),
-            cond if is_given else torch.zeros_like(cond),
-            torch.tensor([is_given and past > 0]),
-            ngf=found.ngf,
-            num_levels=len(found.widths),
-            num_res_blocks=found.num_res_blocks,
-            attn_levels=[level for level, has in enumerate(found.has_attention) if has],
-            n_head_channels=original["model.n_head_channels"],
-            spade=found.spade_dim is not None,
-            cond_emb=found.cond_emb,
-        )
-        if not (ours.isfinite().all() and theirs.isfinite().all()):
-            raise CheckpointError(
-                "The converted network's output is NaN or infinite: these weights are too large. Nothing was written."
+
+    def outputs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # Both ends and the middle of the noise, with all given frames and without any.
+        for timestep, is_given in ((last, True), (last // 2, False), (0, True)):
+            roles = torch.full((1, unet.num_window_frames), 1 if is_given else 0)
+            roles[:, past : past + current] = 2
+            ours = unet(window, timestep, roles).sample[:, past : past + current].flatten(1, 2)
+            cond = torch.cat([window[:, :past], window[:, past + current :]], dim=1).flatten(1, 2)
+            theirs = reference_network.forward(
+                state,
+                window[:, past : past + current].flatten(1, 2),
+                torch.tensor([last - timestep]),
+                cond if is_given else torch.zeros_like(cond),
+                torch.tensor([is_given and past > 0]),
+                ngf=found.ngf,
+                num_levels=len(found.widths),
+                num_res_blocks=found.num_res_blocks,
+                attn_levels=[level for level, has in enumerate(found.has_attention) if has],
+                n_head_channels=original["model.n_head_channels"],
+                spade=found.spade_dim is not None,
+                cond_emb=found.cond_emb,
             )
-        largest = max(largest, float((ours - theirs).abs().max()))
-        scale = max(scale, float(theirs.abs().max()))
-    if scale == 0:
-        raise CheckpointError(
-            "The network's output is zero everywhere, so there is nothing to compare. Nothing was written."
-        )
-    if not largest <= VERIFY_TOLERANCE * scale:
-        raise CheckpointError(
-            f"The converted network differs from the second implementation by {largest:.2e}, where the largest output is"
-            f" {scale:.2e}: the conversion is wrong. Nothing was written. Please report the config and this message."
-        )
-    return largest, (
-        "The folder was loaded again, and its network compared with a second, independent implementation that runs on the"
-        f" source file's own state dict, at three noise levels, with and without given frames ({size}x{size} pixels,"
-        f" float32): the largest difference is below {bound(largest)}, the largest output {scale:.2g}."
-    )
+            yield ours, theirs
+
+    how = f"at three noise levels, with and without given frames ({size}x{size} pixels, float32)"
+    return compare_outputs(outputs(), how)
 
 
 # --------------------------------------------------------------------------------------------------------------------

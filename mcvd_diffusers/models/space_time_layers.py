@@ -11,7 +11,7 @@ pixels, `D` width of the time embedding, `N` heads, `E` channels of a head.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn as nn
@@ -63,6 +63,23 @@ class WindowContext:
             return emb[:, :, None, None, None]
         return emb.repeat_interleave(self.num_frames, dim=0)[:, :, None, None]
 
+    def pair_mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Mask and bias of attention among frames as one, `(B, 1 or N, T, T)`: whether they see, or what is added."""
+        if self.bias is None:
+            return None if self.mask is None else self.mask[:, None]
+        bias = self.bias.to(dtype)
+        return bias if self.mask is None else bias.masked_fill(~self.mask[:, None], float("-inf"))
+
+    def to(self, device, non_blocking: bool = False) -> "WindowContext":
+        """On another device: where the layers of a network are on several, Accelerate moves what they are handed."""
+
+        def move(value):
+            if isinstance(value, tuple):
+                return tuple(map(move, value))
+            return value.to(device, non_blocking=non_blocking) if torch.is_tensor(value) else value
+
+        return WindowContext(**{entry.name: move(getattr(self, entry.name)) for entry in fields(self)})
+
     def without_absent(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Zero where a frame is not there, for volumes."""
         if self.presence is None:
@@ -90,7 +107,10 @@ class FrameGroupNorm(nn.GroupNorm):
     def forward(self, hidden_states: torch.Tensor, context: WindowContext) -> torch.Tensor:
         if hidden_states.ndim == 4 or context.presence is None:
             return super().forward(hidden_states)
-        shape = hidden_states.shape
+        shape, dtype = hidden_states.shape, hidden_states.dtype
+        hidden_states = hidden_states.to(
+            torch.promote_types(dtype, torch.float32)
+        )  # sums are too large for half precision
         is_there = context.presence[:, None, :, None, None].to(hidden_states.dtype)  # (B, 1, T, 1, 1)
         groups = hidden_states.unflatten(1, (self.num_groups, -1)) * is_there[:, None]  # (B, G, C/G, T, h, w)
         count = is_there.sum(dim=(1, 2, 3, 4)).clamp(min=1) * groups[0, 0, :, 0].numel()  # numbers of a group
@@ -98,7 +118,7 @@ class FrameGroupNorm(nn.GroupNorm):
         mean = groups.sum(dim=(2, 3, 4, 5), keepdim=True) / count
         centred = (groups - mean) * is_there[:, None]
         variance = centred.square().sum(dim=(2, 3, 4, 5), keepdim=True) / count
-        normed = (centred * torch.rsqrt(variance + self.eps)).reshape(shape)
+        normed = (centred * torch.rsqrt(variance + self.eps)).reshape(shape).to(dtype)
         return normed * self.weight[:, None, None, None] + self.bias[:, None, None, None]
 
 
@@ -180,7 +200,8 @@ class PixelRmsNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # (B*T, C, h, w)
         scale = self.weight.numel() ** 0.5
-        return F.normalize(hidden_states, dim=1) * scale * self.weight[:, None, None]
+        eps = max(1e-12, torch.finfo(hidden_states.dtype).tiny)  # in float16, 1e-12 is 0
+        return F.normalize(hidden_states, dim=1, eps=eps) * scale * self.weight[:, None, None]
 
 
 class Unet3dResnetBlock(nn.Module):
@@ -267,9 +288,11 @@ class RelativePositionNetwork(nn.Module):
 
     def forward(self, context: WindowContext) -> torch.Tensor:
         """`(B, T, T, N, E)`: for each frame i and j."""
-        distances = context.distances.to(self.distance_proj.weight.dtype)
-        features = [torch.log1p(distances.clamp(min=0)), torch.log1p((-distances).clamp(min=0)), (distances == 0).to(distances)]
-        hidden_states = self.distance_proj(torch.stack(features, dim=-1))  # (B, T, T, C)
+        dtype = context.emb.dtype
+        distances = context.distances.to(torch.promote_types(dtype, torch.float32))  # half precision ends at 65504
+        after, before = torch.log1p(distances.clamp(min=0)), torch.log1p((-distances).clamp(min=0))
+        features = torch.stack([after, before, (distances == 0).to(distances)], dim=-1).to(dtype)
+        hidden_states = self.distance_proj(features)  # (B, T, T, C)
         hidden_states = hidden_states + self.time_emb_proj(context.emb)[:, None, None]
         return self.out(F.silu(hidden_states)).unflatten(-1, (self.heads, -1))
 
@@ -330,12 +353,17 @@ def turn(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 
 
 class SpaceTimeAttnProcessor:
-    """Self-attention; where nothing is added for positions, through Diffusers' dispatcher (`set_attention_backend`)."""
+    """
+    Self-attention, through Diffusers' dispatcher (`set_attention_backend`): but for linear attention, and that with networks for
+    relative positions, which change the values, too.
+    """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "SpaceTimeAttention", hidden_states: torch.Tensor, context: WindowContext) -> torch.Tensor:
+    def __call__(
+        self, attn: "SpaceTimeAttention", hidden_states: torch.Tensor, context: WindowContext
+    ) -> torch.Tensor:
         normed = attn.normalise(hidden_states, context)
         tokens = context.to_tokens(normed)  # (B, T, P, C)
         if attn.fused_projections:
@@ -373,29 +401,33 @@ class SpaceTimeAttnProcessor:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, P, T, N, E)
         if context.rotary is not None:
             query, key = turn(query, context.rotary), turn(key, context.rotary)
-        if attn.relative_query is None and context.bias is None and context.mask is None:
+        if attn.relative_query is None:
+            mask = context.pair_mask(query.dtype)
+            if mask is not None:  # the same for all pixels
+                mask = mask[:, None].expand(-1, query.shape[1], -1, -1, -1).flatten(0, 1)  # (B*P, 1 or N, T, T)
             batch = query.shape[:2]
-            query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+            query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # (B*P, T, N, E)
             attended = dispatch_attention_fn(
-                query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
             )
             return attended.unflatten(0, batch).transpose(1, 2)
 
-        query = query * query.shape[-1] ** -0.5
+        # What the pair adds to the key is read by the query, and the other way round.
+        scale = query.shape[-1] ** -0.5
+        query, scaled_key = query * scale, key * scale
         logits = torch.einsum("bpine,bpjne->bpnij", query, key)
-        if attn.relative_query is not None:
-            # What the pair adds to the key is read by the query, and the other way round.
-            logits = logits + torch.einsum("bpine,bijne->bpnij", query, attn.relative_key(context))
-            key = key * key.shape[-1] ** -0.5
-            logits = logits + torch.einsum("bpjne,bjine->bpnij", key, attn.relative_query(context))
-        if context.bias is not None:
-            logits = logits + context.bias[:, None].to(logits.dtype)
+        logits = logits + torch.einsum("bpine,bijne->bpnij", query, attn.relative_key(context))
+        logits = logits + torch.einsum("bpjne,bjine->bpnij", scaled_key, attn.relative_query(context))
         if context.mask is not None:
             logits = logits.masked_fill(~context.mask[:, None, None], float("-inf"))
         weights = logits.softmax(dim=-1)  # (B, P, N, T, T)
         attended = torch.einsum("bpnij,bpjne->bpine", weights, value)
-        if attn.relative_query is not None:
-            attended = attended + torch.einsum("bpnij,bijne->bpine", weights, attn.relative_value(context))
+        attended = attended + torch.einsum("bpnij,bijne->bpine", weights, attn.relative_value(context))
         return attended.transpose(1, 2)
 
 

@@ -11,7 +11,6 @@ of the time embedding.
 
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -132,7 +131,14 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["SpaceTimeLayer", "SpaceTimeDownBlock", "SpaceTimeMidBlock", "SpaceTimeUpBlock"]
+    _no_split_modules = [
+        "SpaceTimeLayer",
+        "SpaceTimeDownBlock",
+        "SpaceTimeMidBlock",
+        "SpaceTimeUpBlock",
+        "SpaceTimeAttention",
+        "Unet3dResnetBlock",
+    ]
     _repeated_blocks = ["SpaceTimeDownBlock", "SpaceTimeMidBlock", "SpaceTimeUpBlock"]
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "time_emb_proj", "relative_", "position_bias"]
 
@@ -319,9 +325,10 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
         Raises:
             ValueError: If shapes do not fit one another, or the network cannot keep segments apart.
         """
-        self._check_inputs(sample, roles, frame_indices, segment_ids, condition)
+        self._check_inputs(sample, timestep, roles, frame_indices, segment_ids, condition)
         batch_size, num_frames, _, height, width = sample.shape
-        device, dtype = sample.device, sample.dtype
+        dtype, device = sample.dtype, sample.device
+        roles = roles.to(device)
         is_absent = (roles == ABSENT)[:, :, None, None, None]
         reads_absent = self.config.original_quirks and self.config.backbone == "adm"
         if not reads_absent:
@@ -330,7 +337,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             plane = (roles == OBSERVED).to(dtype)[:, :, None, None, None].expand(-1, -1, 1, height, width)
             sample = torch.cat([sample, plane], dim=2)
 
-        emb = self._embed(timestep, condition, batch_size, dtype)
+        emb = self._embed(timestep, condition, batch_size, sample)
         context = self._context(roles, frame_indices, segment_ids, emb)
         hidden_states = self._pad(sample.flatten(0, 1)).to(dtype)  # (B*T, C, H, W)
         if self.config.convolution == "3d":
@@ -349,7 +356,9 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             block_skips = [skips.pop() for _ in block.layers]
             hidden_states = self._run(block, hidden_states, context, block_skips)
         if self.resnet_out is not None:
-            hidden_states = self.resnet_out(torch.cat([hidden_states, skips.pop()], dim=1), context)
+            # Layers may be on several devices, between which blocks move their inputs.
+            skip = skips.pop().to(hidden_states.device)
+            hidden_states = self.resnet_out(torch.cat([hidden_states, skip], dim=1), context)
         else:
             hidden_states = F.silu(self.norm_out(hidden_states, context))
         output = self.conv_out(hidden_states, context)
@@ -358,19 +367,20 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             output = output.transpose(1, 2)
         output = output.reshape(batch_size, num_frames, *output.shape[-3:])[..., :height, :width]
         if not reads_absent:
-            output = torch.where(is_absent, 0, output)
+            output = torch.where(is_absent.to(output.device), 0, output)
         if not return_dict:
             return (output,)
         return SpaceTimeUNetOutput(sample=output)
 
-    def _embed(self, timestep, condition: torch.Tensor | None, batch_size: int, dtype: torch.dtype) -> torch.Tensor:
-        """Timestep and condition as one vector for each window, `(B, D)`."""
-        device, width = self.conv_in.conv.weight.device, self.config.block_out_channels[0]
+    def _embed(self, timestep, condition: torch.Tensor | None, batch_size: int, sample: torch.Tensor) -> torch.Tensor:
+        """Timestep and condition as one vector for each window, `(B, D)`, on the sample's device."""
+        # Not the weights' device, who may be elsewhere until their layer's turn comes.
+        device, width = sample.device, self.config.block_out_channels[0]
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], dtype=torch.float32, device=device)
         timestep = timestep.to(device).reshape(-1).expand(batch_size)
         is_adm = self.config.backbone == "adm"
-        emb = self.time_embedding(_sinusoids(timestep, width, is_cosine_first=is_adm).to(dtype))
+        emb = self.time_embedding(_sinusoids(timestep, width, is_cosine_first=is_adm).to(sample.dtype)).to(device)
         if self.no_condition is not None:
             condition = self.no_condition.expand(batch_size, -1) if condition is None else condition
             emb = torch.cat([emb, condition.to(emb)], dim=1)
@@ -387,7 +397,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
         has_absent = torch.compiler.is_compiling() or bool(is_absent.any())
         mask = None
         if has_absent or segment_ids is not None:
-            groups = torch.zeros_like(roles) if segment_ids is None else segment_ids
+            groups = torch.zeros_like(roles) if segment_ids is None else segment_ids.to(device)
             # Frames that are not there see one another, so that nothing is divided by zero, and nobody sees them.
             mask = (groups[:, :, None] == groups[:, None, :]) & (is_absent[:, :, None] == is_absent[:, None, :])
         context = WindowContext(
@@ -398,7 +408,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             emb=emb,
         )
         if self.position_bias is not None:
-            context.bias = self.position_bias(distances)
+            context.bias = self.position_bias(distances).to(device)
         if self.config.temporal_position in ("rotary", "bias_and_rotary"):
             head_dim = self._head_dim(min(self.config.block_out_channels))
             context.rotary = rotary_angles(frame_indices, min(ROTARY_CHANNELS, head_dim // 2 * 2))
@@ -414,11 +424,17 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
         down, right = (-size % self.size_multiple for size in frames.shape[-2:])
         return F.pad(frames, (0, right, 0, down), mode="replicate") if down or right else frames
 
-    def _check_inputs(self, sample, roles, frame_indices, segment_ids, condition) -> None:
-        if sample.ndim != 5:
-            raise ValueError(f"`sample` must have shape (B, T, C, H, W), got {tuple(sample.shape)}.")
+    def _check_inputs(self, sample, timestep, roles, frame_indices, segment_ids, condition) -> None:
+        if sample.ndim != 5 or 0 in sample.shape[:2]:
+            raise ValueError(
+                f"`sample` must have shape (B, T, C, H, W) with a frame at least, got {tuple(sample.shape)}."
+            )
         if sample.shape[2] != self.config.in_channels:
             raise ValueError(f"`sample` must have {self.config.in_channels} channels a frame, got {sample.shape[2]}.")
+        if torch.is_tensor(timestep) and tuple(timestep.shape) not in ((), (1,), sample.shape[:1]):
+            raise ValueError(
+                f"`timestep` must be a number or have shape (), (1,) or ({sample.shape[0]},), got {tuple(timestep.shape)}."
+            )
         for name, value in (("roles", roles), ("frame_indices", frame_indices), ("segment_ids", segment_ids)):
             if value is None and name != "roles":
                 continue
@@ -460,9 +476,7 @@ class SpaceTimeDownBlock(nn.Module):
         super().__init__()
         self.layers, self.downsampler, self.is_skip = nn.ModuleList(layers), downsampler, is_skip
 
-    def forward(
-        self, hidden_states: torch.Tensor, context: WindowContext
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, hidden_states: torch.Tensor, context: WindowContext) -> tuple[torch.Tensor, list[torch.Tensor]]:
         skips = []
         for layer in self.layers:
             hidden_states = layer(hidden_states, context)
@@ -493,9 +507,7 @@ class SpaceTimeUpBlock(nn.Module):
         super().__init__()
         self.layers, self.upsampler = nn.ModuleList(layers), upsampler
 
-    def forward(
-        self, hidden_states: torch.Tensor, context: WindowContext, skips: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, context: WindowContext, skips: list[torch.Tensor]) -> torch.Tensor:
         for layer, skip in zip(self.layers, skips):
             hidden_states = layer(torch.cat([hidden_states, skip], dim=1), context)
         if self.upsampler is not None:
@@ -546,7 +558,8 @@ def _check_config(config) -> None:
         ("original_quirks", (False, True)),
         ("prediction_type", (None, "epsilon", "v_prediction", "sample")),
     ):
-        if config[name] not in allowed or isinstance(config[name], int) is not isinstance(allowed[0], int):
+        # 1 equals True and 0 False; in a config they are something else.
+        if config[name] not in allowed or type(config[name]) not in map(type, allowed):
             raise ValueError(f"`{name}` must be one of {allowed}, got {config[name]!r}.")
     if config.backbone == "unet3d" and (config.convolution != "2d" or config.attention != "factorised"):
         raise ValueError('`backbone="unet3d"` has `convolution="2d"` and `attention="factorised"` only.')
@@ -556,7 +569,9 @@ def _check_config(config) -> None:
             f" {config.temporal_position!r}."
         )
     if config.backbone == "adm" and config.condition_dim:
-        raise ValueError(f'`condition_dim` is for `backbone="unet3d"`; for "adm" it must be 0, got {config.condition_dim}.')
+        raise ValueError(
+            f'`condition_dim` is for `backbone="unet3d"`; for "adm" it must be 0, got {config.condition_dim}.'
+        )
     widths = config.block_out_channels
     if (
         not isinstance(widths, (list, tuple))
@@ -567,7 +582,9 @@ def _check_config(config) -> None:
             f"`block_out_channels` must be a list of 1 to 16 integers from 4 to {MOST_CHANNELS:,}, got {widths!r}."
         )
     levels = config.attention_levels
-    if not isinstance(levels, (list, tuple)) or not all(is_count(level, 0) and level < len(widths) for level in levels):
+    if not isinstance(levels, (list, tuple)) or not all(
+        is_count(level, 0) and level < len(widths) for level in levels
+    ):
         raise ValueError(
             f"`attention_levels` must be a list of levels from 0, the finest, to {len(widths) - 1}, got {levels!r}."
         )

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from safetensors.torch import load_file, save_file
 
-from contract_rows import PIPELINES
+from contract_rows import NETWORKS, PIPELINES
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 
 
@@ -158,6 +158,44 @@ def test_damaged_weights_are_refused(copy, kind, damage):
         assert path.name in refused(folder, SHARDS)
     else:
         refused(folder, path.relative_to(folder), **arguments)
+
+
+@pytest.fixture(params=[row for row in NETWORKS if row is not ROW.network], ids=lambda row: row.name)
+def other_network(request, tmp_path):
+    """Each network that is not the one of `ROW`, saved: `(row, folder)`."""
+    folder = tmp_path / "network"
+    request.param.make().save_pretrained(folder)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_of_every_network_are_refused(other_network, damage):
+    row, folder = other_network
+    path = folder / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(DAMAGES[damage](path.read_bytes(), header_size(path)))
+    refused(folder, path.name, load=row.network_class.from_pretrained)
+
+
+def other_values(value):
+    """Values that no argument of a network with this default takes, and for a number one far too large."""
+    others = [{"evil": 1}, [["evil"]], "evil"]
+    if value is None or isinstance(value, (int, float)):
+        others += [float("nan"), -1, 10**400, [10**9]]
+    if isinstance(value, (list, tuple)):
+        others += [5, [10**9], [-1], [8] * 10**5]
+    return others
+
+
+def test_configs_of_every_network_with_other_values_are_refused(other_network):
+    row, folder = other_network
+    for name, value in row.make().config.items():
+        if not name.startswith("_"):
+            for other in other_values(value):
+                before = (folder / "config.json").read_bytes()
+                edit(folder, "config.json", **{name: other})
+                refused(folder, "config.json", load=row.network_class.from_pretrained)
+                (folder / "config.json").write_bytes(before)
+    row.network_class.from_pretrained(folder)
 
 
 @pytest.mark.slow

@@ -15,10 +15,9 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from gaussian_video import PLANS, SAMPLING, NoNoise, gaussian_pipeline
 from hypothesis import given, settings
-from original_space_time import load_network, load_reference
 
+from gaussian_video import PLANS, SAMPLING, NoNoise, gaussian_pipeline
 from mcvd_diffusers import (
     FramePlan,
     FrameRole,
@@ -36,6 +35,7 @@ from mcvd_diffusers.guidance import (
     reconstruction_error,
     to_clean,
 )
+from original_space_time import load_network, load_reference
 
 
 TINY = {
