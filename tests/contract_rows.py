@@ -63,6 +63,9 @@ class PipelineRow:
         make (`Callable[[], DiffusionPipeline]`): The pipeline, always the same, without a progress bar.
         inputs (`Callable[[int], dict]`): Arguments of a call for a batch size, but for `generator`: few steps, `"pt"`.
         output_shape (`tuple[int, ...]`): Of `frames`, without the batch, as `"pt"`.
+        reads_given (`bool`, *optional*, defaults to `True`):
+            Whether the network sees given frames, so that there is a guidance over absent ones.
+        needs_gradient (`bool`, *optional*, defaults to `False`): Whether it is guided by a gradient through the network.
     """
 
     name: str
@@ -70,6 +73,8 @@ class PipelineRow:
     make: Callable[[], DiffusionPipeline]
     inputs: Callable[[int], dict]
     output_shape: tuple[int, ...]
+    reads_given: bool = True
+    needs_gradient: bool = False
 
 
 def mcvd_window(batch_size: int) -> dict:
@@ -126,12 +131,12 @@ def mcvd_pipeline(network: NetworkRow, task: str) -> PipelineRow:
 
 
 def space_time_window(system: str) -> Callable[[int], dict]:
-    """Four frames of 8x8 pixels, of which in each second video one is absent; at FDM's with gaps, at VDM's with an image."""
+    """Four frames of 8x8 pixels, of which in each second video the given one is absent; at FDM's with gaps, at VDM's with an image."""
 
     def inputs(batch_size: int) -> dict:
         generator = torch.Generator().manual_seed(2)
         roles = torch.tensor([FrameRole.OBSERVED] + [FrameRole.LATENT] * 3).repeat(batch_size, 1)
-        roles[1::2, 1] = FrameRole.ABSENT
+        roles[1::2, 0] = FrameRole.ABSENT
         arguments = {
             "sample": torch.randn(batch_size, 4, 1, 8, 8, generator=generator),
             "timestep": torch.linspace(10, 900, batch_size).long(),
@@ -174,8 +179,46 @@ def space_time_network(system: str) -> NetworkRow:
     )
 
 
+def space_time_pipeline(network: NetworkRow, task: str) -> PipelineRow:
+    """A row of `MCVDPipeline` with a network of windows, for a task; VDM's is guided towards the frames that are given."""
+    by_guidance = {"replacement": "noised", "reconstruction_guidance": 1.0} if network.name == "vdm" else {}
+    num_frames = {"prediction": 3, "interpolation": 2, "infilling": 2, "generation": 5}[task]
+
+    def make() -> MCVDPipeline:
+        scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=True)
+        pipe = MCVDPipeline(network.make(), scheduler, **by_guidance)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def inputs(batch_size: int) -> dict:
+        frames = torch.rand(batch_size, 2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        arguments = {"num_inference_steps": 2, "output_type": "pt", "num_frames": num_frames}
+        if task == "generation":
+            return arguments | {"batch_size": batch_size}
+        if task == "interpolation":
+            return arguments | {"past_frames": frames[:, :1], "future_frames": frames[:, 1:]}
+        if task == "infilling":
+            return arguments | {"observed_frames": frames, "observed_positions": [0, 2]}
+        return arguments | {"past_frames": frames}  # in two windows
+
+    return PipelineRow(
+        f"{network.name}-{task}",
+        network,
+        make,
+        inputs,
+        (num_frames, 1, 8, 8),
+        reads_given=not by_guidance,
+        needs_gradient=bool(by_guidance) and task != "generation",
+    )
+
+
 MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
 NETWORKS = MCVD_NETWORKS + [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
 PIPELINES = [mcvd_pipeline(network, task) for network in MCVD_NETWORKS for task in ("prediction", "interpolation")] + [
     mcvd_pipeline(NETWORKS[0], "generation")
+]
+PIPELINES += [
+    space_time_pipeline(network, task)
+    for network in NETWORKS[2:]
+    for task in ("prediction", {"fdm": "infilling", "ramvid": "interpolation", "vdm": "generation"}[network.name])
 ]

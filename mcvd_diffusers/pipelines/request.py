@@ -239,6 +239,12 @@ def read_request(
             "`reconstruction_guidance` and `low_resolution_frames` do not go with the pipeline's `guider`."
         )
 
+    if uses_gradient and any(parameter.element_size() == 1 for parameter in pipe.unet.parameters()):
+        raise ValueError(
+            "`reconstruction_guidance` or `low_resolution_frames` needs a gradient through the network, whose weights are stored"
+            " in 8 bits (`enable_layerwise_casting`) and gone by then: leave that out."
+        )
+
     # Windows
     if endless and (is_scattered or frame_schedule is not None or low_resolution is not None):
         raise ValueError(
