@@ -56,9 +56,11 @@ def test_commands_of_the_readme_parse(tmp_path):
     assert commands
     videos, output = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
+    (tmp_path / "images").mkdir()
     for command in commands:
-        is_own = "my_videos/" in command
-        for stand_in in (("my_videos/", videos), ("runs/mine", output), ("settings.yaml", CONFIG)):
+        is_own = "my_videos/" in command and "--method" not in command
+        own = (("my_videos/", videos), ("my_images/", tmp_path / "images"), ("examples/", f"{ROOT}/examples/"))
+        for stand_in in (*own, ("runs/", f"{output}/"), ("settings.yaml", CONFIG)):
             command = command.replace(stand_in[0], str(stand_in[1]))
         settings = train_mcvd.parse_args(shlex.split(command))
         if not is_own:
