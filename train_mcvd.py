@@ -2,6 +2,7 @@
 """Train a masked conditional video diffusion model, and save it as a pipeline.
 
     accelerate launch train_mcvd.py --output_dir runs/digits                        # moving digits, all defaults
+    accelerate launch train_mcvd.py --method fdm --output_dir runs/long             # or ramvid, vdm: other masks and networks
     accelerate launch train_mcvd.py --preset smmnist-concat-p5k5f5-general --digits mnist --output_dir runs/smmnist
     accelerate launch train_mcvd.py --train_data_dir videos/ --in_channels 3 --resolution 64 --output_dir runs/mine
     accelerate launch train_mcvd.py --train_data_dir radar.zarr --normalization min_max --output_dir runs/radar
@@ -11,10 +12,12 @@
     accelerate launch --multi_gpu --num_processes 8 train_mcvd.py ...               # several GPUs
     accelerate launch --config_file cluster.yaml train_mcvd.py ...                  # several machines
 
-`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is in `train`, below.
+`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is in `train`, below. What
+differs from method to method is in `mcvd_diffusers/methods.py`.
 
 All randomness is keyed: clip i of epoch e by (seed, e, i); masks, timesteps and noise of training sample n by
-(seed, n); dropout by (seed, step, process), which alone depends on the batch size and the number of processes. Nothing is
+(seed, n); dropout by (seed, step, process), which depends on the batch size and the number of processes, as does a window that
+takes frames of other clips of its batch (--fill_with_other_clips, images without --image_data_dir), and nothing else. Nothing is
 drawn from a global stream that outlives a step. So the state of a training is its weights, their average, the optimizer's
 moments and a few numbers, the same on all processes, and a run that goes on from it is the run that was never stopped.
 
@@ -50,7 +53,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 
-from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
+from mcvd_diffusers import FrameRole, MCVDPipeline, denoising_loss, sample_generators
 from mcvd_diffusers.checkpointing import load_training_tensors, version_changes
 from mcvd_diffusers.cost import (
     NUM_TIMED,
@@ -66,17 +69,17 @@ from mcvd_diffusers.cost import (
 )
 from mcvd_diffusers.data import StreamingClips
 from mcvd_diffusers.interruption import StopSignals
-from mcvd_diffusers.masking import tasks_of_config
+from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
-from mcvd_diffusers.train_settings import FROM_PRETRAINED_UNET, Settings, parse_args
+from mcvd_diffusers.train_settings import Settings, parse_args
 from mcvd_diffusers.training import DROPOUT_STREAM, draw_timesteps
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
 from mcvd_diffusers.training_log import LossMeter, Trackers
-from mcvd_diffusers.validation import make_validation_videos
+from mcvd_diffusers.validation import make_validation_videos, validation_tasks
 
 
 __all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "make_unet", "parse_args"]
@@ -132,7 +135,7 @@ def way_out_of(message: str) -> str:
         "`variables` must": "--variables",
         "`column` must": "--video_column",
         "too short": "--num_past_frames, --num_frames, --num_future_frames and --frame_stride make a clip's length;"
-        " --pad_short_videos",
+        " (of other methods --max_frames or --clip_frames); --pad_short_videos",
         "`max_bad_share`": "--max_bad_share",
     }
     found = [flag for words, flag in flags.items() if words in message]
@@ -143,38 +146,27 @@ def way_out_of(message: str) -> str:
 # What is trained
 
 
-def make_unet(settings: Settings) -> MCVDUNet2DModel:
+def make_unet(settings: Settings) -> torch.nn.Module:
     """The network: new from the settings, or a saved one to go on with."""
-    training, source = settings.training, settings.model.pretrained_model_name_or_path
-    statements = {name: getattr(training, name) for name in ("drop_past", "drop_future", "prediction_type")}
-    if source is not None:
-        unet = MCVDUNet2DModel.from_pretrained(source, subfolder="unet", variant=settings.model.variant)
-        unet.register_to_config(sample_size=list(settings.size), **statements)
-        return unet
-    shape = {name: getattr(settings.model, name) for name in FROM_PRETRAINED_UNET}
-    shape["in_channels"] += settings.data.nan_mask_channel
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        return MCVDUNet2DModel(
-            sample_size=list(settings.size), num_train_timesteps=training.num_train_timesteps, **shape, **statements
-        )
+    return make_method(settings).make_network()
 
 
 def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
     """The noise of training; a saved pipeline's, if training goes on with one."""
     training, source = settings.training, settings.model.pretrained_model_name_or_path
+    variance_type = make_method(settings).variance_type
     if source is not None:
-        return DDPMScheduler.from_pretrained(source, subfolder="scheduler", variance_type="fixed_small")
+        return DDPMScheduler.from_pretrained(source, subfolder="scheduler", variance_type=variance_type)
     return DDPMScheduler(
         num_train_timesteps=training.num_train_timesteps,
         beta_schedule=training.beta_schedule,
         prediction_type=training.prediction_type,
-        variance_type="fixed_small",
+        variance_type=variance_type,
     )
 
 
 def make_pipeline(
-    settings: Settings, unet: MCVDUNet2DModel, noise_scheduler: DDPMScheduler, normalizer: FrameNormalizer
+    settings: Settings, unet: torch.nn.Module, noise_scheduler: DDPMScheduler, normalizer: FrameNormalizer
 ) -> MCVDPipeline:
     """The network, its units, and the scheduler it is sampled with: from pure noise, within the range of the data."""
     scheduler_class = getattr(diffusers, settings.training.sampling_scheduler)
@@ -184,10 +176,15 @@ def make_pipeline(
         clip_sample=True,
         clip_sample_range=normalizer.largest_value,
     )
-    source = settings.model.pretrained_model_name_or_path
-    final_denoise = source is not None and MCVDPipeline.load_config(source).get("final_denoise", False)
+    source, sampling = settings.model.pretrained_model_name_or_path, make_method(settings).pipeline_settings()
+    theirs = {} if source is None else MCVDPipeline.load_config(source)
+    sampling |= {name: theirs[name] for name in sampling if theirs.get(name) is not None}
     return MCVDPipeline(
-        unet=unet, scheduler=scheduler, final_denoise=final_denoise, normalization=normalizer.to_config()
+        unet=unet,
+        scheduler=scheduler,
+        final_denoise=theirs.get("final_denoise", False),
+        normalization=normalizer.to_config(),
+        **sampling,
     )
 
 
@@ -232,10 +229,11 @@ def train(
     # What is trained, on what, and how far it is.
     with setup_errors():
         check_launch(settings, accelerator)
-        train_set, held_out = make_datasets(settings, settings.num_window_frames)
+        method = make_method(settings)
+        train_set, held_out = make_datasets(settings, method.num_clip_frames)
         validation_clips = whole_clips(held_out, training.num_validation_videos)
-        network, noise_scheduler = make_unet(settings), make_noise_scheduler(settings)
-        config, normalizer = network.config, train_set.normalizer
+        network, noise_scheduler = method.make_network(), make_noise_scheduler(settings)
+        normalizer = train_set.normalizer
         make_pipeline(settings, network, noise_scheduler, normalizer)  # whatever does not fit shows now
         num_clips = count_clips(settings, train_set, world_size)
         progress = read_progress(
@@ -244,6 +242,7 @@ def train(
             num_clips=num_clips,
             world_size=world_size,
             precision=accelerator.mixed_precision,
+            depends_on_batch=method.depends_on_batch,
         )
         network.to(device)
         averaged, ema = make_average(settings, network)
@@ -292,7 +291,7 @@ def train(
         run_id=f"{output_dir.name}-{hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:8]}",
     )
     at_the_end.callback(trackers.finish)
-    announce(settings, network, normalizer, num_clips, len(held_out), accelerator, progress)
+    announce(method, network, normalizer, num_clips, len(held_out), accelerator, progress)
     # Workers fill their queues first: what follows shows whether they keep up.
     timer = UpdateTimer(device, max(NUM_TIMED, 4 * settings.data.dataloader_num_workers))
     seconds_per_video, is_estimated = None, False
@@ -305,7 +304,7 @@ def train(
             seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
     accelerator.wait_for_everyone()
 
-    meter = RunMeter(settings, accelerator, network, noise_scheduler)
+    meter = RunMeter(method, accelerator, network, noise_scheduler)
     step = progress.num_samples // (world_size * batch_size)
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
@@ -323,34 +322,29 @@ def train(
             numbers = range(first, first + batch_size)
             generators = sample_generators(training.seed, numbers, device)
             torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, step, rank))
-            roles = mcvd_roles(
-                batch_size,
-                num_past_frames=config.num_past_frames,
-                num_frames=config.num_frames,
-                num_future_frames=config.num_future_frames,
-                drop_past=training.drop_past,
-                drop_future=training.drop_future,
-                generator=generators,
-            )
-            if "is_padding" in batch:  # of a video that is too short: neither given nor learned
-                roles = roles.masked_fill(batch["is_padding"].to(roles.device), FrameRole.ABSENT)
+            clips = train_set.encode(batch["video"].to(device, non_blocking=True))
+            drawn = method.draw({**batch, "video": clips}, generators)  # which frames are given, and which learned
             timesteps = draw_timesteps(noise_scheduler, batch_size, generator=generators)
-            window.append({"video": batch["video"], "roles": roles, "timesteps": timesteps, "samples": numbers})
+            window.append({"batch": batch, "roles": drawn.roles, "timesteps": timesteps, "samples": numbers})
             with accelerator.accumulate(unet):
                 losses = denoising_loss(
                     unet,
                     noise_scheduler,
-                    train_set.encode(batch["video"].to(device, non_blocking=True)),
-                    roles,
+                    drawn.video,
+                    drawn.roles,
                     generator=generators,
                     timesteps=timesteps,
+                    frame_indices=drawn.frame_indices,
+                    segment_ids=drawn.segment_ids,
                     loss_type=training.loss_type,
                     reduction=training.loss_reduction,
                 )
-                num_learned = (roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
+                num_learned = (
+                    (drawn.roles == FrameRole.LATENT).any(dim=1).sum()
+                )  # all, unless a whole block is padding
                 accelerator.backward(losses.sum() / num_learned.clamp(min=1))
             window[-1]["losses"] = losses.detach()
-            meter.add(losses.detach(), timesteps, roles)
+            meter.add(losses.detach(), timesteps, drawn.roles, drawn.segment_ids)
             if not accelerator.sync_gradients:
                 if stop.is_asked and world_size == 1:  # the update that was begun is made anew when training goes on
                     break
@@ -405,7 +399,7 @@ def train(
             is_last = is_end or bool(signals) or (stop.is_asked and world_size == 1)  # alike on all processes
             if is_main and not is_estimated and (timer.is_done or (is_last and timer.has_measured)):
                 is_estimated = True
-                for line in make_estimate(settings, accelerator, network, timer, seconds_per_video).lines():
+                for line in make_estimate(settings, accelerator, pipeline, timer, seconds_per_video).lines():
                     log(f"estimate  {line}")
             if is_made and (progress.update % training.logging_steps == 0 or is_end):
                 values = meter.read() | {
@@ -439,7 +433,7 @@ def train(
     batches.close()  # a worker that dies from here on is of no interest
     stage = f"after {progress.update:,} of {training.max_train_steps:,} updates"
     if failure is not None and is_out_of_memory(failure):  # what was computed is in the way of saving
-        batch = losses = None
+        batch = clips = drawn = losses = None
         traceback.clear_frames(failure.__traceback__)
         failure.__traceback__ = None
         network.zero_grad(set_to_none=True)
@@ -453,7 +447,7 @@ def train(
             return None
         if is_out_of_memory(failure):
             hint = what_would_fit(
-                failure, settings, accelerator, network, plain_optimizer, noise_scheduler, train_set, window
+                failure, method, accelerator, network, plain_optimizer, noise_scheduler, train_set, window
             )
             raise TooLittleMemoryError(f"Memory has run out {stage}. {hint} {where}") from None
         if isinstance(failure, (DataError, NotFiniteError)):
@@ -520,7 +514,7 @@ def make_optimizer(settings: Settings, network: torch.nn.Module) -> torch.optim.
     )
 
 
-def make_average(settings: Settings, network: MCVDUNet2DModel) -> tuple[MCVDUNet2DModel | None, EMAModel | None]:
+def make_average(settings: Settings, network: torch.nn.Module) -> tuple[torch.nn.Module | None, EMAModel | None]:
     """A network that holds the moving average of another's weights, and what moves it."""
     training = settings.training
     if not training.use_ema:
@@ -573,8 +567,8 @@ def exchange(accelerator: Accelerator, *numbers: int | bool | torch.Tensor) -> l
 
 
 def announce(
-    settings: Settings,
-    network: MCVDUNet2DModel,
+    method: Method,
+    network: torch.nn.Module,
     normalizer: FrameNormalizer,
     num_clips: int | None,
     num_held_out: int,
@@ -582,6 +576,7 @@ def announce(
     progress: Progress,
 ) -> None:
     """The first lines of the log: what is trained on what."""
+    settings = method.settings
     training, data, world_size = settings.training, settings.data, accelerator.num_processes
     if training.max_train_minutes is not None and training.lr_scheduler in ("cosine", "linear"):
         log(
@@ -589,8 +584,13 @@ def announce(
             " ends training before, the learning rate is still high then"
         )
     clips = "streamed" if num_clips is None else f"{num_clips:,} an epoch"
+    windows = ""
+    if method.num_seen_frames < method.num_clip_frames:
+        windows = f" in windows of {method.num_seen_frames},"
+    elif method.num_seen_frames > method.num_clip_frames:
+        windows = f" with {method.num_seen_frames - method.num_clip_frames} images beside each,"
     log(
-        f"{data.train_data_dir or data.dataset_name or 'moving digits'}: clips of {network.num_window_frames} frames,"
+        f"{data.train_data_dir or data.dataset_name or 'moving digits'}: clips of {method.num_clip_frames} frames,{windows}"
         f" {settings.size[0]}x{settings.size[1]} pixels, {network.config.in_channels} channel(s), {clips},"
         f" {num_held_out:,} held out"
     )
@@ -612,23 +612,14 @@ def announce(
 class RunMeter(LossMeter):
     """Losses and speed since the last line of the log."""
 
-    def __init__(
-        self, settings: Settings, accelerator: Accelerator, network: MCVDUNet2DModel, noise_scheduler
-    ) -> None:
-        config = network.config
-        super().__init__(
-            num_train_timesteps=noise_scheduler.config.num_train_timesteps,
-            num_past_frames=config.num_past_frames,
-            num_frames=config.num_frames,
-            num_future_frames=config.num_future_frames,
-            device=accelerator.device,
-        )
-        self._accelerator, self._network, self._size = accelerator, network, settings.size
+    def __init__(self, method: Method, accelerator: Accelerator, network: torch.nn.Module, noise_scheduler) -> None:
+        super().__init__(num_train_timesteps=noise_scheduler.config.num_train_timesteps, device=accelerator.device)
+        self._accelerator, self._network, self._method = accelerator, network, method
         self._flops_per_clip = self._flops_at_most = None
         self._num_clips, self._since = 0, time.perf_counter()
 
-    def add(self, losses: torch.Tensor, timesteps: torch.Tensor, roles: torch.Tensor) -> None:
-        super().add(losses, timesteps, roles)
+    def add(self, losses: torch.Tensor, *args) -> None:
+        super().add(losses, *args)
         self._num_clips += len(losses) * self._accelerator.num_processes
 
     def skip(self, seconds: float) -> None:
@@ -641,7 +632,9 @@ class RunMeter(LossMeter):
         if self._flops_per_clip is None:
             types = {"bf16": torch.bfloat16, "fp16": torch.float16}
             kind = types.get(self._accelerator.mixed_precision, torch.float32)
-            self._flops_per_clip = training_flops(self._network, height=self._size[0], width=self._size[1])
+            height, width = self._method.settings.size
+            num_frames = self._method.num_seen_frames
+            self._flops_per_clip = training_flops(self._network, height=height, width=width, num_frames=num_frames)
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": clips_per_second,
@@ -658,6 +651,7 @@ def save_window(output_dir: Path, window: list[dict], update: int, rank: int) ->
         for end in ("", *map("-{}".format, range(2, 10**6)))
     )
     path = next(output_dir / name for name in names if not (output_dir / name).exists())
+    window = [{"video": x["batch"]["video"], **x} for x in window]
     tensors = {
         name: torch.cat([torch.as_tensor(x[name]).cpu() for x in window])
         for name in ("video", "roles", "timesteps", "samples", "losses")
@@ -679,20 +673,20 @@ def save_window(output_dir: Path, window: list[dict], update: int, rank: int) ->
 
 def what_would_fit(
     failure: Exception,
-    settings: Settings,
+    method: Method,
     accelerator: Accelerator,
-    network: MCVDUNet2DModel,
+    network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     noise_scheduler: DDPMScheduler,
     train_set: torch.utils.data.Dataset,
     window: list[dict],
 ) -> str:
     """What memory has run out for, and the largest batch that it suffices for, which is tried."""
-    training, device = settings.training, accelerator.device
+    settings, training, device = method.settings, method.settings.training, accelerator.device
     reason = first_line(failure)
     has_moments = bool(optimizer.state)
     tried = (
-        f"--train_batch_size {training.train_batch_size} clips of {settings.num_window_frames} frames of"
+        f"--train_batch_size {training.train_batch_size} clips of {method.num_seen_frames} frames of"
         f" {settings.size[0]}x{settings.size[1]} pixels"
     )
     if not window:
@@ -704,17 +698,23 @@ def what_would_fit(
     def attempt(num_clips: int) -> None:
         moments = [] if has_moments else [torch.empty_like(x) for x in parameters for _ in range(2)]
         spare = torch.empty(SPARE_BYTES, dtype=torch.uint8, device=device)  # a run needs a little more than one try
+        generator = torch.Generator(device).manual_seed(0)
+        clips = {name: x[:num_clips] for name, x in batch["batch"].items()}
+        clips["video"] = train_set.encode(clips["video"].to(device))
+        drawn = method.draw(clips, generator)
         with accelerator.autocast():
             losses = denoising_loss(
                 network,
                 noise_scheduler,
-                train_set.encode(batch["video"][:num_clips].to(device)),
-                batch["roles"][:num_clips],
+                drawn.video,
+                drawn.roles,
                 timesteps=batch["timesteps"][:num_clips],
-                generator=torch.Generator(device).manual_seed(0),
+                frame_indices=drawn.frame_indices,
+                segment_ids=drawn.segment_ids,
+                generator=generator,
             )
         torch.autograd.grad(losses.sum(), parameters)
-        del moments, spare
+        del clips, drawn, moments, spare
 
     ways = []
     for more in ("",) if training.gradient_checkpointing else ("", "--gradient_checkpointing True "):
@@ -730,14 +730,14 @@ def what_would_fit(
 
 
 def make_estimate(
-    settings: Settings, accelerator: Accelerator, unet: torch.nn.Module, timer: UpdateTimer, seconds_per_video: Spread
+    settings: Settings, accelerator: Accelerator, pipeline: MCVDPipeline, timer: UpdateTimer, seconds_per_video: Spread
 ) -> CostEstimate:
     """What the run will cost, from what was measured so far."""
-    training = settings.training
+    training, unet = settings.training, pipeline.unet
     num_validations = (
         1 + (training.max_train_steps - 1) // training.validation_steps if training.validation_steps else 1
     )
-    num_tasks = len(tasks_of_config(unet.config))
+    num_tasks = len(validation_tasks(pipeline))
     network_bytes = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
     pipeline_bytes = network_bytes * (1 + training.use_ema)
     return CostEstimate(

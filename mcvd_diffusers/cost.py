@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -258,7 +259,7 @@ def largest_batch_that_fits(attempt: Callable[[int], None], batch_size: int) -> 
 
 def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: int) -> Spread:
     """
-    How long a pipeline takes for a video of one block.
+    How long a pipeline takes for a video of one block, or for what is made of one window.
 
     A few short samplings of two lengths tell the time of a step and of what comes once; the rest is extrapolated.
 
@@ -271,7 +272,12 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
         [`Spread`]: Seconds for one video.
     """
     config, device = pipeline.unet.config, pipeline.device
-    num_given = (config[f"num_{side}_frames"] * (config[f"drop_{side}"] < 1) for side in ("past", "future"))
+    if "max_frames" in config:  # any frames may be given: as many as when a long video goes on
+        num_made = pipeline.config.step or config.max_frames
+        num_given = (config.max_frames - num_made, 0)
+    else:
+        num_made = config.num_frames
+        num_given = (config[f"num_{side}_frames"] * (config[f"drop_{side}"] < 1) for side in ("past", "future"))
     channels = pipeline.normalizer.num_channels(config.in_channels)
     middle = pipeline.normalizer.decode(torch.zeros(1, 1, config.in_channels, height, width))
     past, future = (middle.expand(1, count, channels, height, width) if count else None for count in num_given)
@@ -281,6 +287,7 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
         pipeline(
             past_frames=past,
             future_frames=future,
+            num_frames=num_made,
             height=height,
             width=width,
             num_inference_steps=num_steps,
@@ -304,7 +311,7 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
     return Spread(videos)
 
 
-def training_flops(unet: torch.nn.Module, *, height: int, width: int) -> int:
+def training_flops(unet: torch.nn.Module, *, height: int, width: int, num_frames: int | None = None) -> int:
     """
     Arithmetic of one clip in training: its forward and backward pass, without what is computed again to save memory.
 
@@ -313,17 +320,18 @@ def training_flops(unet: torch.nn.Module, *, height: int, width: int) -> int:
     where nothing is computed.
 
     Args:
-        unet ([`MCVDUNet2DModel`]): The network; neither called nor changed.
+        unet ([`MCVDUNet2DModel`] or [`SpaceTimeUNetModel`]): The network; neither called nor changed.
         height, width (`int`): Size of a frame.
+        num_frames (`int`, *optional*): Frames of a clip, for a network of any length; those of its windows if not given.
 
     Returns:
         `int`: Floating point operations, two for a multiplication with an addition.
     """
     try:
-        return 3 * _forward_flops(unet, "meta", height, width)
+        return 3 * _forward_flops(unet, "meta", height, width, num_frames)
     except RuntimeError:  # a network that looks at values can only be counted where there are some
         with torch.random.fork_rng(devices=[]):
-            return 3 * _forward_flops(unet, "cpu", height, width)
+            return 3 * _forward_flops(unet, "cpu", height, width, num_frames)
 
 
 @functools.lru_cache
@@ -365,18 +373,30 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         rows *= 2
 
 
-def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int) -> int:
+class _NothingIsAbsent(TorchFunctionMode):
+    """A network asks whether any frame is ABSENT, which nobody can tell where there are no values: none is."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.__bool__ and args[0].is_meta:
+            return False
+        return function(*args, **(kwargs or {}))
+
+
+def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int, num_frames: int | None) -> int:
     """Floating point operations of one clip through a network like this one, made on that device."""
     config = unet.config
-    past, size = config.num_past_frames, config.num_frames
-    num_window_frames = past + size + config.num_future_frames
+    if "max_frames" in config:
+        past, size, future = 0, num_frames or config.max_frames, 0
+    else:
+        past, size, future = config.num_past_frames, config.num_frames, config.num_future_frames
+    num_window_frames = past + size + future
     with torch.device(device), torch.no_grad():
         model = type(unet).from_config(config).eval()
         sample = torch.zeros(1, num_window_frames, config.in_channels, height, width)
         roles = torch.full((1, num_window_frames), OBSERVED)
         roles[:, past : past + size] = LATENT
         # The counter does not know the CPU's kernel of attention; written out it is plain matrix multiplications.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), _NothingIsAbsent(), FlopCounterMode(display=False) as counter:
             model(sample, torch.zeros(1, dtype=torch.long), roles, return_dict=False)
     return counter.get_total_flops()
 

@@ -4,6 +4,8 @@ One function per method, all with one signature: a batch size, what the method n
 `(B, T)` tensor of [`FrameRole`]s as the result.
 """
 
+import math
+import random
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -82,16 +84,13 @@ def mcvd_roles(
     Raises:
         ValueError: If a probability is outside `[0, 1]`, or a list of generators does not have one for each clip.
     """
-    for name, value in (("drop_past", drop_past), ("drop_future", drop_future)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` is a probability, got {value}.")
-    for name, value, least in (
+    _check_probability("drop_past", drop_past)
+    _check_probability("drop_future", drop_future)
+    _check_counts(
         ("num_past_frames", num_past_frames, 0),
         ("num_frames", num_frames, 1),
         ("num_future_frames", num_future_frames, 0),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    )
     draws = rand_tensor((batch_size, 2), generator)
     return block_roles(
         batch_size,
@@ -101,6 +100,147 @@ def mcvd_roles(
         is_past_kept=draws[:, 0] >= drop_past,
         is_future_kept=draws[:, 1] >= drop_future,
     )
+
+
+def ramvid_roles(
+    batch_size: int,
+    *,
+    num_frames: int,
+    max_observed: int = 4,
+    drop_observed: float = 0.25,
+    generator: Generators = None,
+) -> torch.Tensor:
+    """
+    RaMViD's masks (Höppe et al., "Diffusion Models for Video Prediction and Infilling", 2206.07696): a few frames anywhere
+    in the clip are given, or none; all others are predicted.
+
+    One network then learns prediction, infilling of any kind, and generation. The defaults are the paper's for BAIR and
+    Kinetics-600; for UCF-101 it leaves out the given frames with probability 0.75.
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_frames (`int`): Frames of a clip `T`.
+        max_observed (`int`, *optional*, defaults to 4): Most OBSERVED frames, less than `num_frames`: each number from 1 has
+            the same chance.
+        drop_observed (`float`, *optional*, defaults to 0.25): Probability that no frame is OBSERVED, in `[0, 1]`.
+        generator (`torch.Generator` or a list of them, *optional*):
+            The source of randomness. Clip `i` takes `2 + num_frames` numbers, and does not depend on the batch size.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, integer: The [`FrameRole`] of each frame, OBSERVED or LATENT.
+
+    Raises:
+        ValueError: If a number is out of range, or a list of generators does not have one for each clip.
+    """
+    _check_probability("drop_observed", drop_observed)
+    if not 1 <= max_observed < num_frames:
+        raise ValueError(
+            f"`max_observed` must be from 1 to `num_frames` - 1 ({num_frames - 1}), so that a frame is left to be predicted,"
+            f" got {max_observed}."
+        )
+    draws = rand_tensor((batch_size, 2 + num_frames), generator)
+    num_observed = 1 + (draws[:, 1] * max_observed).long()
+    num_observed = torch.where(draws[:, 0] < drop_observed, 0, num_observed)  # (B,)
+    place = draws[:, 2:].argsort(dim=1).argsort(dim=1)  # of each frame in a random order, (B, T)
+    return torch.where(place < num_observed[:, None], int(FrameRole.OBSERVED), int(FrameRole.LATENT))
+
+
+def fdm_roles(batch_size: int, *, num_frames: int, max_frames: int, generator: Generators = None) -> torch.Tensor:
+    """
+    FDM's masks (Harvey et al., "Flexible Diffusion Modeling of Long Videos", 2205.11495, section 3.1): a few frames from
+    anywhere in a long clip, evenly spaced in groups, some given and some to be predicted; all others are ABSENT.
+
+    A first group is LATENT. Then groups are added, OBSERVED or LATENT by the toss of a coin, until one does not fit any
+    more. A group of `s` frames, `s` from 1 to `max_frames` with the same chance, has a spacing whose logarithm is uniform
+    between that of 1 and the widest that fits the clip, and starts anywhere. [`training.gather_window`] makes windows of these
+    roles.
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_frames (`int`): Frames of a clip `T`.
+        max_frames (`int`): Most frames that are not ABSENT, from 1 to `num_frames`.
+        generator (`torch.Generator` or a list of them, *optional*):
+            The source of randomness. Clip `i` takes two numbers, and does not depend on the batch size.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, integer: The [`FrameRole`] of each frame.
+
+    Raises:
+        ValueError: If a number is out of range, or a list of generators does not have one for each clip.
+    """
+    if not 1 <= max_frames <= num_frames:
+        raise ValueError(f"`max_frames` must be from 1 to `num_frames` ({num_frames}), got {max_frames}.")
+    # How many numbers a clip needs is not known beforehand, and on a GPU each would be waited for: two of them are the seed
+    # of a stream of its own. (Python promises that this stream never changes.)
+    seeds = (rand_tensor((batch_size, 2), generator) * 2**24).long().tolist()  # float32 has 24 bits
+    return torch.stack([_fdm_clip(random.Random(high << 24 | low), num_frames, max_frames) for high, low in seeds])
+
+
+def _fdm_clip(source: random.Random, num_frames: int, max_frames: int) -> torch.Tensor:
+    """Roles of one clip, (T,)."""
+    roles = torch.full((num_frames,), FrameRole.ABSENT, dtype=torch.long)
+    is_used: set[int] = set()
+    group, role = _fdm_group(source, num_frames, max_frames), FrameRole.LATENT
+    while len(is_used) + len(group) <= max_frames:
+        roles[list(group)] = role
+        is_used |= group
+        if len(is_used) == num_frames:  # no group could add anything
+            break
+        role = FrameRole.OBSERVED if source.random() < 0.5 else FrameRole.LATENT
+        group = _fdm_group(source, num_frames, max_frames) - is_used
+    return roles
+
+
+def _fdm_group(source: random.Random, num_frames: int, max_frames: int) -> set[int]:
+    """Evenly spaced frames."""
+    size = 1 + int(source.random() * max_frames)
+    while True:
+        spacing = math.exp(source.random() * math.log(num_frames / (size - 0.999)))
+        start = source.random() * (num_frames - spacing * (size - 1))
+        last = start + spacing * (size - 1)
+        if start >= 0 and last < num_frames:
+            return {int(start + i * spacing) for i in range(size)}
+
+
+def vdm_roles(batch_size: int, *, num_frames: int, num_images: int = 0) -> torch.Tensor:
+    """
+    VDM's masks (Ho et al., "Video Diffusion Models", 2204.03458): there are none, all frames of the clip, and the images
+    beside it (section 2.1), are predicted. Frames are given at sampling time only, by replacement and guidance.
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_frames (`int`): Frames of a clip.
+        num_images (`int`, *optional*, defaults to 0): Images beside it; the paper has 4 or 8.
+
+    Returns:
+        `torch.Tensor` of shape `(B, num_frames + num_images)`, integer: [`FrameRole`] LATENT everywhere.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    _check_counts(("num_frames", num_frames, 1), ("num_images", num_images, 0))
+    return torch.full((batch_size, num_frames + num_images), FrameRole.LATENT, dtype=torch.long)
+
+
+def joint_segments(batch_size: int, *, num_frames: int, num_images: int) -> torch.Tensor:
+    """
+    Which frames of a window of a clip and images beside it see which (VDM, 2204.03458, section 2.1): those of the clip one
+    another, each image itself.
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_frames (`int`): Frames of a clip.
+        num_images (`int`): Images beside it.
+
+    Returns:
+        `torch.Tensor` of shape `(B, num_frames + num_images)`, integer: 0 for the clip, 1, 2, ... for the images.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    _check_counts(("num_frames", num_frames, 1), ("num_images", num_images, 0))
+    segments = torch.cat([torch.zeros(num_frames, dtype=torch.long), torch.arange(1, num_images + 1)])
+    return segments.expand(batch_size, -1)
 
 
 def trained_tasks(
@@ -139,10 +279,27 @@ def tasks_of_config(config: Mapping) -> list[str]:
     The tasks that a network was trained for, as its config states.
 
     Args:
-        config (`Mapping`): With `num_past_frames`, `num_future_frames`, `drop_past` and `drop_future`.
+        config (`Mapping`):
+            Of [`MCVDUNet2DModel`], with `num_past_frames`, `num_future_frames`, `drop_past` and `drop_future`; or of
+            [`SpaceTimeUNetModel`], with `drop_observed`, the probability that nothing was given.
 
     Returns:
         `list[str]`: As [`trained_tasks`].
     """
+    if "drop_observed" in config:  # any frames were given, on any side of those to be predicted
+        given = ["prediction", "past prediction", "interpolation"] if config["drop_observed"] < 1 else []
+        return given + ["generation"] * (config["drop_observed"] > 0)
     names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
     return trained_tasks(**{name: config[name] for name in names})
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is a probability, got {value}.")
+
+
+def _check_counts(*counts: tuple[str, int, int]) -> None:
+    """Name, value and the least that it may be, of each."""
+    for name, value, least in counts:
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")

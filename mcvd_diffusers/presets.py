@@ -1,11 +1,15 @@
-"""The training settings of MCVD's published checkpoints, for `train_mcvd.py --preset NAME`.
+"""The training settings of published models, for `train_mcvd.py --preset NAME`.
 
-Source: the scripts `example_scripts/final/*.sh` of the original code, which is what the checkpoints were trained with
+MCVD's source: the scripts `example_scripts/final/*.sh` of the original code, which is what the checkpoints were trained with
 (its bare YAML files are not); `ORIGINAL_NAMES` gives the script's name for each. The paper's table of results names
-the same models by data set, conditioning and frames.
+the same models by data set, conditioning and frames. Those of RaMViD, FDM and VDM are of their papers and code; there, a
+batch is that of one process.
 """
 
-# Common to all: Adam without weight decay, epsilon prediction, linear betas, the summed loss with its gradient norm
+import copy
+
+
+# Common to all of MCVD's: Adam without weight decay, epsilon prediction, linear betas, the summed loss with its gradient norm
 # clipped at 1, a constant learning rate after a linear warm-up, and an average of the weights with constant decay.
 _COMMON = {
     "layers_per_block": 2,
@@ -75,15 +79,102 @@ _ROWS = {
 }
 # fmt: on
 
+# Common to RaMViD and FDM, whose networks are those of improved-diffusion: no weight decay, epsilon prediction, linear betas,
+# a constant learning rate without warm-up.
+_ADM = {
+    "prediction_type": "epsilon",
+    "beta_schedule": "linear",
+    "adam_weight_decay": 0.0,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "ema_decay": 0.9999,
+    "ema_warmup": False,
+    "sampling_scheduler": "DDPMScheduler",
+    "validation_inference_steps": 100,
+    "in_channels": 3,
+    "num_attention_heads": 4,
+}
+_ADM_64 = {"resolution": [64], "block_out_channels": [128, 256, 384, 512], "attention_levels": [2, 3]}
+_RAMVID = {"method": "ramvid", **_ADM, **_ADM_64, "learning_rate": 2e-5, "max_grad_norm": 1.0, "max_observed": 4}
+_FDM = {
+    "method": "fdm",
+    **_ADM,
+    "max_frames": 20,
+    "temporal_position": "relative_network",
+    "loss_reduction": "window_mean",
+    "fill_with_other_clips": True,
+    "learning_rate": 1e-4,
+    "max_grad_norm": 1e9,  # it does not clip
+    "train_batch_size": 2,  # CARLA's, on each of 4 GPUs; that of the others is not known
+}
+_SPACE_TIME = {
+    # On each of 8 GPUs.
+    "ramvid-bair": _RAMVID
+    | {
+        "layers_per_block": 2,
+        "max_frames": 20,
+        "drop_observed": 0.25,
+        "train_batch_size": 4,
+        "max_train_steps": 250_000,
+    },
+    "ramvid-k600": _RAMVID
+    | {
+        "layers_per_block": 3,
+        "max_frames": 16,
+        "drop_observed": 0.25,
+        "train_batch_size": 8,
+        "max_train_steps": 500_000,
+    },
+    "ramvid-ucf101": _RAMVID | {"layers_per_block": 3, "max_frames": 16, "drop_observed": 0.75, "train_batch_size": 8},
+    "fdm-gqn-mazes": _FDM | _ADM_64 | {"layers_per_block": 2, "clip_frames": 300},
+    "fdm-minerl": _FDM | _ADM_64 | {"layers_per_block": 2, "clip_frames": 500},
+    "fdm-carla": _FDM
+    | {
+        "resolution": [128],
+        "block_out_channels": [128, 128, 256, 384, 512],
+        "attention_levels": [3, 4],
+        "layers_per_block": 1,
+        "clip_frames": 1000,
+    },
+    # There is no code of the paper's own. Network, noise (1000 steps, cosine), target, loss, learning rate and batch are
+    # those of the public port video-diffusion-pytorch, at its width of 64; windows of 16 frames of 64 x 64 pixels, and images
+    # beside them, of which the port has none, are the paper's.
+    "vdm-64": {
+        "method": "vdm",
+        "prediction_type": "epsilon",
+        "beta_schedule": "squaredcos_cap_v2",
+        "loss_type": "l1",
+        "in_channels": 3,
+        "resolution": [64],
+        "max_frames": 16,
+        "block_out_channels": [64, 128, 256, 512],
+        "layers_per_block": 1,
+        "num_attention_heads": 8,
+        "attention_head_dim": 32,
+        "temporal_position": "bias_and_rotary",
+        "num_joint_images": 4,
+        "train_batch_size": 32,
+        "learning_rate": 1e-4,
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "adam_weight_decay": 0.0,
+        "sampling_scheduler": "DDPMScheduler",
+        "validation_inference_steps": 100,
+    },
+}
+
 ORIGINAL_NAMES = {name: row[-1] for name, row in _ROWS.items()}
+"""MCVD's: our name -> that of the original's script."""
+
+PRESETS = (*_ROWS, *_SPACE_TIME)
 
 
 def preset(name: str) -> dict:
     """
-    The settings of a published checkpoint, under the names of `train_mcvd.py`'s flags.
+    The settings of a published model, under the names of `train_mcvd.py`'s flags.
 
     Args:
-        name (`str`): For instance `"smmnist-concat-p5k5f5-general"`; `ORIGINAL_NAMES` lists all.
+        name (`str`): For instance `"smmnist-concat-p5k5f5-general"`; `PRESETS` lists all.
 
     Returns:
         `dict`: Settings that differ from the script's defaults, and those that define the model.
@@ -91,8 +182,10 @@ def preset(name: str) -> dict:
     Raises:
         ValueError: If there is no such preset.
     """
+    if name in _SPACE_TIME:
+        return copy.deepcopy(_SPACE_TIME[name])
     if name not in _ROWS:
-        raise ValueError(f"There is no preset {name!r}. There are: {', '.join(_ROWS)}.")
+        raise ValueError(f"There is no preset {name!r}. There are: {', '.join(PRESETS)}.")
     past, block, future, width, head, spatin, dropout, batch, rate, warmup, drop_past, drop_future, steps, _ = _ROWS[name]  # fmt: skip
     channels, size, multiples, attention = _DATA[name.split("-")[0]]
     digits = {"digits": "mnist", "num_digits": 2, "digit_size": 32, "max_speed": 4}

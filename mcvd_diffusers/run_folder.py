@@ -73,7 +73,13 @@ class Progress:
 
 
 def read_progress(
-    settings: Settings, *, fingerprint: str, num_clips: int | None, world_size: int, precision: str
+    settings: Settings,
+    *,
+    fingerprint: str,
+    num_clips: int | None,
+    world_size: int,
+    precision: str,
+    depends_on_batch: bool = False,
 ) -> Progress:
     """
     How far the training is that is gone on with.
@@ -84,6 +90,8 @@ def read_progress(
         num_clips (`int`, *optional*): Clips of an epoch; `None` for a stream.
         world_size (`int`): Number of processes.
         precision (`str`): What the network computes in: `"no"`, `"fp16"` or `"bf16"`.
+        depends_on_batch (`bool`, *optional*, defaults to `False`):
+            Whether what the network sees of a clip depends on the others of its batch.
 
     Returns:
         [`Progress`]: Where it goes on.
@@ -114,6 +122,11 @@ def read_progress(
     names = ("processes", "train_batch_size")
     if settings.model.dropout and any(state["division"][name] != now[name] for name in names):
         changed.append("the batch or the number of processes, which --dropout draws by")
+    if depends_on_batch and any(state["division"][name] != now[name] for name in names):
+        changed.append(
+            "the batch or the number of processes, though frames of other clips of the batch are used"
+            " (--fill_with_other_clips, or --num_joint_images without --image_data_dir)"
+        )
     if not is_stream:
         progress.stream_positions = [(0, 0)] * world_size
     elif state["division"] != now:
@@ -416,6 +429,8 @@ def card_facts(
     data_license = training.data_license
     if is_digits and data_license is None and data.digits == "sklearn":
         data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
+    # Of the videos that were timed: a block, or what is made of a window.
+    num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or unet.max_frames
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} with {os.cpu_count()} cores"
     )
@@ -428,7 +443,7 @@ def card_facts(
         "precision": {"no": "float32"}.get(precision, precision),
         "updates skipped, being not finite": progress.num_skipped or None,
         "seconds for a video": seconds_per_video
-        and f"{seconds_per_video:.3g} ({unet.num_frames} frames, {training.validation_inference_steps} steps, one at a time)",
+        and f"{seconds_per_video:.3g} ({num_frames} frames, {training.validation_inference_steps} steps, one at a time)",
         "seed": training.seed,
         **{name: version(package) for name, package in (("torch", "torch"), ("diffusers", "diffusers"))},
         "mcvd-diffusers": __version__,
@@ -457,7 +472,9 @@ def card_facts(
 
 
 # Settings that name places of one machine, or nothing that a reader of the card could use.
-_PATHS = ("train_data_dir", "dataset_name", "validation_list", "test_list", "pretrained_model_name_or_path")
+_PATHS = ("train_data_dir", "image_data_dir", "dataset_name", "validation_list", "test_list") + (
+    "pretrained_model_name_or_path",
+)
 _PRIVATE = ("output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "report_to") + (
     "tracker_project_name",
     "push_to_hub",

@@ -30,10 +30,10 @@ from mcvd_diffusers.checkpointing import (
     verify_checkpoint,
 )
 from mcvd_diffusers.folder_lock import LOCK_NAME, FolderLock
-from mcvd_diffusers.models import MCVDUNet2DModel
+from mcvd_diffusers.models import MCVDUNet2DModel, SpaceTimeUNetModel
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.pipelines import MCVDPipeline
-from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from mcvd_diffusers.presets import PRESETS, preset
 
 
 def _flag(default, help: str):
@@ -47,6 +47,12 @@ def _flag(default, help: str):
 class ModelArguments:
     """What is trained; each field is a flag."""
 
+    method: Literal["mcvd", "ramvid", "fdm", "vdm"] = _flag(
+        "mcvd",
+        "What is trained, and which frames it is given: mcvd, blocks before and after; ramvid, a few frames anywhere in the"
+        " window; fdm, frames from anywhere in a long clip; vdm, none, with single images beside the clip. That of the"
+        " pipeline that is gone on with, if one is.",
+    )
     pretrained_model_name_or_path: str | None = _flag(
         None,
         "Pipeline (folder or Hub id) whose network to go on training. It brings its shape, resolution, masks, noise"
@@ -54,27 +60,47 @@ class ModelArguments:
         " rate are not in it: they are those of the flags, or of a `--preset`.",
     )
     variant: str | None = _flag(None, "Which of that pipeline's weights: ema, or the raw ones if not given.")
-    conditioning: Literal["concat", "spatin"] = _flag("concat", "How given frames enter the network.")
+    conditioning: Literal["concat", "spatin"] = _flag("concat", "mcvd: how given frames enter the network.")
     in_channels: int | None = _flag(
         None, "Channels of a frame, without a mask; those of the data if not given. 1 makes colour grey."
     )
     resolution: list[int] | None = _flag(
         None,
-        "Height and width of the frames in pixels, or one number for both; those of the data, or 32 for moving digits, if"
-        " not given. Any size will do.",
+        "Height and width of the frames in pixels, or one number for both; those of the data, or, for moving digits, 32"
+        " (ramvid, fdm, vdm: 16), if not given. Any size will do.",
     )
-    num_past_frames: int = _flag(4, "Frames before the block that the network reads.")
-    num_frames: int = _flag(4, "Frames of the block that the network makes.")
-    num_future_frames: int = _flag(2, "Frames after the block that the network reads.")
+    num_past_frames: int = _flag(4, "mcvd: frames before the block that the network reads.")
+    num_frames: int = _flag(4, "mcvd: frames of the block that the network makes.")
+    num_future_frames: int = _flag(2, "mcvd: frames after the block that the network reads.")
+    max_frames: int | None = _flag(
+        None, "ramvid, fdm, vdm: frames of a window, without images beside it; 16 if not given."
+    )
+    clip_frames: int | None = _flag(
+        None, "fdm: frames of the clip that a window's frames are taken from; twice --max_frames if not given."
+    )
     block_out_channels: list[int] = _flag([32, 64, 96], "Channels of each level of the UNet, finest first.")
     down_block_types: list[str] | None = _flag(
-        None, "DownBlock2D or AttnDownBlock2D for each level; attention at the coarsest level only, if not given."
+        None,
+        "mcvd: DownBlock2D or AttnDownBlock2D for each level; attention at the coarsest level only, if not given.",
+    )
+    attention_levels: list[int] | None = _flag(
+        None,
+        "ramvid, fdm: levels with attention, 0 the finest; the coarsest only, if not given. The middle always has it.",
+    )
+    num_attention_heads: int | None = _flag(None, "ramvid, fdm, vdm: heads of attention; 4 if not given.")
+    temporal_position: Literal["relative_network", "bias", "rotary", "bias_and_rotary", "none"] | None = _flag(
+        None,
+        "fdm, vdm: how attention knows which frame is where; as published (relative_network, bias_and_rotary), if not"
+        " given.",
     )
     layers_per_block: int = _flag(1, "Residual blocks of a level.")
-    attention_head_dim: int | None = _flag(None, "Channels of an attention head; one head if not given.")
-    spatin_channels: int = _flag(128, "Hidden channels of SPATIN's convolutions.")
+    attention_head_dim: int | None = _flag(
+        None,
+        "Channels of an attention head. mcvd: one head if not given; the others: those of the level, divided by the heads.",
+    )
+    spatin_channels: int = _flag(128, "mcvd: hidden channels of SPATIN's convolutions.")
     dropout: float = _flag(0.0, "Dropout in the residual blocks.")
-    embed_past_kept: bool = _flag(False, "Tell the network in its time embedding whether the past is there.")
+    embed_past_kept: bool = _flag(False, "mcvd: tell the network in its time embedding whether the past is there.")
 
 
 @dataclass
@@ -115,6 +141,11 @@ class DataArguments:
         None, "Largest speed of a digit in pixels a frame; a 16th of the shorter side if not given."
     )
     num_train_clips: int = _flag(10_000, "Moving digits: clips in an epoch.")
+    image_data_dir: str | None = _flag(
+        None,
+        "vdm: folder of images, of any depth, for the --num_joint_images beside each clip. Without it they are single frames"
+        " of the other clips of the batch.",
+    )
     validation_fraction: float = _flag(
         0.1, "Share of the videos that is held out, by a hash of their names, unless they are split as published."
     )
@@ -193,11 +224,23 @@ class TrainingArguments:
     estimate: bool = _flag(
         False, "Only measure a few updates and samples, and say what the run would cost; nothing is saved."
     )
-    preset: str | None = _flag(None, f"Settings of a published checkpoint: {', '.join(ORIGINAL_NAMES)}.")
+    preset: str | None = _flag(None, f"Settings of a published checkpoint: {', '.join(PRESETS)}.")
     seed: int = _flag(0, "Key of all randomness.")
 
-    drop_past: float = _flag(0.5, "Probability that all past frames of a sample are absent.")
-    drop_future: float = _flag(0.5, "Probability that all future frames of a sample are absent.")
+    drop_past: float = _flag(0.5, "mcvd: probability that all past frames of a sample are absent.")
+    drop_future: float = _flag(0.5, "mcvd: probability that all future frames of a sample are absent.")
+    max_observed: int | None = _flag(
+        None, "ramvid: most frames of a window that are given; 4, or all but one, if not given."
+    )
+    drop_observed: float | None = _flag(None, "ramvid: probability that none is; 0.25 if not given.")
+    num_joint_images: int | None = _flag(
+        None, "vdm: single images beside each clip, from which the network learns, too; 4 if not given."
+    )
+    fill_with_other_clips: bool = _flag(
+        False,
+        "fdm: fill what is left of a window with frames of the next clip of the batch, to be generated from nothing, as in"
+        " the original's code.",
+    )
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = _flag(
         "v_prediction", "What the network predicts; the original's predicts epsilon."
@@ -207,10 +250,11 @@ class TrainingArguments:
     )
     num_train_timesteps: int = _flag(1000, "Timesteps of the noise schedule.")
     loss_type: Literal["l2", "l1"] = _flag("l2", "Squared or absolute error.")
-    loss_reduction: Literal["mean", "sum"] = _flag(
+    loss_reduction: Literal["mean", "sum", "window_mean"] = _flag(
         "mean",
-        "Over a clip's pixels. The original adds up, so that clipping its gradient to norm 1 always bites: another"
-        " optimiser than the mean, whose value does not depend on the frames' size.",
+        "Over a clip's pixels. MCVD's original adds up, so that clipping its gradient to norm 1 always bites: another"
+        " optimiser than the mean, whose value does not depend on the frames' size. window_mean, as FDM's original: the sum"
+        " divided by the pixels of all frames, given ones included.",
     )
 
     train_batch_size: int = _flag(16, "Clips a process and step.")
@@ -304,10 +348,37 @@ NOT_FOR_STREAMS = [
     "clip_step",
 ] + ["variables", "normalization_frames"]
 
+METHODS = ("mcvd", "ramvid", "fdm", "vdm")
+
+# Settings that only mean something for some methods.
+FOR_METHODS = {
+    **dict.fromkeys(
+        ("conditioning", "num_past_frames", "num_frames", "num_future_frames", "down_block_types", "spatin_channels")
+        + ("embed_past_kept", "drop_past", "drop_future"),
+        ("mcvd",),
+    ),
+    **dict.fromkeys(("max_frames", "num_attention_heads"), ("ramvid", "fdm", "vdm")),
+    **dict.fromkeys(("clip_frames", "fill_with_other_clips"), ("fdm",)),
+    "attention_levels": ("ramvid", "fdm"),
+    "temporal_position": ("fdm", "vdm"),
+    **dict.fromkeys(("max_observed", "drop_observed"), ("ramvid",)),
+    **dict.fromkeys(("num_joint_images", "image_data_dir"), ("vdm",)),
+}
+
+# What is filled in where neither a flag nor a saved pipeline says it: flag -> method -> value.
+METHOD_DEFAULTS = {
+    "max_frames": {"ramvid": 16, "fdm": 16, "vdm": 16},
+    "num_attention_heads": {"ramvid": 4, "fdm": 4, "vdm": 4},
+    "temporal_position": {"fdm": "relative_network", "vdm": "bias_and_rotary"},
+    "drop_observed": {"ramvid": 0.25},
+    "num_joint_images": {"vdm": 4},
+}
+
 # What may be another when a run is gone on with: where it runs, what it shows, how a batch is divided (the product is
 # compared by the training, which knows the number of processes). All else must be as it was, or be allowed to change.
 MAY_CHANGE = frozenset(
     ["output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "preset", "train_data_dir"]
+    + ["image_data_dir"]
     + [
         "checkpointing_steps",
         "checkpoints_total_limit",
@@ -328,13 +399,19 @@ SETTINGS_FILE, SETTINGS_PARTIAL = "training_settings.yaml", ".training_settings.
 ONLY_FOR_ONE_START = ("output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate")
 
 # What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
-FROM_PRETRAINED_UNET = tuple(
-    f.name for f in fields(ModelArguments) if f.name not in ("pretrained_model_name_or_path", "variant", "resolution")
+FROM_PRETRAINED_UNET = (
+    *("conditioning", "in_channels", "num_past_frames", "num_frames", "num_future_frames", "block_out_channels"),
+    *("down_block_types", "layers_per_block", "attention_head_dim", "spatin_channels", "dropout", "embed_past_kept"),
+)
+FROM_PRETRAINED_SPACE_TIME = (
+    *("in_channels", "max_frames", "block_out_channels", "attention_levels", "num_attention_heads"),
+    *("temporal_position", "layers_per_block", "attention_head_dim", "dropout"),
 )
 FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
 
 # What a checkpoint is made with.
-MUST_STAY = frozenset(FROM_PRETRAINED_UNET + FROM_PRETRAINED_SCHEDULER) | {
+MUST_STAY = frozenset(FROM_PRETRAINED_UNET + FROM_PRETRAINED_SPACE_TIME + FROM_PRETRAINED_SCHEDULER) | {
+    "method",
     *("resolution", "use_ema", "seed", "normalization", "value_low", "value_high", "nan_fill", "nan_mask_channel"),
 }
 
@@ -365,7 +442,9 @@ class Settings:
 
     @property
     def num_window_frames(self) -> int:
-        """Frames of a clip: past, block and future."""
+        """Frames of a clip: mcvd's past, block and future, fdm's long clip, or a window."""
+        if self.model.method != "mcvd":
+            return self.model.clip_frames or self.model.max_frames
         return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
 
     @property
@@ -455,9 +534,8 @@ def parse_args(args: list[str] | None = None) -> Settings:
             raise ValueError(
                 f"--pretrained_model_name_or_path {source} has a config that is damaged: {error!r}"
             ) from error
-        if settings.model.down_block_types is None:
-            plain = len(settings.model.block_out_channels) - 1
-            settings.model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
+        _check_method(settings)
+        _fill_in_defaults(settings)
         _check_settings(settings)
         _check_unchanged(settings, saved)
     except (ValueError, OSError) as error:
@@ -633,7 +711,8 @@ def _adopt_pretrained(settings: Settings) -> None:
             f"--pretrained_model_name_or_path {source} is no pipeline folder. A checkpoint of the original becomes one by:"
             f" mcvd-diffusers convert {source} FOLDER"
         )
-    unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")
+    unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")  # of whatever network it is
+    _adopt_method(settings, unet_config)
     scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
     pipeline_config = MCVDPipeline.load_config(source)
     _adopt_normalization(settings, pipeline_config.get("normalization"))
@@ -642,16 +721,18 @@ def _adopt_pretrained(settings: Settings) -> None:
     sampling_scheduler = pipeline_config["scheduler"][1]
     if sampling_scheduler not in ("DDIMScheduler", "DDPMScheduler"):
         sampling_scheduler = settings.training.sampling_scheduler
+    masks = {"mcvd": ("drop_past", "drop_future"), "ramvid": ("drop_observed",)}.get(settings.model.method, ())
     for group, name, theirs in (  # these may be changed
         (settings.model, "resolution", size if isinstance(size, list) else [size]),
         (settings.training, "sampling_scheduler", sampling_scheduler),
-        (settings.training, "drop_past", unet_config["drop_past"]),
-        (settings.training, "drop_future", unet_config["drop_future"]),
+        *((settings.training, name, unet_config[name]) for name in masks),
     ):
         if name not in settings.explicit:
             setattr(group, name, theirs)
+    shape = FROM_PRETRAINED_UNET if settings.model.method == "mcvd" else FROM_PRETRAINED_SPACE_TIME
+    shape = [name for name in shape if settings.model.method in FOR_METHODS.get(name, METHODS)]
     for group, config, names in (  # and these not
-        (settings.model, unet_config, FROM_PRETRAINED_UNET),
+        (settings.model, unet_config, shape),
         (settings.training, scheduler_config, FROM_PRETRAINED_SCHEDULER),
     ):
         for name in names:
@@ -662,6 +743,59 @@ def _adopt_pretrained(settings: Settings) -> None:
                     " or leave out --pretrained_model_name_or_path to train a new one."
                 )
             setattr(group, name, theirs)
+
+
+def _adopt_method(settings: Settings, unet_config: dict) -> None:
+    """The method whose network a pretrained pipeline has."""
+    source, given = settings.model.pretrained_model_name_or_path, settings.model.method
+    if unet_config.get("_class_name") != SpaceTimeUNetModel.__name__:
+        method = "mcvd"
+    elif unet_config["backbone"] == "unet3d":
+        method = "vdm"
+    else:
+        method = "ramvid" if unet_config["convolution"] == "3d" else "fdm"
+    if "method" in settings.explicit and given != method:
+        raise ValueError(
+            f"--method is {given}, but {source} has the network of {method}. Leave it out to go on with that pipeline, or"
+            " leave out --pretrained_model_name_or_path to train a new one."
+        )
+    settings.model.method = method
+
+
+def _check_method(settings: Settings) -> None:
+    """
+    Refuse settings that mean nothing for the method.
+
+    Raises:
+        ValueError: Naming the setting, and the methods that it is for.
+    """
+    method, name = settings.model.method, settings.training.preset
+    if name is not None and preset(name).get("method", "mcvd") != method:
+        theirs = preset(name).get("method", "mcvd")
+        raise ValueError(f"--preset {name} is of --method {theirs}, got --method {method}: leave one of them out.")
+    for name, methods in FOR_METHODS.items():
+        if name in settings.changed and method not in methods:
+            raise ValueError(
+                f"--{name} is for --method {' or '.join(methods)}, and means nothing for {method}: leave it out."
+            )
+
+
+def _fill_in_defaults(settings: Settings) -> None:
+    """What the method, or the other settings, decide where nothing was given."""
+    model, method = settings.model, settings.model.method
+    if method == "mcvd" and model.down_block_types is None:
+        plain = len(model.block_out_channels) - 1
+        model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
+    for name, values in METHOD_DEFAULTS.items():
+        group = model if hasattr(model, name) else settings.training
+        if getattr(group, name) is None:
+            setattr(group, name, values.get(method))
+    if method == "ramvid" and settings.training.max_observed is None:
+        settings.training.max_observed = max(1, min(4, model.max_frames - 1))
+    if method == "fdm" and model.clip_frames is None:
+        model.clip_frames = 2 * model.max_frames
+    if method in ("ramvid", "fdm") and model.attention_levels is None:
+        model.attention_levels = [len(model.block_out_channels) - 1]
 
 
 def _adopt_normalization(settings: Settings, config: dict | None) -> None:
@@ -713,7 +847,7 @@ def _check_settings(settings: Settings) -> None:
         _check_output_dir(settings, output_dir)
     _check_data_settings(settings, output_dir)
     for group, names in (
-        (model, ["in_channels", "num_frames", "layers_per_block"]),
+        (model, ["in_channels", "num_frames", "layers_per_block", "max_frames", "num_attention_heads"]),
         (data, ["num_digits", "num_train_clips", "frame_stride", "clip_step", "split_frames", "shuffle_buffer"]),
         (
             training,
@@ -759,7 +893,8 @@ def _check_settings(settings: Settings) -> None:
             f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
             f" --num_train_timesteps ({training.num_train_timesteps})."
         )
-    if len(model.down_block_types) != len(model.block_out_channels):
+    _check_method_settings(settings)
+    if model.down_block_types is not None and len(model.down_block_types) != len(model.block_out_channels):
         raise ValueError(
             f"--down_block_types ({len(model.down_block_types)} entries) and --block_out_channels"
             f" ({len(model.block_out_channels)} entries) must have one entry for each level."
@@ -774,6 +909,38 @@ def _check_settings(settings: Settings) -> None:
             f" installed here. There are: none, {', '.join(sorted(available))}. Others need their package, such as"
             " `pip install wandb`."
         )
+
+
+def _check_method_settings(settings: Settings) -> None:
+    model, data, training = settings.model, settings.data, settings.training
+    if model.clip_frames is not None and model.clip_frames < model.max_frames:
+        raise ValueError(
+            f"--clip_frames ({model.clip_frames}) must be at least --max_frames ({model.max_frames}): a window's frames are"
+            " taken from the clip."
+        )
+    if training.max_observed is not None and not 1 <= training.max_observed < model.max_frames:
+        raise ValueError(
+            f"--max_observed must be from 1 to --max_frames - 1 ({model.max_frames - 1}), so that a frame is left to be"
+            f" predicted, got {training.max_observed}."
+        )
+    if training.drop_observed is not None and not 0 <= training.drop_observed <= 1:
+        raise ValueError(f"--drop_observed must be in [0, 1], got {training.drop_observed}.")
+    if training.num_joint_images is not None and training.num_joint_images < 0:
+        raise ValueError(f"--num_joint_images must not be negative, got {training.num_joint_images}.")
+    if data.image_data_dir is not None:
+        if not training.num_joint_images:
+            raise ValueError("--image_data_dir means nothing with --num_joint_images 0: leave it out.")
+        if data.streaming:
+            raise ValueError("--image_data_dir does not go with --streaming: download the data set, or leave it out.")
+        folder = Path(data.image_data_dir).expanduser()
+        if not data.image_data_dir.strip() or not folder.is_dir():
+            raise ValueError(f"--image_data_dir {data.image_data_dir} is no folder: name one that holds images.")
+        data.image_data_dir, output_dir = str(folder), Path(training.output_dir).resolve()
+        if not training.estimate and folder.resolve() in [output_dir, *output_dir.parents]:
+            raise ValueError(
+                f"--output_dir {training.output_dir} lies inside --image_data_dir {folder}: its pictures would become training"
+                " data of the next run. Choose a folder outside."
+            )
 
 
 def _check_output_dir(settings: Settings, output_dir: Path) -> None:
@@ -825,7 +992,7 @@ def _check_data_settings(settings: Settings, output_dir: Path) -> None:
             raise ValueError(
                 f"--in_channels is {model.in_channels}, but moving digits have 1. For own videos pass --train_data_dir."
             )
-        model.in_channels, model.resolution = 1, model.resolution or [32]
+        model.in_channels, model.resolution = 1, model.resolution or [32 if model.method == "mcvd" else 16]
     if model.resolution is not None and (len(model.resolution) not in (1, 2) or min(model.resolution) < 1):
         raise ValueError(f"--resolution must be one or two positive numbers, got {model.resolution}.")
     if model.resolution is not None:

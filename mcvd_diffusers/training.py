@@ -1,5 +1,7 @@
 """The training loss over LATENT frames. It knows roles and Diffusers' noise schedulers, not methods."""
 
+from dataclasses import dataclass
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -57,6 +59,8 @@ def denoising_loss(
     generator: Generators = None,
     timesteps: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
+    frame_indices: torch.Tensor | None = None,
+    segment_ids: torch.Tensor | None = None,
     loss_type: str = "l2",
     reduction: str = "mean",
 ) -> torch.Tensor:
@@ -66,14 +70,16 @@ def denoising_loss(
     The LATENT frames are noised to a timestep drawn for each clip; the network predicts what the noise scheduler's
     `prediction_type` says. Input, noise and loss are float32 whatever the network computes in.
 
-    Two reductions are offered, because they are two optimisers. The original adds up half the squared error over all
+    Three reductions are offered, because they are different optimisers. MCVD's original adds up half the squared error over all
     pixels of the block. Its gradient norm is in the hundreds and it clips the norm at 1, so that *every* step is
     clipped: each batch, easy or hard, moves the weights by a gradient of norm 1. With the mean, the norm is below 1
     most of the time and clipping only catches outliers. `"mean"` is the default, because its value does not depend on
-    frame size, channels or block length and can be compared between runs; `"sum"` is for reproducing the original.
+    frame size, channels or block length and can be compared between runs; `"sum"` is for reproducing the original. FDM's
+    original divides the sum by the pixels of the whole window, given frames and padding included: a window with few LATENT
+    frames then counts less, `"window_mean"`.
 
     Args:
-        model (`torch.nn.Module`): A network with the signature of [`MCVDUNet2DModel`].
+        model (`torch.nn.Module`): A network with the signature of [`MCVDUNet2DModel`] or [`SpaceTimeUNetModel`].
         noise_scheduler: One of Diffusers' schedulers with `alphas_cumprod`, `add_noise` and `get_velocity`, such as
             `DDPMScheduler`.
         video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean clips.
@@ -81,9 +87,13 @@ def denoising_loss(
         generator (`torch.Generator` or a list of them, *optional*): Source of timesteps and noise, in that order.
         timesteps (`torch.Tensor` of shape `(B,)`, *optional*): Instead of drawing them uniformly.
         noise (`torch.Tensor` of the shape of `video`, *optional*): Instead of drawing it.
+        frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video, for networks that know them.
+        segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): Which frames see which, for networks that keep segments
+            apart. LATENT frames of all segments are learned.
         loss_type (`str`, *optional*, defaults to `"l2"`): `"l2"` or `"l1"`.
         reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over the pixels of the LATENT frames, or the original's `"sum"`, which for `"l2"` is halved.
+            `"mean"` over the pixels of the LATENT frames; MCVD's `"sum"`, which for `"l2"` is halved; or FDM's
+            `"window_mean"`, the sum over the LATENT frames divided by the pixels of all `T` frames.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, float32: The loss of each clip. A clip without LATENT frames has loss 0.
@@ -93,8 +103,8 @@ def denoising_loss(
     """
     if loss_type not in ("l2", "l1"):
         raise ValueError(f'`loss_type` must be "l2" or "l1", got {loss_type!r}.')
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'`reduction` must be "mean" or "sum", got {reduction!r}.')
+    if reduction not in ("mean", "sum", "window_mean"):
+        raise ValueError(f'`reduction` must be "mean", "sum" or "window_mean", got {reduction!r}.')
     prediction_type = noise_scheduler.config.prediction_type
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(
@@ -111,7 +121,9 @@ def denoising_loss(
 
     is_latent = (roles == FrameRole.LATENT).to(device)[:, :, None, None, None]
     sample = torch.where(is_latent, noise_scheduler.add_noise(video, noise, timesteps), video)
-    prediction = model(sample, timesteps, roles.to(device), return_dict=False)[0].float()
+    places = {"frame_indices": frame_indices, "segment_ids": segment_ids}  # not every network takes them
+    places = {name: x.to(device) for name, x in places.items() if x is not None}
+    prediction = model(sample, timesteps, roles.to(device), **places, return_dict=False)[0].float()
 
     if prediction_type == "epsilon":
         target = noise
@@ -123,5 +135,102 @@ def denoising_loss(
     total = torch.where(is_latent, error, 0).flatten(1).sum(dim=1)  # (B,)
     if reduction == "sum":
         return total if loss_type == "l1" else total / 2
+    if reduction == "window_mean":
+        return total / video[0].numel()
     num_pixels = is_latent.flatten(1).sum(dim=1) * video[0, 0].numel()
     return total / num_pixels.clamp(min=1)
+
+
+@dataclass
+class TrainingWindow:
+    """
+    What a network sees of a batch of clips in training.
+
+    Args:
+        video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean frames.
+        roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each.
+        frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video; `None`: 0, 1, 2, ...
+        segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*):
+            Which frames see which; `None`: all. The clip itself is segment 0.
+    """
+
+    video: torch.Tensor
+    roles: torch.Tensor
+    frame_indices: torch.Tensor | None = None
+    segment_ids: torch.Tensor | None = None
+
+
+def gather_window(
+    video: torch.Tensor,
+    roles: torch.Tensor,
+    max_frames: int,
+    *,
+    fill_with_other_clips: bool = False,
+    is_padding: torch.Tensor | None = None,
+    generator: Generators = None,
+) -> TrainingWindow:
+    """
+    Windows of the frames that have a role in clips, such as those of [`masking.fdm_roles`].
+
+    The frames stand in the order of time. Slots that are left are ABSENT, or taken, as in FDM's code, by LATENT frames from
+    anywhere in the next clip of the batch, in a segment of their own: they see one another and nothing of the clip, and so
+    are one more sample of generation. (In that code, such a frame counts as one of the clip's where their positions
+    coincide; never here.)
+
+    Args:
+        video (`torch.Tensor` of shape `(B, T, C, H, W)`): Clips.
+        roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame, at most `max_frames` of them not ABSENT.
+        max_frames (`int`): Slots `K` of a window.
+        fill_with_other_clips (`bool`, *optional*, defaults to `False`):
+            Whether to fill the slots that are left. A window then depends on the batch: on the next clip of it (the same, in
+            a batch of one).
+        is_padding (`torch.Tensor` of shape `(B, T)`, *optional*): Frames that are none, which do not fill a slot.
+        generator (`torch.Generator` or a list of them, *optional*): Chooses the frames that fill slots.
+
+    Returns:
+        [`TrainingWindow`]: Of shape `(B, K, C, H, W)`, with `frame_indices`; with `segment_ids` if slots were to be filled.
+
+    Raises:
+        ValueError: If a clip has more frames with a role than the window has slots, or fewer frames than that.
+    """
+    batch_size, num_frames = roles.shape
+    if not 1 <= max_frames <= num_frames:
+        raise ValueError(f"`max_frames` must be from 1 to the frames of the clips ({num_frames}), got {max_frames}.")
+    is_used = roles != FrameRole.ABSENT
+    most = int(is_used.sum(dim=1).max())
+    if most > max_frames:
+        raise ValueError(
+            f"`roles` must leave all but `max_frames` ({max_frames}) frames ABSENT, got {most} with a role."
+        )
+    slots = _first_true(is_used, max_frames)  # (B, K): positions in the clip, or -1
+    clips = torch.arange(batch_size, device=roles.device)[:, None].expand_as(slots)
+    window_roles = torch.where(slots < 0, int(FrameRole.ABSENT), roles.gather(1, slots.clamp(min=0)))
+    segment_ids = None
+    if fill_with_other_clips:
+        keys = rand_tensor((batch_size, num_frames), generator, device=roles.device)
+        others = clips.roll(-1, dims=0)
+        if is_padding is not None:
+            keys = keys.masked_fill(is_padding.to(keys.device).roll(-1, dims=0), 2.0)  # beyond all others
+        num_free = (slots < 0).sum(dim=1, keepdim=True)  # (B, 1)
+        is_taken = (keys.argsort(dim=1).argsort(dim=1) < num_free) & (keys < 2)
+        fillers = _first_true(is_taken, max_frames)
+        # Behind the frames of the clip, in the order of time.
+        place = (torch.arange(max_frames, device=roles.device) - (max_frames - num_free)).clamp(min=0)
+        fillers = torch.where(slots < 0, fillers.gather(1, place), -1)
+        is_filled = fillers >= 0
+        slots, clips = torch.where(is_filled, fillers, slots), torch.where(is_filled, others, clips)
+        window_roles = window_roles.masked_fill(is_filled, int(FrameRole.LATENT))
+        segment_ids = is_filled.long()
+    slots = slots.clamp(min=0)
+    return TrainingWindow(
+        video=video[clips.to(video.device), slots.to(video.device)],
+        roles=window_roles,
+        frame_indices=slots,
+        segment_ids=segment_ids,
+    )
+
+
+def _first_true(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Where a mask `(B, T)` is true, in order, and -1 where that ends, `(B, count)`."""
+    order = (~mask).long().argsort(dim=1, stable=True)[:, :count]
+    return torch.where(mask.gather(1, order), order, -1)

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from mcvd_diffusers.data import (
     ClipDataset,
     ClipReader,
+    ClipsWithImages,
     EpochBatches,
+    ImageReader,
     MovingDigits,
     OriginalClips,
     PieceReader,
@@ -44,7 +46,37 @@ WORKER_TIMEOUT = 1800
 
 
 def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]:
-    """Training and held-out clips of `num_frames` frames: `{"video": (T, C, H, W) in [-1, 1]}`, no video in both."""
+    """
+    Training and held-out clips of `num_frames` frames: `{"video": (T, C, H, W) in [-1, 1]}`, no video in both. The training
+    clips have images beside them, if the settings name a folder of them.
+    """
+    train, held_out = make_clips(settings, num_frames)
+    folder = settings.data.image_data_dir
+    if folder is None:
+        return train, held_out
+    data = settings.data
+    try:
+        images = ClipDataset(
+            ImageReader(folder),
+            num_frames=1,
+            frame_size=settings.size,
+            resize=data.resize,
+            num_channels=settings.model.in_channels,
+            normalizer=train.normalizer,
+            random_crop=data.random_crop,
+            random_flip=data.random_flip,
+            random_vertical_flip=data.random_vertical_flip,
+            strict=data.strict,
+            max_bad_share=data.max_bad_share,
+            seed=settings.training.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"--image_data_dir {folder}: {error}") from error
+    return ClipsWithImages(train, images, num_images=settings.training.num_joint_images), held_out
+
+
+def make_clips(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out clips."""
     data, seed = settings.data, settings.training.seed
     if data.train_data_dir is None and data.dataset_name is None:
         shorter = min(settings.size)

@@ -15,7 +15,7 @@ from mcvd_diffusers.masking import FrameRole
 
 logger = logging.getLogger("train_mcvd")
 
-# Task of a clip by its given sides: 1 for the past, plus 2 for the future.
+# Task of a clip by where frames are given: 1 before some that are not, plus 2 after some.
 TASKS = ("generation", "prediction", "past_prediction", "interpolation")
 
 # Before a tracker's file is opened anew after a failure: each attempt on a full disk leaves an empty file.
@@ -30,7 +30,6 @@ class LossMeter:
 
     Args:
         num_train_timesteps (`int`): Timesteps of the noise schedule.
-        num_past_frames, num_frames, num_future_frames (`int`): Frames of the three parts of a clip.
         device (`torch.device`): Where the losses are.
         num_buckets (`int`, *optional*, defaults to 10):
             Ranges of timesteps, as equal as they can be; at most one for each timestep.
@@ -40,14 +39,10 @@ class LossMeter:
         self,
         *,
         num_train_timesteps: int,
-        num_past_frames: int,
-        num_frames: int,
-        num_future_frames: int,
         device: torch.device | str,
         num_buckets: int = 10,
     ) -> None:
         self._num_timesteps, self._num_buckets = num_train_timesteps, min(num_buckets, num_train_timesteps)
-        self._sides = [num_past_frames, num_frames, num_future_frames]
         # Timestep t lies in bucket t * buckets // timesteps, so bucket b begins at the first t with that quotient.
         starts = [-(-b * num_train_timesteps // self._num_buckets) for b in range(self._num_buckets + 1)]
         self._names = [
@@ -61,9 +56,18 @@ class LossMeter:
             2, len(self._names), dtype=dtype, device=device
         )  # sums of losses, and their numbers
 
-    def add(self, losses: torch.Tensor, timesteps: torch.Tensor, roles: torch.Tensor) -> None:
+    def add(
+        self,
+        losses: torch.Tensor,
+        timesteps: torch.Tensor,
+        roles: torch.Tensor,
+        segment_ids: torch.Tensor | None = None,
+    ) -> None:
         """
         Count a micro-batch.
+
+        Frames that are given before all that are predicted make it prediction, after all past prediction, and anything else
+        interpolation.
 
         Clips without LATENT frames have no loss. One that is not finite belongs to an update that is skipped: both are
         left out.
@@ -71,14 +75,18 @@ class LossMeter:
         Args:
             losses (`torch.Tensor` of shape `(B,)`): The loss of each clip.
             timesteps (`torch.Tensor` of shape `(B,)`): Its timestep.
-            roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each of its frames.
+            roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each of its frames, in the order of time.
+            segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): What is not in segment 0 is no frame of the clip.
         """
         device, dtype = self._totals.device, self._totals.dtype
         losses, timesteps, roles = (x.detach().to(device) for x in (losses, timesteps, roles))
         is_counted = (roles == FrameRole.LATENT).any(dim=1) & losses.isfinite()  # (B,)
-        is_past_given, _, is_future_given = (
-            (side == FrameRole.OBSERVED).any(dim=1) for side in roles.split(self._sides, dim=1)
-        )
+        is_latent, is_given = roles == FrameRole.LATENT, roles == FrameRole.OBSERVED
+        if segment_ids is not None:
+            is_latent = is_latent & (segment_ids.to(device) == 0)
+        is_after_all = is_latent.flip(1).cumsum(dim=1).flip(1) == 0  # no frame from here on is predicted
+        is_past_given = (is_given & ~is_after_all).any(dim=1)
+        is_future_given = (is_given & (is_latent.cumsum(dim=1) > 0)).any(dim=1)
         buckets = timesteps.long() * self._num_buckets // self._num_timesteps
         tasks = is_past_given.long() + 2 * is_future_given.long()
         # Comparisons and sums: indexing would wait for the device, and scattering adds in any order on a GPU.

@@ -37,6 +37,28 @@ class Validation:
     lines: list[str] = field(default_factory=list)
 
 
+def validation_tasks(pipeline) -> list[str]:
+    """
+    The tasks that videos are made for.
+
+    Args:
+        pipeline ([`MCVDPipeline`]): The pipeline.
+
+    Returns:
+        `list[str]`:
+            Those that the network was trained for. Of one that reads any frames, past prediction is left out, since it is
+            prediction in a mirror; one that was never given any gets them by replacement, if the pipeline says so.
+    """
+    tasks = tasks_of_config(pipeline.unet.config)
+    if "max_frames" not in pipeline.unet.config:
+        return tasks
+    if pipeline.config.replacement is not None:
+        tasks = ["prediction", "interpolation", *tasks]
+    if pipeline.unet.config.max_frames < 3:  # no frame between the first and the last
+        tasks = [task for task in tasks if task != "interpolation"]
+    return [task for task in ("prediction", "interpolation", "generation") if task in tasks]
+
+
 @torch.no_grad()
 def make_validation_videos(
     pipeline,
@@ -48,7 +70,10 @@ def make_validation_videos(
     is_stop_asked: Callable[[], bool] = lambda: False,
 ) -> Validation:
     """
-    Make videos of held-out clips for each task that the network was trained for, with the same noise every time.
+    Make videos of held-out clips for each of [`validation_tasks`], with the same noise every time.
+
+    Of a network of past, block and future the block is made. Of one that reads any frames, it is what follows the first frames
+    of a window, as many as a long video goes on from, or what lies between the first and the last.
 
     Nothing is drawn from the global random stream, and the network is left in the mode in which it was. The pipeline's
     progress bar is switched off.
@@ -86,19 +111,14 @@ def _make_videos(
     save_mp4: bool,
     is_stop_asked: Callable[[], bool],
 ) -> Validation:
-    config, units = pipeline.unet.config, pipeline.normalizer
-    num_videos, size = len(clips), config.num_frames
-    sides = [config.num_past_frames, size, config.num_future_frames]
+    units, num_videos = pipeline.normalizer, len(clips)
     given = units.decode(torch.stack([clip["video"] for clip in clips]))  # in the user's units
     video = units.to_display(given)  # in [0, 1], for pictures and PSNR
-    past_units, _, future_units = given.split(sides, dim=1)
-    past, block, future = video.split(sides, dim=1)
-    no_past, no_future = past[:, :0], future[:, :0]
-    possible = {  # task: (given frames before the block, after it, baseline)
-        "prediction": lambda: (past, no_future, repeat_last_frame(past, size)),
-        "past prediction": lambda: (no_past, future, repeat_last_frame(future.flip(1), size)),
-        "interpolation": lambda: (past, future, blend_linearly(past, future, size)),
-        "generation": lambda: (no_past, no_future, None),
+    baselines = {
+        "prediction": lambda past, future, size: repeat_last_frame(past, size),
+        "past prediction": lambda past, future, size: repeat_last_frame(future.flip(1), size),
+        "interpolation": blend_linearly,
+        "generation": lambda past, future, size: None,
     }
 
     def stop_if_asked(pipeline, *_) -> None:
@@ -106,14 +126,19 @@ def _make_videos(
 
     pipeline.set_progress_bar_config(disable=True)
     made = Validation()
-    for words in tasks_of_config(config):
+    for words in validation_tasks(pipeline):
         if is_stop_asked():
             break
         task = words.replace(" ", "_")
-        before, after, baseline = possible[words]()
+        start, num_before, size, num_after = _split(pipeline, words)
+        parts = [num_before, size, num_after]
+        before_units, _, after_units = given[:, start : start + sum(parts)].split(parts, dim=1)
+        before, block, after = video[:, start : start + sum(parts)].split(parts, dim=1)
+        baseline = baselines[words](before, after, size)
         samples = pipeline(
-            past_frames=past_units if before.shape[1] else None,
-            future_frames=future_units if after.shape[1] else None,
+            past_frames=before_units if num_before else None,
+            future_frames=after_units if num_after else None,
+            num_frames=size,
             batch_size=num_videos,
             height=video.shape[-2],
             width=video.shape[-1],
@@ -129,7 +154,7 @@ def _make_videos(
             {"sample": samples} if baseline is None else {"truth": block, "sample": samples, "baseline": baseline}
         )
         columns = {name: torch.cat([before, x, after], dim=1) for name, x in columns.items()}
-        is_given = [True] * before.shape[1] + [False] * size + [True] * after.shape[1]
+        is_given = [True] * num_before + [False] * size + [True] * num_after
         if baseline is not None:
             # Of the mean error over all clips: a clip in which nothing moves would make the baseline's mean PSNR infinite.
             psnr, baseline_psnr = (float(psnr_of_mse(video_mse(x, block).mean())) for x in (samples, baseline))
@@ -152,3 +177,16 @@ def _make_videos(
                 save_mp4 = False
                 made.lines.append(f"warning: {path.with_suffix('.mp4')} was not written: {error}")
     return made
+
+
+def _split(pipeline, task: str) -> tuple[int, int, int, int]:
+    """Where a task's frames begin in a clip, how many are given before those that are made, how many are made, and given after."""
+    config = pipeline.unet.config
+    if "max_frames" not in config:
+        past, future = config.num_past_frames, config.num_future_frames
+        has_past, has_future = task in ("prediction", "interpolation"), task in ("past prediction", "interpolation")
+        return (0 if has_past else past), past * has_past, config.num_frames, future * has_future
+    window = config.max_frames
+    past = {"prediction": window - (pipeline.config.step or window // 2), "interpolation": 1}.get(task, 0)
+    future = int(task == "interpolation")
+    return 0, past, window - past - future, future

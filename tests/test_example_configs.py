@@ -32,6 +32,8 @@ NAMES = {
     "robot_planning": (2, 4, 0, 3),
     "weather": (6, 6, 0, 3),  # t2m, tp, and where they are missing
 }
+# Of moving digits, which need no data: the method of each.
+DIGITS = {"ramvid_digits": "ramvid", "fdm_digits": "fdm", "vdm_digits": "vdm"}
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +109,7 @@ def drifting(num_frames: int, height: int, width: int, num_channels: int, seed: 
 
 
 def test_each_example_is_tested():
-    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {"demo", *NAMES}
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {"demo", *NAMES, *DIGITS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,8 +141,33 @@ def test_comment_says_what_to_check_first_and_how_to_train(name):
         assert word in comment
 
 
+@pytest.mark.parametrize("name", DIGITS)
+def test_settings_of_moving_digits_are_a_methods(name, tmp_path):
+    file = CONFIGS / f"{name}.yaml"
+    settings = train_mcvd.parse_args([str(file), "--output_dir", str(tmp_path / "run")])
+    assert settings.model.method == DIGITS[name] and stated(name).keys() <= settings.explicit
+    assert settings.size == (16, 16) and settings.data.num_digits == 1
+    with torch.device("meta"):
+        unet = train_mcvd.make_unet(settings)
+    count = sum(parameter.numel() for parameter in unet.parameters())
+    (in_words,) = re.findall(r"The network has ([\d,]+) parameters", file.read_text())
+    assert in_words == f"{count:,}" and count < 1_500_000
+    assert f"train_mcvd.py examples/configs/{name}.yaml" in file.read_text()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What they do
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_moving_digits_need_no_data(name, tmp_path):
+    flags = ["--max_train_steps", "2", "--num_validation_videos", "1", "--validation_inference_steps", "2"]
+    folder = train_mcvd.main(
+        train_mcvd.parse_args([str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path / "run"), *flags])
+    )
+    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
+    pipe.set_progress_bar_config(disable=True)
+    assert predict(pipe, torch.rand(1, 4, 1, 16, 16), num_frames=10).shape == (1, 10, 1, 16, 16)
 
 
 @pytest.mark.slow

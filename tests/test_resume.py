@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
 import train_mcvd
@@ -291,6 +292,88 @@ def test_resume_equals_uninterrupted_with_other_settings(settings, tmp_path):
     train(tmp_path / "whole", **BASE | settings)
     train_with_stops(tmp_path / "out", 2, **BASE | settings)
     assert_same_training(tmp_path / "out", tmp_path / "whole", has_average=settings.get("use_ema", True))
+
+
+BLOCKS = ("num_past_frames", "num_frames", "num_future_frames")
+WINDOWS = {"max_frames": 5, "num_attention_heads": 2}
+METHODS = {
+    "ramvid": WINDOWS | {"max_observed": 2},
+    "fdm": WINDOWS | {"clip_frames": 8, "fill_with_other_clips": True},
+    "vdm": WINDOWS | {"num_joint_images": 2},
+}
+
+
+def settings_of_method(method, settings=BASE):
+    return {name: x for name, x in settings.items() if name not in BLOCKS} | {"method": method} | METHODS[method]
+
+
+def write_images(folder, count=5):
+    folder.mkdir()
+    for image in range(count):
+        pixels = np.random.RandomState(image).randint(256, size=(20 + image, 18, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{image}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "method, workers, stops",
+    [
+        ("ramvid", 0, [2]),
+        ("fdm", 0, ["validation"]),
+        ("vdm", 0, [1]),
+        pytest.param("fdm", 2, [1, 2], marks=pytest.mark.slow),
+        pytest.param("vdm", 2, [3], marks=pytest.mark.slow),
+    ],
+)
+def test_resume_equals_uninterrupted_whatever_the_method(method, workers, stops, uninterrupted, tmp_path):
+    settings = settings_of_method(method)
+    whole = uninterrupted(**settings)
+    train_with_stops(tmp_path / "out", *stops, **settings, dataloader_num_workers=workers)
+    assert_same_training(tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_resume_with_images_beside_the_clips_that_have_moved(workers, tmp_path):
+    """One of them is broken, and left out."""
+    images = write_images(tmp_path / "images")
+    whole = (images / "3.png").read_bytes()
+    (images / "3.png").write_bytes(whole[: len(whole) // 2])
+    shutil.copytree(images, tmp_path / "moved")
+    settings = settings_of_method("vdm") | {"validation_steps": 0, "num_validation_videos": 0}
+    train(tmp_path / "whole", image_data_dir=images, **settings)
+    moved = {"image_data_dir": tmp_path / "moved"}
+    train_with_stops(
+        tmp_path / "out", 3, again=moved, image_data_dir=images, dataloader_num_workers=workers, **settings
+    )
+    assert_same_training(tmp_path / "out", tmp_path / "whole")
+
+
+def test_other_images_are_other_data(tmp_path):
+    settings = settings_of_method("vdm") | {"image_data_dir": write_images(tmp_path / "images")}
+    assert train(tmp_path / "out", stop_in=2, **settings) is None
+    (tmp_path / "images" / "0.png").unlink()
+    with pytest.raises(train_mcvd.SetupError, match="the training data .* this would be another training"):
+        train(tmp_path / "out", resume_from_checkpoint="latest")
+
+
+@pytest.mark.parametrize("method", ["fdm", "vdm"])
+def test_another_batch_is_another_training_where_clips_are_made_of_one_another(method, tmp_path):
+    settings = settings_of_method(method) | {"dropout": 0.0}
+    assert train(tmp_path / "out", stop_in=2, **settings) is None
+    other = {"train_batch_size": 2, "gradient_accumulation_steps": 2}
+    with pytest.raises(train_mcvd.SetupError, match="frames of other clips of the batch are used"):
+        train(tmp_path / "out", resume_from_checkpoint="latest", **other)
+    train(tmp_path / "out", resume_from_checkpoint="latest", allow_changed_settings=True, **other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_updates_do_not_depend_on_how_a_batch_is_divided_whatever_the_method(method, tmp_path):
+    alone = {"fdm": {"fill_with_other_clips": False}, "vdm": {"num_joint_images": 0}}.get(method, {})
+    settings = settings_of_method(method, SMOOTH) | alone
+    train(tmp_path / "together", **settings)
+    train(tmp_path / "apart", **settings | {"train_batch_size": 2, "gradient_accumulation_steps": 4})
+    assert_same_losses(LOGGED[tmp_path / "together"], LOGGED[tmp_path / "apart"])
 
 
 def write_videos(folder, count=8):

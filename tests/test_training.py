@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcvd_diffusers import FrameRole, MCVDUNet2DModel, denoising_loss, mcvd_roles, sample_generators
-from mcvd_diffusers.masking import block_roles
+from mcvd_diffusers.masking import block_roles, fdm_roles, ramvid_roles
 from mcvd_diffusers.randomness import keyed_seed, rand_tensor
-from mcvd_diffusers.training import DROPOUT_STREAM, SAMPLE_STREAM
+from mcvd_diffusers.training import DROPOUT_STREAM, SAMPLE_STREAM, gather_window
 from original_mcvd import (
     CASES,
     build_unet,
@@ -21,6 +21,8 @@ from original_mcvd import (
     rule_normal,
     rule_uniform,
 )
+from original_space_time import load_network, roles_of
+from original_space_time import load_reference as load_space_time
 
 
 PARTS = {"num_past_frames": 2, "num_frames": 3, "num_future_frames": 1}
@@ -77,6 +79,75 @@ def test_against_mcvd_training_steps():
     check("param__")
     ema.copy_to(unet.parameters())
     check("ema__")
+
+
+LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def gradient_norm(network, losses):
+    losses.mean().backward()
+    return torch.cat([x.grad.flatten() for x in network.parameters() if x.grad is not None]).double().norm().item()
+
+
+@pytest.mark.parametrize("case", ["ramvid_gray", "ramvid_rgb"])
+def test_against_ramvid_loss(case):
+    """The mean over the frames that were not given."""
+    network, golden = load_network(case), load_space_time(case)
+    roles = torch.where(golden["loss_observed"] > 0, FrameRole.OBSERVED, FrameRole.LATENT)
+    video, noise = golden["loss_x0"].transpose(1, 2), golden["loss_noise"].transpose(1, 2)
+    given = {"timesteps": golden["loss_t"], "noise": noise}
+    losses = denoising_loss(network, DDPMScheduler(1000, **LINEAR), video, roles, **given)
+    torch.testing.assert_close(losses, golden["loss"], atol=5e-6, rtol=0)
+    assert gradient_norm(network, losses) == pytest.approx(golden["loss_grad_norm"].item(), rel=1e-5)
+    nothing = torch.full_like(roles, FrameRole.LATENT)
+    losses = denoising_loss(network, DDPMScheduler(1000, **LINEAR), video, nothing, **given)
+    torch.testing.assert_close(losses, golden["loss_no_observed"], atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["fdm_nopad", "fdm_pad"])
+def test_against_fdm_loss(case):
+    """The sum over the frames that were not given, divided by all; of padding, which its network reads, without what it adds."""
+    network, golden, scheduler = load_network(case), load_space_time(case), DDPMScheduler(1000, **LINEAR)
+    roles, video = roles_of(case), golden["x0"]
+    is_absent = (roles == FrameRole.ABSENT)[:, :, None, None, None]
+    video = torch.where(is_absent, scheduler.add_noise(video, golden["loss_noise"], golden["loss_t"]), video)
+    losses = denoising_loss(
+        network,
+        scheduler,
+        video,
+        roles,
+        timesteps=golden["loss_t"],
+        noise=golden["loss_noise"],
+        frame_indices=golden["frame_indices"],
+        reduction="window_mean",
+    )
+    expected = golden["loss" if case == "fdm_nopad" else "loss_latent_only"]
+    torch.testing.assert_close(losses, expected, atol=5e-6, rtol=0)
+    if case == "fdm_nopad":
+        assert gradient_norm(network, losses) == pytest.approx(golden["loss_grad_norm"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["vdm_rgb", "vdm_gray_long"])
+@pytest.mark.parametrize("loss_type", ["l1", "l2"])
+def test_against_the_loss_of_vdms_port(case, loss_type):
+    """All frames, and clips whose frames are images each by itself."""
+    network, golden = load_network(case), load_space_time(case)
+    video, noise = 2 * golden["loss_video"].transpose(1, 2) - 1, golden["loss_noise"].transpose(1, 2)
+    roles = torch.full(video.shape[:2], FrameRole.LATENT)
+    scheduler = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
+
+    def loss(**options):
+        return denoising_loss(
+            network, scheduler, video, roles, timesteps=golden["loss_t"], noise=noise, loss_type=loss_type, **options
+        )
+
+    losses = loss()
+    assert losses.mean().item() == pytest.approx(golden[f"loss_{loss_type}"].item(), abs=5e-6)
+    assert gradient_norm(network, losses) == pytest.approx(golden[f"loss_{loss_type}_grad_norm"].item(), rel=1e-5)
+    numbers = torch.arange(video.shape[1])
+    segment_ids = torch.where(golden["focus_mixed"][:, None].bool(), numbers, 0)
+    expected = golden[f"loss_{loss_type}_focus_mixed"].item()
+    assert loss(segment_ids=segment_ids).mean().item() == pytest.approx(expected, abs=5e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -174,7 +245,8 @@ class Exact(torch.nn.Module):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize(
-    "loss_type, reduction, expected", [("l2", "mean", 1), ("l1", "mean", 1), ("l2", "sum", 96), ("l1", "sum", 192)]
+    "loss_type, reduction, expected",
+    [("l2", "mean", 1), ("l1", "mean", 1), ("l2", "sum", 96), ("l1", "sum", 192), ("l2", "window_mean", 0.5)],
 )
 def test_loss_is_the_error_at_latent_frames(prediction_type, loss_type, reduction, expected):
     scheduler = DDPMScheduler(prediction_type=prediction_type)
@@ -196,6 +268,46 @@ def test_loss_is_the_error_at_latent_frames(prediction_type, loss_type, reductio
         reduction=reduction,
     )
     torch.testing.assert_close(loss, torch.full((3,), float(expected)), atol=1e-3, rtol=1e-5)
+
+
+def test_ram_2_given_frames_have_no_part_in_the_loss_and_their_number_does_not_scale_it():
+    video = torch.rand(2, 8, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    roles = ramvid_roles(2, num_frames=8, max_observed=4, drop_observed=0, generator=generators(2))
+    scheduler, noise = DDPMScheduler(), torch.randn_like(video)
+    answer = (noise + 0.5).requires_grad_()
+
+    class Fixed(torch.nn.Module):
+        def forward(self, sample, timestep, roles, return_dict=True):
+            return (answer,)
+
+    def loss(roles):
+        return denoising_loss(
+            Fixed(), scheduler, video, roles, noise=noise, timesteps=torch.tensor([10, 900]), generator=generators(2)
+        )
+
+    losses = loss(roles)
+    losses.sum().backward()
+    is_given = roles == FrameRole.OBSERVED
+    assert is_given.any() and (answer.grad[is_given] == 0).all() and (answer.grad[~is_given] != 0).all()
+    for num_given in range(8):
+        roles = torch.full((2, 8), FrameRole.LATENT)
+        roles[:, :num_given] = FrameRole.OBSERVED
+        torch.testing.assert_close(loss(roles).detach(), torch.full((2,), 0.25))
+
+
+def test_places_are_passed_on_only_if_there_are_any():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, sample, timestep, roles, return_dict=True, **places):
+            seen.append(places)
+            return (torch.zeros_like(sample),)
+
+    video, roles = batch()
+    denoising_loss(Spy(), DDPMScheduler(), video, roles)
+    denoising_loss(Spy(), DDPMScheduler(), video, roles, frame_indices=roles + 7, segment_ids=roles)
+    assert seen[0] == {} and set(seen[1]) == {"frame_indices", "segment_ids"}
+    assert torch.equal(seen[1]["frame_indices"], roles + 7) and torch.equal(seen[1]["segment_ids"], roles)
 
 
 def test_network_gets_clean_observed_and_noisy_latent_frames():
@@ -250,7 +362,7 @@ def test_clip_without_latent_frames_has_no_loss():
     "arguments, scheduler, message",
     [
         ({"loss_type": "huber"}, {}, '`loss_type` must be "l2" or "l1"'),
-        ({"reduction": "none"}, {}, '`reduction` must be "mean" or "sum"'),
+        ({"reduction": "none"}, {}, '`reduction` must be "mean", "sum" or "window_mean"'),
     ],
 )
 def test_unknown_loss_is_refused(arguments, scheduler, message):
@@ -265,6 +377,70 @@ def test_scheduler_that_training_does_not_know_is_refused():
     video, roles = batch()
     with pytest.raises(ValueError, match="`noise_scheduler` has prediction_type='flow_prediction'"):
         denoising_loss(tiny_unet(), scheduler, video, roles)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Windows of long clips
+
+
+def numbered_clips(count, num_frames):
+    """Each pixel says which clip and frame it is of: 100 * clip + frame."""
+    numbers = 100 * torch.arange(count)[:, None] + torch.arange(num_frames)
+    return numbers[:, :, None, None, None].expand(-1, -1, 1, 2, 2).float()
+
+
+@pytest.mark.parametrize("is_filled", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_window_has_the_frames_with_a_role_in_order_and_nothing_else_of_the_clip(is_filled, seed):
+    roles = fdm_roles(6, num_frames=30, max_frames=8, generator=generators(6, start=10 * seed))
+    is_padding = torch.zeros(6, 30, dtype=torch.bool)
+    is_padding[2, 12:] = True
+    roles = roles.masked_fill(is_padding, FrameRole.ABSENT)
+    drawn = gather_window(
+        numbered_clips(6, 30),
+        roles,
+        8,
+        fill_with_other_clips=is_filled,
+        is_padding=is_padding,
+        generator=generators(6),
+    )
+    assert drawn.video.shape == (6, 8, 1, 2, 2) and drawn.roles.shape == drawn.frame_indices.shape == (6, 8)
+    for clip in range(6):
+        used = (roles[clip] != FrameRole.ABSENT).nonzero()[:, 0]
+        count = len(used)
+        assert torch.equal(drawn.frame_indices[clip, :count], used)
+        assert torch.equal(drawn.roles[clip, :count], roles[clip, used])
+        assert torch.equal(drawn.video[clip, :count, 0, 0, 0], 100.0 * clip + used)
+        rest = drawn.video[clip, count:, 0, 0, 0]
+        if not is_filled:
+            assert (drawn.roles[clip, count:] == FrameRole.ABSENT).all() and drawn.segment_ids is None
+            continue
+        # Frames of the next clip: never given, never of the first segment, in order, none twice, and no padding.
+        assert (drawn.roles[clip, count:] == FrameRole.LATENT).all()
+        assert drawn.segment_ids[clip].tolist() == [0] * count + [1] * (8 - count)
+        other = (clip + 1) % 6
+        assert torch.equal(rest, 100.0 * other + drawn.frame_indices[clip, count:])
+        assert (drawn.frame_indices[clip, count:].diff() > 0).all()
+        assert other != 2 or (drawn.frame_indices[clip, count:] < 12).all()
+
+
+def test_frames_of_a_shorter_clip_do_not_fill_what_they_are_too_few_for():
+    roles = torch.zeros(2, 6, dtype=torch.long)
+    roles[:, 0] = FrameRole.LATENT
+    is_padding = torch.tensor([[False] * 6, [False, False] + [True] * 4])
+    drawn = gather_window(
+        numbered_clips(2, 6), roles, 5, fill_with_other_clips=True, is_padding=is_padding, generator=generators(2)
+    )
+    assert drawn.roles.tolist() == [[2, 2, 2, 0, 0], [2, 2, 2, 2, 2]]
+    assert drawn.segment_ids.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 1, 1]]
+
+
+def test_more_frames_than_slots_are_refused():
+    roles = torch.full((1, 6), FrameRole.LATENT)
+    with pytest.raises(ValueError, match=r"`roles` must leave all but `max_frames` \(4\) frames ABSENT, got 6"):
+        gather_window(numbered_clips(1, 6), roles, 4)
+    with pytest.raises(ValueError, match=r"`max_frames` must be from 1 to the frames of the clips \(6\), got 7"):
+        gather_window(numbered_clips(1, 6), roles, 7)
 
 
 # --------------------------------------------------------------------------------------------------------------------

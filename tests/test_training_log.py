@@ -26,7 +26,7 @@ SHAPE = {"num_past_frames": 2, "num_frames": 3, "num_future_frames": 1}
 
 
 def make_meter(num_train_timesteps=1000, device="cpu", **options):
-    return LossMeter(num_train_timesteps=num_train_timesteps, **{**SHAPE, **options}, device=device)
+    return LossMeter(num_train_timesteps=num_train_timesteps, device=device, **options)
 
 
 def make_roles(*sides):
@@ -115,9 +115,33 @@ def test_a_side_counts_as_given_if_one_of_its_frames_is():
 
 
 def test_a_network_without_past_or_future_has_the_tasks_that_are_left():
-    meter = make_meter(num_past_frames=0, num_future_frames=0)
+    meter = make_meter()
     meter.add(torch.tensor([1.0]), torch.tensor([0]), torch.full((1, 3), LATENT))
     assert "loss_by_task/generation" in meter.mean(Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "segments", "task"),
+    [
+        ("ooll", "0000", "prediction"),
+        ("lloo", "0000", "past_prediction"),
+        ("lolo", "0000", "interpolation"),
+        ("olol", "0000", "interpolation"),
+        ("looo", "0000", "past_prediction"),
+        ("-lo-", "0000", "past_prediction"),
+        ("lloo", "0000", "past_prediction"),
+        ("oll-", "0000", "prediction"),
+        ("oolll", "00001", "prediction"),
+        ("looll", "00011", "past_prediction"),  # what fills the window is no frame of the clip
+        ("lllll", "00012", "generation"),
+    ],
+)
+def test_the_task_follows_from_where_frames_are_given(given, segments, task):
+    roles = torch.tensor([[{"o": OBSERVED, "l": LATENT, "-": ABSENT}[letter] for letter in given]])
+    meter = make_meter()
+    segment_ids = torch.tensor([[int(segment) for segment in segments]])
+    meter.add(torch.tensor([1.0]), torch.tensor([0]), roles, segment_ids)
+    assert set(meter.mean(Accelerator(cpu=True))) == {"loss", "loss_by_timestep/0-99", f"loss_by_task/{task}"}
 
 
 def test_adding_never_asks_the_device_for_a_value():

@@ -9,7 +9,8 @@ from PIL import Image
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.metrics import psnr_of_mse, repeat_last_frame, video_mse
-from mcvd_diffusers.validation import make_validation_videos
+from mcvd_diffusers.models import SpaceTimeUNetModel
+from mcvd_diffusers.validation import make_validation_videos, validation_tasks
 
 
 TASKS = ["prediction", "past_prediction", "interpolation", "generation"]
@@ -149,3 +150,65 @@ def test_an_mp4_that_cannot_be_written_is_a_line_of_the_report(tmp_path):
     (tmp_path / "prediction.mp4" / "in the way").mkdir(parents=True)
     made = validate(make_pipeline(), make_clips(), tmp_path)
     assert len(made.files) == 4 and sum("prediction.mp4 was not written" in line for line in made.lines) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Networks that read any frames
+
+
+def make_any_frames_pipeline(drop_observed=0.25, **sampling):
+    torch.manual_seed(0)
+    unet = SpaceTimeUNetModel(
+        sample_size=8,
+        in_channels=1,
+        max_frames=6,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        attention_levels=(1,),
+        num_attention_heads=2,
+        drop_observed=drop_observed,
+    )
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return MCVDPipeline(unet, DDIMScheduler(prediction_type="v_prediction", clip_sample=True), **sampling)
+
+
+@pytest.mark.parametrize(
+    ("drop_observed", "sampling", "tasks"),
+    [
+        (0.25, {}, ["prediction", "interpolation", "generation"]),
+        (0.0, {}, ["prediction", "interpolation"]),
+        (1.0, {}, ["generation"]),
+        (1.0, {"replacement": "noised"}, ["prediction", "interpolation", "generation"]),
+    ],
+)
+def test_tasks_of_a_network_that_reads_any_frames(drop_observed, sampling, tasks, tmp_path):
+    pipe = make_any_frames_pipeline(drop_observed, **sampling)
+    assert validation_tasks(pipe) == tasks
+    made = validate(pipe, make_clips(num_frames=6), tmp_path, save_mp4=False)
+    assert list(made.files) == [f"validation/{task}" for task in tasks]
+    for file in made.files.values():
+        with Image.open(file) as picture:
+            assert picture.n_frames == 6
+
+
+@pytest.mark.parametrize(("sampling", "num_given"), [({}, 3), ({"frame_schedule": "autoreg", "step": 2}, 4)])
+def test_a_window_is_predicted_from_its_first_frames_and_interpolated_between_its_ends(sampling, num_given, tmp_path):
+    """Of longer clips, the first window."""
+    pipe, clips = make_any_frames_pipeline(**sampling), make_clips(num_frames=9)
+    made = validate(pipe, clips, tmp_path, save_mp4=False)
+    video = (torch.stack([clip["video"] for clip in clips]) + 1) / 2
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+    for task, past, future in (("prediction", num_given, 0), ("interpolation", 1, 1)):
+        samples = pipe(
+            past_frames=video[:, :past],
+            future_frames=video[:, 5:6] if future else None,
+            num_frames=6 - past - future,
+            generator=[torch.Generator().manual_seed(i) for i in range(3)],
+            **options,
+        ).frames
+        psnr = psnr_of_mse(video_mse(samples, video[:, past : 6 - future]).mean())
+        assert made.values[f"validation/{task}_psnr"] == pytest.approx(float(psnr))
+    baseline = repeat_last_frame(video[:, :num_given], 6 - num_given)
+    psnr = psnr_of_mse(video_mse(baseline, video[:, num_given:6]).mean())
+    assert made.values["validation/prediction_psnr_of_baseline"] == pytest.approx(float(psnr))

@@ -7,6 +7,7 @@ from .clips import ClipDataset, EpochBatches, SeededDataset
 from .fields import FieldReader
 from .frame_folders import FrameFolderReader
 from .hf_datasets import DatasetsReader, StreamingClips, load_datasets_reader, load_split
+from .images import ClipsWithImages, ImageReader
 from .lerobot import LeRobotReader
 from .moving_digits import MovingDigits, draw_moving_digits, draw_trajectory, load_digits
 from .original import HDF5Reader, OriginalClips, published_split
@@ -21,12 +22,14 @@ __all__ = [
     "ArrayReader",
     "ClipDataset",
     "ClipReader",
+    "ClipsWithImages",
     "DatasetsReader",
     "EpochBatches",
     "FieldReader",
     "FrameFolderReader",
     "FrameNormalizer",
     "HDF5Reader",
+    "ImageReader",
     "LeRobotReader",
     "MovingDigits",
     "OriginalClips",

@@ -1,0 +1,476 @@
+"""What each method is in training: networks as published, windows as its paper draws them, and runs from end to end."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler
+from PIL import Image
+
+import train_mcvd
+from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss, mcvd_roles
+from mcvd_diffusers.cost import _forward_flops, training_flops
+from mcvd_diffusers.data import ClipDataset, ClipsWithImages, ImageReader, MovingDigits
+from mcvd_diffusers.masking import fdm_roles, ramvid_roles
+from mcvd_diffusers.methods import make_method
+from mcvd_diffusers.models import SpaceTimeUNetModel
+from mcvd_diffusers.presets import PRESETS, preset
+
+
+ABSENT, OBSERVED, LATENT = FrameRole
+METHODS = ["mcvd", "ramvid", "fdm", "vdm"]
+TINY = {
+    "resolution": 16,
+    "block_out_channels": [8, 8],
+    "train_batch_size": 4,
+    "num_train_clips": 64,
+    "max_train_steps": 3,
+    "lr_warmup_steps": 1,
+    "logging_steps": 1,
+    "num_validation_videos": 2,
+    "validation_inference_steps": 2,
+    "report_to": "none",
+}
+OWN = {
+    "mcvd": {"num_past_frames": 2, "num_frames": 2, "num_future_frames": 1},
+    "ramvid": {"max_frames": 5, "max_observed": 2, "num_attention_heads": 2},
+    "fdm": {"max_frames": 5, "clip_frames": 9, "num_attention_heads": 2},
+    "vdm": {"max_frames": 5, "num_joint_images": 2, "num_attention_heads": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerator():
+    """Accelerate's state is one for the process; each test starts without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def parse(output_dir, **settings):
+    flags = []
+    for name, value in {**settings, "output_dir": output_dir}.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return train_mcvd.parse_args(flags)
+
+
+def method_of(name, output_dir, **settings):
+    settings = {"method": name, **TINY, **OWN[name], **settings}
+    return make_method(parse(output_dir, **{key: x for key, x in settings.items() if x is not None}))
+
+
+def run(output_dir, **settings):
+    return train_mcvd.main(parse(output_dir, **{**TINY, **settings}))
+
+
+def generators(count, start=0):
+    return [torch.Generator().manual_seed(start + number) for number in range(count)]
+
+
+def numbered(count, num_frames):
+    """Each pixel says which clip and frame it is of: 100 * clip + frame."""
+    numbers = 100.0 * torch.arange(count)[:, None] + torch.arange(num_frames)
+    return numbers[:, :, None, None, None].expand(-1, -1, 1, 2, 2)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+PUBLISHED = {  # millions of parameters, counted by instantiating the originals
+    "ramvid-bair": 235.07,
+    "ramvid-k600": 308.34,
+    "ramvid-ucf101": 308.34,
+    "fdm-gqn-mazes": 115.99,
+    "fdm-minerl": 115.99,
+    "fdm-carla": 80.36,
+    "vdm-64": 35.7,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_preset_has_the_size_of_the_published_network(name, tmp_path):
+    (tmp_path / "data").mkdir()
+    settings = parse(tmp_path / "out", preset=name, train_data_dir=tmp_path / "data")
+    stated = preset(name)
+    assert settings.model.method == stated["method"] == name.split("-")[0]
+    for key, value in stated.items():
+        assert settings.as_dict()[key] == ([value[0], value[-1]] if key == "resolution" else value)
+    with torch.device("meta"):
+        network = make_method(settings).make_network()
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert round(count, 1 if name == "vdm-64" else 2) == PUBLISHED[name]
+    assert network.config.max_frames == stated["max_frames"]
+
+
+def test_every_preset_of_another_method_is_tested():
+    assert set(PUBLISHED) == {name for name in PRESETS if "method" in preset(name)}
+    assert preset("fdm-carla") is not preset("fdm-carla")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_network_says_what_it_is_trained_for(name, tmp_path):
+    config = method_of(name, tmp_path).make_network().config
+    assert config.prediction_type == "v_prediction" and config.sample_size == [16, 16] and config.in_channels == 1
+    if name == "mcvd":
+        assert (config.drop_past, config.drop_future, config.num_frames) == (0.5, 0.5, 2)
+        return
+    assert config.max_frames == 5 and config.has_frame_gaps == (name == "fdm")
+    assert config.mark_observed == (name == "fdm") and (config.convolution == "3d") == (name == "ramvid")
+    if name == "fdm":  # how often it is given nothing is counted
+        roles = fdm_roles(20_000, num_frames=9, max_frames=5, generator=torch.Generator().manual_seed(1))
+        share = (roles != OBSERVED).all(dim=1).double().mean()
+        assert config.drop_observed == pytest.approx(float(share), abs=0.03)
+    else:
+        assert config.drop_observed == {"ramvid": 0.25, "vdm": 1.0}[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_network_follows_from_the_seed_and_leaves_the_global_stream_alone(name, tmp_path):
+    state = torch.get_rng_state()
+    first, again = (method_of(name, tmp_path).make_network() for _ in range(2))
+    other = method_of(name, tmp_path, seed=1).make_network()
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = [network.state_dict() for network in (first, again, other)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+def test_arithmetic_is_counted_where_nothing_is_computed(name, tmp_path):
+    network = method_of(name, tmp_path).make_network()
+    counts = [_forward_flops(network, device, 16, 16, 7) for device in ("meta", "cpu")]
+    assert counts[0] == counts[1] > 1e6
+    assert training_flops(network, height=16, width=16, num_frames=7) == 3 * counts[0]
+    assert (
+        training_flops(network, height=16, width=16) == 3 * _forward_flops(network, "meta", 16, 16, 5) < 3 * counts[0]
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Windows
+
+
+def test_mcvd_draws_what_it_always_drew(tmp_path):
+    method = method_of("mcvd", tmp_path, drop_past=0.3)
+    video = numbered(8, 5)
+    drawn, streams = method.draw({"video": video}, generators(8)), generators(8)
+    shape = {"num_past_frames": 2, "num_frames": 2, "num_future_frames": 1}
+    assert torch.equal(drawn.roles, mcvd_roles(8, **shape, drop_past=0.3, drop_future=0.5, generator=streams))
+    assert drawn.video is video and drawn.frame_indices is None and drawn.segment_ids is None
+    method.draw({"video": video}, used := generators(8))
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(used, streams))
+
+
+def test_ramvid_sees_the_clip(tmp_path):
+    drawn = method_of("ramvid", tmp_path, drop_observed=0.5).draw({"video": numbered(8, 5)}, generators(8))
+    roles = ramvid_roles(8, num_frames=5, max_observed=2, drop_observed=0.5, generator=generators(8))
+    assert torch.equal(drawn.roles, roles) and drawn.frame_indices is None and drawn.segment_ids is None
+
+
+def test_fdm_sees_a_few_frames_of_a_long_clip(tmp_path):
+    method = method_of("fdm", tmp_path, max_frames=6, clip_frames=40)
+    drawn = method.draw({"video": numbered(8, 40)}, generators(8))
+    roles = fdm_roles(8, num_frames=40, max_frames=6, generator=generators(8))
+    assert drawn.video.shape == (8, 6, 1, 2, 2) and method.num_clip_frames == 40 and method.num_seen_frames == 6
+    for clip in range(8):
+        for slot in range(6):
+            position = drawn.frame_indices[clip, slot]
+            if drawn.roles[clip, slot] != ABSENT:
+                assert drawn.roles[clip, slot] == roles[clip, position]
+                assert (drawn.video[clip, slot] == 100 * clip + position).all()
+    assert not method.depends_on_batch
+    assert method_of("fdm", tmp_path, fill_with_other_clips=True).depends_on_batch
+
+
+def test_vdm_sees_frames_of_other_clips_as_images(tmp_path):
+    method = method_of("vdm", tmp_path, num_joint_images=4)
+    drawn = method.draw({"video": numbered(4, 5)}, generators(4))
+    assert drawn.video.shape == (4, 9, 1, 2, 2) and (drawn.roles == LATENT).all() and method.num_seen_frames == 9
+    assert drawn.segment_ids.tolist() == [[0] * 5 + [1, 2, 3, 4]] * 4
+    assert torch.equal(drawn.video[:, :5], numbered(4, 5))
+    sources = (drawn.video[:, 5:, 0, 0, 0] / 100).floor().long()
+    assert sources.tolist() == [[1, 2, 3, 1], [2, 3, 0, 2], [3, 0, 1, 3], [0, 1, 2, 0]]
+    alone = method.draw({"video": numbered(1, 5)}, generators(1))
+    assert (alone.video[0, 5:] < 100).all()  # there is no other
+    assert method.depends_on_batch
+    images = numbered(4, 4) + 1000
+    drawn = method.draw({"video": numbered(4, 5), "images": images}, generators(4))
+    assert torch.equal(drawn.video[:, 5:], images)
+    assert not method_of("vdm", tmp_path, num_joint_images=0).depends_on_batch
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_padding_is_neither_given_nor_learned(name, is_filled, tmp_path):
+    method = method_of(name, tmp_path, fill_with_other_clips=True if is_filled and name == "fdm" else None)
+    num_frames = method.num_clip_frames
+    is_padding = torch.zeros(16, num_frames, dtype=torch.bool)
+    is_padding[:, 3:] = True
+    drawn = method.draw({"video": numbered(16, num_frames), "is_padding": is_padding}, generators(16))
+    frames = drawn.video[:, :, 0, 0, 0] % 100
+    assert (drawn.roles[frames >= 3] == ABSENT).all()
+    assert (drawn.roles[frames < 3] == LATENT).any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_window_of_a_clip_does_not_depend_on_the_batch_unless_it_says_so(name, tmp_path):
+    method = method_of(name, tmp_path, num_joint_images=0 if name == "vdm" else None)
+    assert not method.depends_on_batch
+    together = method.draw({"video": numbered(6, method.num_clip_frames)}, generators(6))
+    for clip in range(6):
+        video = numbered(6, method.num_clip_frames)[clip : clip + 1]
+        alone = method.draw({"video": video}, generators(1, start=clip))
+        for field in ("video", "roles", "frame_indices"):
+            both = getattr(together, field), getattr(alone, field)
+            assert both == (None, None) or torch.equal(both[0][clip : clip + 1], both[1])
+
+
+def test_what_fills_a_window_is_one_more_sample_of_generation(tmp_path):
+    """The network's answer for the clip is the same with other frames there, and nothing given is not learned."""
+    method = method_of("fdm", tmp_path, fill_with_other_clips=True)
+    torch.manual_seed(0)
+    network = method.make_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    video = torch.rand(4, 9, 1, 16, 16) * 2 - 1
+    drawn = method.draw({"video": video}, generators(4))
+    is_other = drawn.segment_ids == 1
+    assert is_other.any() and (drawn.roles[is_other] == LATENT).all()
+    changed = torch.where(is_other[:, :, None, None, None], torch.rand_like(drawn.video), drawn.video)
+    places = {"frame_indices": drawn.frame_indices, "segment_ids": drawn.segment_ids}
+    with torch.no_grad():
+        first, second = (network(x, 500, drawn.roles, **places).sample for x in (drawn.video, changed))
+    assert torch.equal(first[~is_other], second[~is_other]) and not torch.equal(first[is_other], second[is_other])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
+    method = method_of(name, tmp_path)
+    network = method.make_network()
+    with torch.no_grad():
+        for parameter in network.parameters():  # a new network answers zero
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    drawn = method.draw({"video": torch.rand(8, method.num_clip_frames, 1, 16, 16) * 2 - 1}, generators(8))
+    places = {"frame_indices": drawn.frame_indices, "segment_ids": drawn.segment_ids}
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    denoising_loss(network, scheduler, drawn.video, drawn.roles, generator=generators(8), **places).sum().backward()
+    without = [key for key, x in network.named_parameters() if x.grad is None or not x.grad.any()]
+    assert without == []
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_frames": 8}, "--max_frames is for --method ramvid or fdm or vdm, and means nothing for mcvd"),
+        (
+            {"method": "ramvid", "num_past_frames": 2},
+            "--num_past_frames is for --method mcvd, and means nothing for ramvid",
+        ),
+        ({"method": "fdm", "drop_past": 0.1}, "--drop_past is for --method mcvd"),
+        ({"method": "fdm", "max_observed": 2}, "--max_observed is for --method ramvid"),
+        ({"method": "ramvid", "clip_frames": 20}, "--clip_frames is for --method fdm"),
+        ({"method": "vdm", "attention_levels": [1]}, "--attention_levels is for --method ramvid or fdm"),
+        ({"method": "ramvid", "temporal_position": "bias"}, "--temporal_position is for --method fdm or vdm"),
+        ({"method": "fdm", "num_joint_images": 2}, "--num_joint_images is for --method vdm"),
+        ({"method": "fdm", "max_frames": 9, "clip_frames": 8}, "--clip_frames (8) must be at least --max_frames (9)"),
+        (
+            {"method": "ramvid", "max_frames": 4, "max_observed": 4},
+            "--max_observed must be from 1 to --max_frames - 1 (3)",
+        ),
+        ({"method": "ramvid", "drop_observed": 1.5}, "--drop_observed must be in [0, 1], got 1.5"),
+        ({"method": "vdm", "num_joint_images": -1}, "--num_joint_images must not be negative, got -1"),
+        ({"method": "vdm", "max_frames": 0}, "--max_frames must be at least 1, got 0"),
+        ({"method": "vdm", "image_data_dir": "does/not/exist"}, "--image_data_dir does/not/exist is no folder"),
+        (
+            {"method": "vdm", "image_data_dir": ".", "num_joint_images": 0},
+            "--image_data_dir means nothing with --num_joint_images 0",
+        ),
+        ({"method": "vdm", "preset": "fdm-carla"}, "--preset fdm-carla is of --method fdm, got --method vdm"),
+        ({"method": "rvd"}, "invalid choice: 'rvd'"),
+        ({"preset": "ramvid-bair"}, "--preset ramvid-bair is for your copy of its data: pass --train_data_dir"),
+    ],
+)
+def test_setting_that_the_method_cannot_use_is_refused(settings, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path / "out", **settings)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+def test_method_alone_is_enough(name, tmp_path):
+    settings = parse(tmp_path / "out", method=name)
+    assert settings.model.max_frames == 16 and settings.model.resolution == [16, 16]
+    assert settings.num_window_frames == (32 if name == "fdm" else 16)
+    assert make_method(settings).make_network().config.max_frames == 16
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+@pytest.mark.parametrize("max_frames", [2, 3])
+def test_the_smallest_windows_are_trained_and_sampled(name, max_frames, tmp_path, caplog):
+    own = {"max_frames": max_frames, "num_attention_heads": 2, "max_train_steps": 1}
+    with caplog.at_level("INFO"):
+        folder = run(tmp_path / "out", method=name, **{**own, **({"num_joint_images": 1} if name == "vdm" else {})})
+    assert "warning: there are no validation videos" not in caplog.text
+    assert (folder / "samples" / "step-1" / "prediction.gif").is_file()
+
+
+def test_mcvd_has_none_of_the_others_settings(tmp_path):
+    settings = parse(tmp_path / "out").as_dict()
+    names = ("max_frames", "clip_frames", "attention_levels", "num_attention_heads", "temporal_position")
+    names += ("max_observed", "drop_observed", "num_joint_images", "image_data_dir")
+    assert settings["method"] == "mcvd" and {settings[name] for name in names} == {None}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+def test_training_saves_a_pipeline_that_does_every_task(name, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        folder = run(tmp_path / "out", method=name, **OWN[name])
+    assert "warning: there are no validation videos" not in caplog.text
+    for task in ("prediction", "interpolation", "generation"):
+        assert (folder / "samples" / "step-3" / f"{task}.gif").is_file()
+    assert "prediction: PSNR" in caplog.text and "parameters" in caplog.text
+    for variant in (None, "ema"):
+        unet = SpaceTimeUNetModel.from_pretrained(folder, subfolder="unet", variant=variant)
+        assert unet.config.max_frames == 5
+    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
+    pipe.set_progress_bar_config(disable=True)
+    for key, value in make_method(parse(tmp_path / "x", method=name, **OWN[name])).pipeline_settings().items():
+        assert pipe.config[key] == value
+    past, future = torch.rand(1, 2, 1, 16, 16), torch.rand(1, 1, 1, 16, 16)
+    options = {"num_frames": 2, "num_inference_steps": 2, "output_type": "pt"}
+    for given in (
+        {"past_frames": past},
+        {"future_frames": future},
+        {"past_frames": past, "future_frames": future},
+        {},
+    ):
+        assert pipe(**given, **options).frames.shape == (1, 2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+def test_training_goes_on_with_a_saved_pipeline(name, tmp_path, capsys):
+    first = run(tmp_path / "first", method=name, prediction_type="epsilon", **OWN[name])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tiny = {key: x for key, x in TINY.items() if key not in ("resolution", "block_out_channels")}
+    settings = parse(tmp_path / "second", **tiny, pretrained_model_name_or_path=first)
+    assert settings.model.method == name and settings.model.max_frames == 5
+    assert settings.training.prediction_type == "epsilon" and settings.model.block_out_channels == [8, 8]
+    network = make_method(settings).make_network()
+    for key, weight in SpaceTimeUNetModel.from_pretrained(first, subfolder="unet").state_dict().items():
+        assert torch.equal(network.state_dict()[key], weight)
+    second = train_mcvd.main(settings)
+    assert MCVDPipeline.from_pretrained(second).unet.config.prediction_type == "epsilon"
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse(tmp_path / "third", method="mcvd", pretrained_model_name_or_path=first)
+    assert f"--method is mcvd, but {first} has the network of {name}" in capsys.readouterr().err
+
+
+def test_mcvds_pipeline_brings_its_method(tmp_path, capsys):
+    first = run(tmp_path / "first", **OWN["mcvd"], num_validation_videos=0)
+    assert isinstance(MCVDPipeline.from_pretrained(first).unet, MCVDUNet2DModel)
+    with pytest.raises(SystemExit):
+        parse(tmp_path / "second", method="fdm", pretrained_model_name_or_path=first)
+    assert f"--method is fdm, but {first} has the network of mcvd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+def test_training_that_saves_memory_learns_the_same(name, tmp_path):
+    common = {"method": name, "num_validation_videos": 0, "use_ema": False, "adam_epsilon": 1e-2, **OWN[name]}
+    first = run(tmp_path / "a", **common)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    second = run(tmp_path / "b", gradient_checkpointing=True, **common)
+    first, second = (SpaceTimeUNetModel.from_pretrained(x, subfolder="unet").state_dict() for x in (first, second))
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+def test_estimate_tells_what_it_would_cost(name, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert run("", method=name, estimate=True, **OWN[name]) is None
+    assert "a video" in caplog.text and "parameters" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Images beside clips
+
+
+def write_images(folder, count=5, size=20):
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for number in range(count):
+        place = folder / ("deep/deeper" if number % 2 else "")
+        suffix = ("png", "jpg")[number % 3 == 0]
+        Image.fromarray(random.randint(0, 256, (size + number, size, 3), np.uint8)).save(place / f"{number}.{suffix}")
+    return folder
+
+
+def test_images_of_any_tree_get_the_size_and_form_of_the_clips(tmp_path):
+    reader = ImageReader(write_images(tmp_path / "images"))
+    assert [reader.name(number) for number in range(5)] == [
+        "0.jpg",
+        "2.png",
+        "4.png",
+        "deep/deeper/1.png",
+        "deep/deeper/3.jpg",
+    ]
+    images = ClipDataset(reader, num_frames=1, frame_size=(16, 16), num_channels=1)
+    clips = MovingDigits(np.ones((1, 4, 4), np.float32), num_clips=6, num_frames=3, canvas_size=(16, 16))
+    both = ClipsWithImages(clips, images, num_images=2)
+    item = both[3]
+    assert item["video"].shape == (3, 1, 16, 16) and item["images"].shape == (2, 1, 16, 16)
+    assert -1 <= item["images"].min() < -0.5 and 0.5 < item["images"].max() <= 1
+    assert torch.equal(item["video"], clips[3]["video"]) and len(both) == 6
+    batch = both[[(1, 3), (0, 3), (0, 5)]]
+    assert torch.equal(batch["images"][1], item["images"]) and batch["images"].shape == (3, 2, 1, 16, 16)
+    assert not torch.equal(batch["images"][0], batch["images"][1])
+    seen = {float(image.mean()) for epoch in range(20) for image in both[epoch, 0]["images"]}
+    assert len(seen) == 5  # each comes up
+    assert both.fingerprint != clips.fingerprint
+
+
+def test_output_inside_the_images_is_refused(tmp_path, capsys):
+    images = write_images(tmp_path / "images")
+    with pytest.raises(SystemExit):
+        parse(images / "deep" / "out", method="vdm", image_data_dir=images)
+    assert "lies inside --image_data_dir" in capsys.readouterr().err
+
+
+def test_broken_images_are_skipped_and_named(tmp_path):
+    folder = write_images(tmp_path / "images")
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="broken.png"):
+        images = ClipDataset(ImageReader(folder), num_frames=1, frame_size=(8, 8))
+    assert len(images) == 5 and list(images.skipped) == ["broken.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="`folder` must hold images"):
+        ImageReader(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_with_images_beside_the_clips(num_workers, tmp_path):
+    images = write_images(tmp_path / "images")
+    folder = run(
+        tmp_path / "out",
+        method="vdm",
+        image_data_dir=images,
+        dataloader_num_workers=num_workers,
+        num_validation_videos=0,
+        **OWN["vdm"],
+    )
+    assert MCVDPipeline.from_pretrained(folder).unet.config.drop_observed == 1
+    settings = parse(tmp_path / "again", **{**TINY, **OWN["vdm"]}, method="vdm", image_data_dir=images)
+    train, held_out = train_mcvd.make_datasets(settings, settings.num_window_frames)
+    assert train[0]["images"].shape == (2, 1, 16, 16) and "images" not in held_out[0]
+    assert not make_method(settings).depends_on_batch
