@@ -71,6 +71,7 @@ from mcvd_diffusers.data import StreamingClips
 from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
+from mcvd_diffusers.noise_schedules import cosine_logsnr_betas
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
@@ -157,9 +158,13 @@ def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
     variance_type = make_method(settings).variance_type
     if source is not None:
         return DDPMScheduler.from_pretrained(source, subfolder="scheduler", variance_type=variance_type)
+    betas = None
+    if training.beta_schedule == "cosine_logsnr":  # which Diffusers does not know by name
+        betas = cosine_logsnr_betas(training.num_train_timesteps)
     return DDPMScheduler(
         num_train_timesteps=training.num_train_timesteps,
-        beta_schedule=training.beta_schedule,
+        beta_schedule=training.beta_schedule if betas is None else "linear",
+        trained_betas=betas,
         prediction_type=training.prediction_type,
         variance_type=variance_type,
     )

@@ -1,5 +1,7 @@
 """What each method is in training: networks as published, windows as its paper draws them, and runs from end to end."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from mcvd_diffusers.data import ClipDataset, ClipsWithImages, ImageReader, Movin
 from mcvd_diffusers.masking import fdm_roles, ramvid_roles
 from mcvd_diffusers.methods import make_method
 from mcvd_diffusers.models import SpaceTimeUNetModel
+from mcvd_diffusers.noise_schedules import cosine_logsnr
 from mcvd_diffusers.presets import PRESETS, preset
 
 
@@ -355,6 +358,13 @@ def test_training_saves_a_pipeline_that_does_every_task(name, tmp_path, caplog):
         {},
     ):
         assert pipe(**given, **options).frames.shape == (1, 2, 1, 16, 16)
+
+
+def test_vdm_7_training_takes_its_noise_by_name(tmp_path):
+    folder = run(tmp_path / "out", method="vdm", beta_schedule="cosine_logsnr", **OWN["vdm"])
+    scheduler = MCVDPipeline.from_pretrained(folder).scheduler
+    expected = torch.tensor([1 / (1 + math.exp(-cosine_logsnr((step + 1) / 1000))) for step in range(1000)])
+    torch.testing.assert_close(scheduler.alphas_cumprod, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
