@@ -8,7 +8,8 @@
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin  # looked up here by Diffusers' loader: see hub.py
 
 from ._version import __version__
-from .frame_schedules import FramePlan, Window, blocks, frame_schedule
+from .frame_plans import FramePlan
+from .frame_schedules import Window, blocks, frame_schedule
 from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
 from .models import MCVDUNet2DModel, MCVDUNet2DOutput, SpaceTimeUNetModel, SpaceTimeUNetOutput

@@ -246,7 +246,8 @@ class TrainingArguments:
         "v_prediction", "What the network predicts; the original's predicts epsilon."
     )
     beta_schedule: Literal["linear", "squaredcos_cap_v2", "cosine_logsnr"] = _flag(
-        "squaredcos_cap_v2", "Noise schedule: the original's linear one, cosine, or VDM's cosine with log-SNR from 20 to -20."
+        "squaredcos_cap_v2",
+        "Noise schedule: the original's linear one, cosine, or VDM's cosine with log-SNR from 20 to -20.",
     )
     num_train_timesteps: int = _flag(1000, "Timesteps of the noise schedule.")
     loss_type: Literal["l2", "l1"] = _flag("l2", "Squared or absolute error.")

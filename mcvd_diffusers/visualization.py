@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mcvd_diffusers.frame_schedules import FramePlan
+from mcvd_diffusers.frame_plans import FramePlan
 
 
 GIVEN_COLOR, MADE_COLOR = (46, 160, 67), (214, 87, 27)  # border of a frame: green if given, orange if made

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from mcvd_diffusers.cli import main
-from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES, FramePlan, frame_schedule
+from mcvd_diffusers.frame_plans import FramePlan
+from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES, frame_schedule
 from mcvd_diffusers.visualization import PLAN_COLORS, PLAN_LABEL_WIDTH, draw_plan
 
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcvd_diffusers import Window, blocks, frame_schedules
+from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import (
     ADAPTIVE_FRAME_SCHEDULES,
     FRAME_SCHEDULES,
-    FramePlan,
     adaptive_autoregressive,
     autoregressive,
     frame_schedule,
@@ -545,5 +545,6 @@ def test_mcvds_blocks_are_planned_too():
 
 
 def test_examples_of_the_docstrings_are_true():
-    results = doctest.testmod(frame_schedules)
-    assert results.attempted > 5 and results.failed == 0
+    for module, least in ((frame_schedules, 4), (frame_plans, 2)):
+        results = doctest.testmod(module, extraglobs={"frame_schedule": frame_schedules.frame_schedule})
+        assert results.attempted >= least and results.failed == 0

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES, FramePlan, frame_schedule
+from mcvd_diffusers.frame_plans import FramePlan
+from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES, frame_schedule
 
 from .printing import integer_from, printable
 

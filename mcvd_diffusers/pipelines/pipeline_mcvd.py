@@ -25,7 +25,8 @@ from diffusers.utils import BaseOutput, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
-from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, FramePlan, Window
+from mcvd_diffusers.frame_plans import FramePlan
+from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, Window
 from mcvd_diffusers.guidance import (
     compose_histories,
     guide_by_reconstruction,

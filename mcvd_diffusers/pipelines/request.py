@@ -16,10 +16,10 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 
+from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import (
     ADAPTIVE_FRAME_SCHEDULES,
     FRAME_SCHEDULES,
-    FramePlan,
     Window,
     autoregressive,
     blocks,
