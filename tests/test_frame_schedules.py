@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcvd_diffusers import Window, blocks, frame_schedules
+from mcvd_diffusers import Window, blocks, frame_plans, frame_schedules
 from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import (
     ADAPTIVE_FRAME_SCHEDULES,
