@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -373,15 +372,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         rows *= 2
 
 
-class _NothingIsAbsent(TorchFunctionMode):
-    """A network asks whether any frame is ABSENT, which nobody can tell where there are no values: none is."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.__bool__ and args[0].is_meta:
-            return False
-        return function(*args, **(kwargs or {}))
-
-
 def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int, num_frames: int | None) -> int:
     """Floating point operations of one clip through a network like this one, made on that device."""
     config = unet.config
@@ -393,10 +383,11 @@ def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int, 
     with torch.device(device), torch.no_grad():
         model = type(unet).from_config(config).eval()
         sample = torch.zeros(1, num_window_frames, config.in_channels, height, width)
-        roles = torch.full((1, num_window_frames), OBSERVED)
+        # On the CPU: a network may ask whether frames are ABSENT, which nobody can tell where there are no values.
+        roles = torch.full((1, num_window_frames), OBSERVED, device="cpu")
         roles[:, past : past + size] = LATENT
         # The counter does not know the CPU's kernel of attention; written out it is plain matrix multiplications.
-        with sdpa_kernel(SDPBackend.MATH), _NothingIsAbsent(), FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(sample, torch.zeros(1, dtype=torch.long), roles, return_dict=False)
     return counter.get_total_flops()
 

@@ -63,6 +63,8 @@ class FramePlan:
                 raise ValueError(
                     f"Window {number} reads frames {unknown}, which are neither given nor made before it."
                 )
+            if again := sorted(p for p, count in Counter(window.observed).items() if count > 1):
+                raise ValueError(f"Window {number} reads frames {again} more than once.")
             if not window.latent:
                 raise ValueError(f"Window {number} makes no frame: leave it out.")
             repeated = {position for position, count in Counter(window.latent).items() if count > 1}

@@ -435,8 +435,23 @@ _ALIASES = {
     "two-rate": "google",
     "like-two-rate": "like-google",
 }
+# Some schedules take the square of a video's length to be planned.
+MOST_PLANNED_FRAMES = 20_000
 FRAME_SCHEDULES = tuple(_BY_NAME)  # what `frame_schedule` knows, other names for the same left out
 ADAPTIVE_FRAME_SCHEDULES = tuple(name for name in FRAME_SCHEDULES if name.startswith("adaptive-"))
+
+
+def schedule_name(name: str) -> str:
+    """
+    The name of a schedule in `FRAME_SCHEDULES`, of any name for it.
+
+    Args:
+        name (`str`): A name.
+
+    Returns:
+        `str`: The usual one; the same if it is none.
+    """
+    return _ALIASES.get(name, name)
 
 
 def frame_schedule(
@@ -473,7 +488,7 @@ def frame_schedule(
         >>> next(frame_schedule("hierarchy-2", 300, observed=range(36), max_frames=20)).latent
         (36, 65, 94, 123, 153, 182, 211, 241, 270, 299)
     """
-    name = _ALIASES.get(name, name)
+    name = schedule_name(name)
     if name not in _BY_NAME:
         raise ValueError(f"`name` must be one of {', '.join((*FRAME_SCHEDULES, *_ALIASES))}, got {name!r}.")
     is_adaptive = name in ADAPTIVE_FRAME_SCHEDULES

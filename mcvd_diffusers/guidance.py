@@ -12,24 +12,6 @@ import torch
 from diffusers.guiders import BaseGuidance
 
 
-def classifier_free_guidance(given: torch.Tensor, absent: torch.Tensor, scale: float) -> torch.Tensor:
-    """
-    Classifier-free guidance (Ho and Salimans, 2207.12598, equation 6) over absent frames.
-
-    A network trained with masks predicts with its given frames and without them; the difference says what the given
-    frames change, and is exaggerated.
-
-    Args:
-        given (`torch.Tensor`): The prediction with the given frames OBSERVED.
-        absent (`torch.Tensor`): The prediction with the same frames ABSENT, same shape.
-        scale (`float`): 1 is the plain conditional prediction, 0 the unconditional one, above 1 is guidance.
-
-    Returns:
-        `torch.Tensor`: The guided prediction, same shape.
-    """
-    return absent + scale * (given - absent)
-
-
 def needed_views(histories: Sequence[tuple[Hashable, float]], nothing: Hashable) -> list[Hashable]:
     """
     What the network must be called with for a guidance over histories: each history once, and nothing unless it cancels out.
@@ -83,10 +65,15 @@ def noise_level(scheduler, timestep: torch.Tensor) -> tuple[float, float]:
     Returns:
         `tuple[float, float]`: `alpha` and `sigma`.
     """
+    if (
+        getattr(scheduler, "init_noise_sigma", 1.0) != 1.0
+    ):  # it keeps full signal under growing noise, and scales by alpha
+        alpha = float(scheduler.scale_model_input(torch.ones(1), timestep))
+        return alpha, max(1 - alpha**2, 0.0) ** 0.5
     index = getattr(scheduler, "step_index", None)
     sigmas = getattr(scheduler, "sigmas", None)
-    if index is not None and sigmas is not None:  # also where noise levels lie between the timesteps of the training
-        ratio = float(sigmas[index])
+    if sigmas is not None:  # also where noise levels lie between the timesteps of the training
+        ratio = float(sigmas[index if index is not None else 0])
         alpha = (1 + ratio**2) ** -0.5
         return alpha, ratio * alpha
     signal = float(scheduler.alphas_cumprod[int(timestep)])

@@ -234,9 +234,11 @@ class FDM(SpaceTimeMethod):
         )
 
     def pipeline_settings(self) -> dict:
-        """From afar to near, which the paper finds best; windows half given, half made."""
+        """From afar to near, if windows have gaps; half given, half made."""
         step = max(1, self.settings.model.max_frames // 2)
-        return {"frame_schedule": "hierarchy-2" if step > 1 else "autoreg", "step": step}
+        model = self.settings.model
+        leaps = step > 1 and model.clip_frames > model.max_frames
+        return {"frame_schedule": "hierarchy-2" if leaps else "autoreg", "step": step}
 
 
 class VDM(SpaceTimeMethod):

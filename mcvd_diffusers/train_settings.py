@@ -535,7 +535,7 @@ def parse_args(args: list[str] | None = None) -> Settings:
             raise ValueError(
                 f"--pretrained_model_name_or_path {source} has a config that is damaged: {error!r}"
             ) from error
-        _check_method(settings)
+        _check_method(settings, saved)
         _fill_in_defaults(settings)
         _check_settings(settings)
         _check_unchanged(settings, saved)
@@ -763,7 +763,7 @@ def _adopt_method(settings: Settings, unet_config: dict) -> None:
     settings.model.method = method
 
 
-def _check_method(settings: Settings) -> None:
+def _check_method(settings: Settings, saved: dict) -> None:
     """
     Refuse settings that mean nothing for the method.
 
@@ -771,6 +771,11 @@ def _check_method(settings: Settings) -> None:
         ValueError: Naming the setting, and the methods that it is for.
     """
     method, name = settings.model.method, settings.training.preset
+    if saved.get("method", method) != method:
+        raise ValueError(
+            f"--method was {saved['method']}, is {method}, but {settings.checkpoint or settings.training.output_dir} is made with"
+            " it: leave it out, or begin another training."
+        )
     if name is not None and preset(name).get("method", "mcvd") != method:
         theirs = preset(name).get("method", "mcvd")
         raise ValueError(f"--preset {name} is of --method {theirs}, got --method {method}: leave one of them out.")
@@ -914,6 +919,14 @@ def _check_settings(settings: Settings) -> None:
 
 def _check_method_settings(settings: Settings) -> None:
     model, data, training = settings.model, settings.data, settings.training
+    for group, name, most in (
+        (model, "max_frames", 10_000),
+        (model, "clip_frames", 100_000),
+        (training, "num_joint_images", 10_000),
+    ):
+        value = getattr(group, name)
+        if value is not None and value > most:
+            raise ValueError(f"--{name} must be at most {most:,}, got {value}: so many frames are in memory at once.")
     if model.clip_frames is not None and model.clip_frames < model.max_frames:
         raise ValueError(
             f"--clip_frames ({model.clip_frames}) must be at least --max_frames ({model.max_frames}): a window's frames are"

@@ -112,6 +112,13 @@ def denoising_loss(
         )
 
     batch_size, device = video.shape[0], video.device
+    for name, value in (("roles", roles), ("frame_indices", frame_indices), ("segment_ids", segment_ids)):
+        if value is not None and value.shape != video.shape[:2]:
+            raise ValueError(
+                f"`{name}` must have shape {tuple(video.shape[:2])}, as `video`, got {tuple(value.shape)}."
+            )
+    if noise is not None and noise.shape != video.shape:
+        raise ValueError(f"`noise` must have the shape of `video`, {tuple(video.shape)}, got {tuple(noise.shape)}.")
     video = video.float()
     if timesteps is None:
         timesteps = draw_timesteps(noise_scheduler, batch_size, generator=generator)
@@ -193,6 +200,10 @@ def gather_window(
     Raises:
         ValueError: If a clip has more frames with a role than the window has slots, or fewer frames than that.
     """
+    if video.ndim != 5 or roles.shape != video.shape[:2]:
+        raise ValueError(
+            f"`roles` must have shape (B, T) of `video` (B, T, C, H, W), got {tuple(roles.shape)} for {tuple(video.shape)}."
+        )
     batch_size, num_frames = roles.shape
     if not 1 <= max_frames <= num_frames:
         raise ValueError(f"`max_frames` must be from 1 to the frames of the clips ({num_frames}), got {max_frames}.")

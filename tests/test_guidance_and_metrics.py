@@ -7,16 +7,29 @@ import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from PIL import Image
 
-from mcvd_diffusers.guidance import classifier_free_guidance, guider_prediction
+from mcvd_diffusers.guidance import compose_histories, guider_prediction, needed_views
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.visualization import GIVEN_COLOR, MADE_COLOR, contact_sheet, save_comparison_gif
 
 
+def guided(given, absent, scale):
+    histories = [("given", scale)]
+    predictions = {"given": given, "nothing": absent}
+    return compose_histories({x: predictions[x] for x in needed_views(histories, "nothing")}, histories, "nothing")
+
+
 def test_guidance_scale_zero_is_unconditional_one_is_conditional():
     given, absent = torch.randn(2, 3), torch.randn(2, 3)
-    torch.testing.assert_close(classifier_free_guidance(given, absent, 0.0), absent)
-    torch.testing.assert_close(classifier_free_guidance(given, absent, 1.0), given)
-    torch.testing.assert_close(classifier_free_guidance(given, absent, 3.0), 3 * given - 2 * absent)
+    torch.testing.assert_close(guided(given, absent, 0.0), absent)
+    assert torch.equal(guided(given, absent, 1.0), given)
+    torch.testing.assert_close(guided(given, absent, 3.0), 3 * given - 2 * absent)
+
+
+def test_views_are_each_made_once_and_nothing_only_if_it_counts():
+    assert needed_views([("all", 1.0)], "nothing") == ["all"]
+    assert needed_views([("all", 0.5), ("last", 0.5)], "nothing") == ["all", "last"]
+    assert needed_views([("all", 2.0), ("all", 1.0)], "nothing") == ["all", "nothing"]
+    assert needed_views([("nothing", 1.0)], "nothing") == ["nothing"]
 
 
 def test_guider_is_asked_for_a_block_of_frames_as_for_an_image():
@@ -24,7 +37,7 @@ def test_guider_is_asked_for_a_block_of_frames_as_for_an_image():
     network = torch.nn.Identity()
     at = {"step": 0, "num_inference_steps": 2, "timestep": torch.tensor(999)}
     for guider, expected in (
-        (ClassifierFreeGuidance(3.0), classifier_free_guidance(given, absent, 3.0)),
+        (ClassifierFreeGuidance(3.0), guided(given, absent, 3.0)),
         (ClassifierFreeGuidance(3.0, start=0.5), given),  # not yet
     ):
         out = guider_prediction(guider, network, lambda: given, lambda: absent, **at)

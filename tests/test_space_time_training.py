@@ -94,10 +94,10 @@ def test_ram_7_one_network_predicts_infills_and_generates():
     assert moves == pytest.approx(true_moves, rel=0.4)
 
 
-HIDDEN = 4  # frames at each end of a long video that show its brightness
+HIDDEN = 8  # frames at each end of a long video that show its brightness
 
 
-def long_videos(batch_size, generator, *, num_frames=32):
+def long_videos(batch_size, generator, *, num_frames=64):
     """A clock in the first row; all else is bright or dark in the first and last frames, and grey between them."""
     times = torch.arange(num_frames)
     video = torch.zeros(batch_size, num_frames, 1, 4, 4)
@@ -121,7 +121,7 @@ def test_fdm_10_what_only_the_first_frames_show_is_kept_by_a_hierarchy_and_lost_
 
     def draw(generator):
         video, _ = long_videos(32, generator)
-        roles = fdm_roles(32, num_frames=32, max_frames=8, generator=generator)
+        roles = fdm_roles(32, num_frames=64, max_frames=8, generator=generator)
         return gather_window(video, roles, 8, generator=generator)
 
     pipe = train(network, draw, num_updates=2500)
@@ -130,7 +130,7 @@ def test_fdm_10_what_only_the_first_frames_show_is_kept_by_a_hierarchy_and_lost_
     for name in ("hierarchy-2", "long-range", "autoreg"):
         made = pipe(
             past_frames=(video[:, :HIDDEN] + 1) / 2,
-            num_frames=32 - HIDDEN,
+            num_frames=64 - HIDDEN,
             frame_schedule=name,
             step=4,
             num_inference_steps=20,

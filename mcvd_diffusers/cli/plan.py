@@ -5,7 +5,13 @@ import sys
 from pathlib import Path
 
 from mcvd_diffusers.frame_plans import FramePlan
-from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES, frame_schedule
+from mcvd_diffusers.frame_schedules import (
+    ADAPTIVE_FRAME_SCHEDULES,
+    FRAME_SCHEDULES,
+    MOST_PLANNED_FRAMES,
+    frame_schedule,
+    schedule_name,
+)
 
 from .printing import integer_from, printable
 
@@ -50,13 +56,19 @@ def add_plan(commands) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    observed = {position for positions in arguments.observed for position in positions}
+    last = max((positions[-1] for positions in arguments.observed if positions), default=0)
     try:
-        if arguments.name in (*ADAPTIVE_FRAME_SCHEDULES, "adaptive-autoregressive"):
+        if schedule_name(arguments.name) in ADAPTIVE_FRAME_SCHEDULES:
             raise ValueError(
                 f"{arguments.name} cannot be planned ahead: it looks at finished frames to choose those it reads."
                 f" {arguments.name.removeprefix('adaptive-')} makes the same frames in windows that can be planned."
             )
+        if max(arguments.num_frames, last) > MOST_PLANNED_FRAMES:
+            raise ValueError(
+                f"--num_frames and --observed must be at most {MOST_PLANNED_FRAMES:,}: longer videos are not planned ahead,"
+                " but made in parts."
+            )
+        observed = {position for positions in arguments.observed for position in positions}
         file = None if arguments.output is None else _picture_file(arguments.output)
         windows = frame_schedule(
             arguments.name,
@@ -82,8 +94,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         from mcvd_diffusers.visualization import draw_plan
 
         try:
+            picture = draw_plan(plan)
             with file.open("xb") as stream:
-                draw_plan(plan).save(stream, format="PNG")
+                picture.save(stream, format="PNG")
         except OSError as error:
             print(f"mcvd-diffusers plan: {printable(str(error))}", file=sys.stderr)
             return 1

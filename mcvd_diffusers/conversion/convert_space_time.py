@@ -430,7 +430,8 @@ def _sampling(system: str, max_frames: int) -> dict:
     if system == "ramvid":
         return {"frame_schedule": "autoreg", "step": max(1, max_frames - _RAMVID_MOST_GIVEN)}
     if system == "fdm":
-        return {"frame_schedule": "hierarchy-2", "step": max(1, max_frames // 2)}
+        step = max(1, max_frames // 2)
+        return {"frame_schedule": "hierarchy-2" if step > 1 else "autoreg", "step": step}
     # Given frames, which its network never saw, enter by replacement and reconstruction guidance.
     sampling = {"frame_schedule": "autoreg", "step": max(1, max_frames // 2)}
     return sampling | {"replacement": "noised", "reconstruction_guidance": 2.0}

@@ -144,6 +144,10 @@ def convert_space_time_weights(
     made = {}
     for row in rows:
         tensor = state[row.theirs].detach().to(torch.float32)
+        if tensor.ndim == 0 or len(tensor) % (3 * (row.heads or 1) if len(row.ours) == 3 else 1):
+            raise CheckpointError(
+                f"{what}: {row.theirs} has shape {tuple(tensor.shape)}, which does not fit {', '.join(row.ours)}."
+            )
         if row.heads is not None:  # (heads, 3, C / heads) rows -> (3, heads, C / heads)
             tensor = tensor.unflatten(0, (row.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
         for name, part in zip(row.ours, tensor.chunk(len(row.ours))):

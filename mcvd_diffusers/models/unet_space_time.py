@@ -328,6 +328,9 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
         self._check_inputs(sample, timestep, roles, frame_indices, segment_ids, condition)
         batch_size, num_frames, _, height, width = sample.shape
         dtype, device = sample.dtype, sample.device
+        # Whether all frames are there is worth knowing, since attention is faster then; compiled, it cannot depend on it. (Roles
+        # may lie on the CPU, where asking them makes no device wait.)
+        has_absent = torch.compiler.is_compiling() or bool((roles == ABSENT).any())
         roles = roles.to(device)
         is_absent = (roles == ABSENT)[:, :, None, None, None]
         reads_absent = self.config.original_quirks and self.config.backbone == "adm"
@@ -338,7 +341,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             sample = torch.cat([sample, plane], dim=2)
 
         emb = self._embed(timestep, condition, batch_size, sample)
-        context = self._context(roles, frame_indices, segment_ids, emb)
+        context = self._context(roles, frame_indices, segment_ids, emb, has_absent=has_absent)
         hidden_states = self._pad(sample.flatten(0, 1)).to(dtype)  # (B*T, C, H, W)
         if self.config.convolution == "3d":
             hidden_states = hidden_states.unflatten(0, (batch_size, num_frames)).transpose(1, 2)  # (B, C, T, H, W)
@@ -386,15 +389,13 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             emb = torch.cat([emb, condition.to(emb)], dim=1)
         return emb
 
-    def _context(self, roles, frame_indices, segment_ids, emb: torch.Tensor) -> WindowContext:
+    def _context(self, roles, frame_indices, segment_ids, emb: torch.Tensor, *, has_absent: bool) -> WindowContext:
         """Which frames see which, and where they are."""
         device = emb.device
         if frame_indices is None:
             frame_indices = torch.arange(roles.shape[1], device=device).expand_as(roles)
         frame_indices, is_absent = frame_indices.to(device), roles == ABSENT
         distances = frame_indices[:, :, None] - frame_indices[:, None, :]
-        # Whether all frames are there is worth knowing, since attention is faster then; compiled, it cannot depend on it.
-        has_absent = torch.compiler.is_compiling() or bool(is_absent.any())
         mask = None
         if has_absent or segment_ids is not None:
             groups = torch.zeros_like(roles) if segment_ids is None else segment_ids.to(device)

@@ -17,7 +17,6 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -26,7 +25,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
 from mcvd_diffusers.frame_plans import FramePlan
-from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, Window
+from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, Window, schedule_name
 from mcvd_diffusers.guidance import (
     compose_histories,
     guide_by_reconstruction,
@@ -46,8 +45,21 @@ from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames
-from .request import CALLBACK_INPUTS, REPLACEMENTS, Request, is_number, read_request, set_timesteps
+from .request import (
+    CALLBACK_INPUTS,
+    MOST_GUIDANCE,
+    REPLACEMENTS,
+    Request,
+    is_number,
+    read_request,
+    set_timesteps,
+)
 from .rollout import Job, Layout, rollout
+from .window_network import WindowNetwork
+
+
+# The history without any frame.
+NOTHING = ()
 
 
 EXAMPLE_DOC_STRING = """
@@ -74,6 +86,8 @@ class MCVDPipelineOutput(BaseOutput):
             The generated videos. `"pt"`: `(B, T, C, H, W)` in `[0, 1]`; `"np"`: `(B, T, H, W, C)` in `[0, 1]`;
             `"pil"`: a list of frames for each video; `"latent"`: `(B, T, C, H, W)`, about `[-1, 1]`, not clamped.
             With an ensemble, the `ensemble_size` futures of a video stand one after the other on the batch axis.
+        positions (`list[int]`, *optional*):
+            Where each of the frames is in the video, counted from 0; all of them, unless the call was interrupted.
         uncertainty (`torch.Tensor` or `np.ndarray`, *optional*):
             Standard deviation over the ensemble of each pixel, in the units of `frames`, one map for each input
             video: `(B, T, C, H, W)`, or `(B, T, H, W, C)` for `"np"` and `"pil"`.
@@ -81,6 +95,7 @@ class MCVDPipelineOutput(BaseOutput):
 
     frames: torch.Tensor | np.ndarray | list
     uncertainty: torch.Tensor | np.ndarray | None = None
+    positions: list[int] | None = None
 
 
 class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeline):
@@ -205,7 +220,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     def interrupt(self) -> bool:
         """
         Whether the call is to stop; a callback sets `pipe._interrupt = True`. The network is not called again, the block
-        in progress is returned as it is, and no further block is begun.
+        in progress is returned as it is, and no further block is begun (nor, by an adaptive schedule, a further video). The
+        output's `positions` say which frames there are.
         """
         return self._interrupt
 
@@ -282,20 +298,24 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity, for schedulers that know it.
             guidance_scale (`float`, *optional*, defaults to 1.0):
                 Classifier-free guidance over absent frames: 1 is none, above 1 follows the given frames more closely.
-                Doubles the cost. The network must have been trained with masks. For other kinds of guidance give the
+                Doubles the cost. The network must have been trained with masks; one of volumes (RaMViD's) is shown a shorter
+                clip instead, so that frames must be given at its ends only. For other kinds of guidance give the
                 pipeline a `guider`.
             history_guidance (`list` of pairs, *optional*):
                 Guidance by several histories instead: which of a window's given frames (numbers in time order, -1 the last;
                 `None`: all), and with what weight they pull away from what the network says without any. Weights of 1
-                in all are no guidance. `[(None, 1.0), ([-1], 0.5)]`: all frames, and the last one more strongly.
+                in all are no guidance. `[(None, 1.0), ([-1], 0.5)]`: all frames, and the last one more strongly. Frames that
+                are replaced are not counted; in windows that have none of its frames a history is left out.
             frame_schedule (`str`, `list[Window]` or [`FramePlan`], *optional*):
                 How the video is cut into windows: a name that [`~mcvd_diffusers.frame_schedules.frame_schedule`] knows, such
                 as `"hierarchy-2"`, or own windows. By default the pipeline's; without one, all at once if the network
                 can, else autoregressively.
             max_frames (`int`, *optional*): Frames of a window at most, given ones included; by default what the network takes.
-            step (`int`, *optional*): Frames that a window of the schedule makes; by default half of `max_frames`, or a block.
+            step (`int`, *optional*):
+                Frames that a window of the schedule makes; by default the pipeline's, else half of `max_frames`, or a block.
             max_parallel_windows (`int`, *optional*, defaults to 1):
-                Windows that do not depend on one another and may go through the network together.
+                Windows that do not depend on one another and may go through the network together, where the schedule is
+                known ahead (not adaptive ones, nor a network's own blocks).
             frame_embedding (`Callable`, *optional*):
                 For adaptive schedules: of a frame `(C, H, W)` in `[0, 1]` or the user's units it makes a vector; the distance
                 between frames is that between their vectors, squared. By default the pixels; FDM's is
@@ -323,8 +343,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 [`NoiseSequence`] all noise comes from one stream in the original's order instead, to repeat its
                 samples; then `max_batch_size` cannot divide the batch.
             latents (`torch.Tensor` of shape `(B * ensemble_size, blocks * k, C, H, W)`, *optional*):
-                The initial noise, block after block in the order in which they are made (`k` frames each, also when
-                the last is not needed whole).
+                The initial noise, window after window of the schedule, of all frames that the network makes for it: `k`
+                for each block, also when the last is not needed whole.
             final_denoise (`bool`, *optional*, defaults to the pipeline's `final_denoise`):
                 The original's last network call: subtracts what the network still takes for noise after the last
                 step. For reproducing published numbers only. The call tells the network a noise level that is too
@@ -332,7 +352,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             cache_conditioning (`bool`, *optional*, defaults to `True`):
                 Compute what depends on given frames only once a block instead of once a step. `False` saves memory.
             max_batch_size (`int`, *optional*):
-                Videos that go through the network together, by default all. When the accelerator's memory does not
+                Videos that go through the network together (windows, if several are made at a time), by default all. When the accelerator's memory does not
                 suffice, the number is halved until it does. Results do not depend on it, but for rounding.
             return_given_frames (`bool`, *optional*, defaults to `False`):
                 Return the whole video, the given frames as they came.
@@ -344,7 +364,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 Called as `callback(pipe, step, timestep, kwargs)` after each denoising step of each block
                 (`pipe.block_index`) and of each part of the batch, if `max_batch_size` divides it; may return
                 `{"latents": ...}`. Setting `pipe._interrupt = True` ends the call with the block in progress; setting
-                `pipe._guidance_scale` changes the guidance for the rest of the block.
+                `pipe._guidance_scale` changes the guidance for the rest of the block, if there was any at its start.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`):
                 What the callback gets in `kwargs`; `"latents"` is all there is, `(b, k, C, H, W)`.
 
@@ -413,6 +433,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 in_video = sorted({*positions, *request.as_given})
                 certain[:, [in_video.index(position) for position in positions]] = uncertainty
                 uncertainty = certain
+            positions = sorted({*positions, *request.as_given})
 
         frames = self._postprocess(frames, output_type)
         if uncertainty is not None and output_type in ("np", "pil"):
@@ -420,7 +441,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         self.maybe_free_model_hooks()
         if not return_dict:
             return (frames, uncertainty) if output_uncertainty else (frames,)
-        return MCVDPipelineOutput(frames=frames, uncertainty=uncertainty)
+        return MCVDPipelineOutput(frames=frames, uncertainty=uncertainty, positions=positions)
 
     def stream(
         self,
@@ -450,7 +471,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         Raises:
             ValueError: As in `__call__`, when the method is called, not when the first block is asked for.
         """
-        unknown = set(kwargs) - (set(inspect.signature(read_request).parameters) - {"latents"})
+        unknown = set(kwargs) - (set(inspect.signature(read_request).parameters) - {"pipe", "latents", "endless"})
         if unknown:
             raise TypeError(f"`stream` has no arguments {sorted(unknown)}.")
         request = read_request(
@@ -458,7 +479,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             past_frames=past_frames,
             future_frames=future_frames,
             num_frames=num_frames,
-            endless=num_frames is None and future_frames is None,
+            endless=num_frames is None and future_frames is None and kwargs.get("observed_frames") is None,
             output_type=output_type,
             **kwargs,
         )
@@ -495,8 +516,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         def total() -> float:
             if request.num_windows is None:
                 return float("inf")
-            jobs = map(len, request.batches or [[0]] * request.num_windows)
-            return sum(-(-num_jobs * num_videos // chunk_size) for num_jobs in jobs) * num_steps
+            if request.batches is None:  # there may be very many
+                return request.num_windows * -(-num_videos // chunk_size) * num_steps
+            return sum(-(-len(batch) * num_videos // chunk_size) for batch in request.batches) * num_steps
 
         def generate(jobs: list[Job], frames: dict[int, torch.Tensor]) -> list[torch.Tensor]:
             nonlocal chunk_size
@@ -558,14 +580,14 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """As `_generate`, one video after the other, since the windows of each depend on its frames."""
         videos = []
         for video in range(request.num_videos):
+            if self._interrupt:  # the rest is not begun
+                break
             finished = {position: frames[video] for position, frames in request.given.items()}
             vectors = {}
 
             def vector(position: int) -> torch.Tensor:
                 if position not in vectors:
-                    frame = self.normalizer.decode(finished[position][None, None])[0, 0]
-                    embed = request.frame_embedding or torch.flatten
-                    vectors[position] = embed(frame).flatten().double().cpu()
+                    vectors[position] = self._embed(finished[position], request.frame_embedding)
                 return vectors[position]
 
             def distance(first: int, second: int) -> float:
@@ -590,9 +612,26 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 if self._interrupt:
                     break
             videos.append({p: frame for p, frame in finished.items() if p not in given})
-        positions = sorted(set.intersection(*map(set, videos)))
+        # Interrupted, those that were finished, or what there is of the first.
+        videos = [video for video in videos if len(video) == max(map(len, videos))]
+        positions = sorted(videos[0])
         frames = [torch.stack([video[position] for position in positions]) for video in videos]
         yield Window((), tuple(positions)), torch.stack(frames)
+
+    def _embed(self, frame: torch.Tensor, embedding: Callable | None) -> torch.Tensor:
+        """The vector of a frame (C, H, W) in [-1, 1] that adaptive schedules compare."""
+        vector = frame
+        if embedding is not None:
+            vector = embedding(self.normalizer.decode(frame[None, None])[0, 0])
+            if not torch.is_tensor(vector) or vector.is_complex() or vector.numel() == 0:
+                raise ValueError(
+                    "`frame_embedding` must make a tensor of real numbers of a frame (C, H, W), got"
+                    f" {tuple(vector.shape) if torch.is_tensor(vector) else type(vector).__name__}."
+                )
+        vector = vector.detach().flatten().cpu().double()
+        if not vector.isfinite().all():
+            raise ValueError("`frame_embedding` made a vector with values that are NaN or infinite.")
+        return vector
 
     @torch.no_grad()
     def denoise(
@@ -656,7 +695,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
 
         # What the network is shown: frames as they are given, and frames that are put in as noisy as the others.
         sample, roles = sample.to(device, torch.float32), roles.to(device)
-        slots = (roles[0] == FrameRole.LATENT).nonzero().flatten()
+        is_latent = roles == FrameRole.LATENT
+        if not (is_latent == is_latent[:1]).all():
+            raise ValueError("`roles` must have the same frames LATENT in all rows: denoise the others by themselves.")
+        slots = is_latent[0].nonzero().flatten()
         if frame_indices is None:
             frame_indices = torch.arange(roles.shape[1], device=device).expand_as(roles)
         frame_indices = frame_indices.to(device)
@@ -665,17 +707,28 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         scale = getattr(self.scheduler, "init_noise_sigma", 1.0)
         shape = (len(sample), len(slots), *sample.shape[2:])
         latents = (draw(shape) if latents is None else latents.to(device, torch.float32)) * scale
-        network = functools.partial(
-            self._window_network, sample, frame_indices=frame_indices, cache_conditioning=cache_conditioning
+        show = functools.partial(
+            WindowNetwork,
+            self.unet,
+            sample,
+            frame_indices=frame_indices,
+            slots=slots,
+            noised_slots=noised_slots,
+            cache_conditioning=cache_conditioning,
         )
         guider = copy.deepcopy(self.guider)  # it remembers former steps, and no window sees another's
+        self._guidance_scale = guidance_scale
+        num_observed = len(_observed_slots(roles))
+        histories = functools.partial(
+            self._histories, history_guidance, num_observed=num_observed, is_guided=guidance_scale != 1
+        )
         if guider is not None:
             # One call after the other: a guider may leave one out, or change the network for it.
             self.register_attention()
-            with_given, without = network(roles), network(_without(roles, None))
+            with_given, without = show([roles]), show([_without(roles, ())])
         else:
-            self._guidance_scale = guidance_scale
-            predict_window = self._guided_network(network, roles, history_guidance)
+            views = needed_views(histories(), NOTHING)
+            network = show([_without(roles, view) for view in views])
         error = None
         is_known_small = low_resolution is not None and super_resolution_guidance > 0
         if is_known_small or (reconstruction_guidance and len(noised_slots)):
@@ -689,30 +742,31 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             )
 
         def predict(noisy: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
-            window = sample
+            level, noised = None, None
+            if error is not None or len(noised_slots):
+                level = noise_level(self.scheduler, timestep)
             if len(noised_slots):
-                alpha, sigma = noise_level(self.scheduler, timestep)
                 known = sample[:, noised_slots]
-                window = window.index_copy(1, noised_slots, alpha * known + sigma * draw(known.shape))
-
-            def show(noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                shown = window.index_copy(1, slots, noisy)
-                return shown, predict_window(shown, timestep)
-
+                noised = level[0] * known + level[1] * draw(known.shape)
             if guider is not None:
-                shown = window.index_copy(1, slots, noisy)
-                calls = (lambda call=call: call(shown, timestep)[:, slots] for call in (with_given, without))
+                calls = (functools.partial(x.predict, noisy, timestep, noised) for x in (with_given, without))
+                calls = (lambda call=call: call()[0] for call in calls)
                 at = {"step": step, "num_inference_steps": len(steps), "timestep": timestep}
                 return guider_prediction(guider, self.unet, *calls, **at)
+
+            def composed(predictions: list[torch.Tensor]) -> torch.Tensor:
+                return compose_histories(dict(zip(views, predictions)), histories(), NOTHING)
+
             if error is None:
-                return show(noisy)[1][:, slots]
+                return composed(network.predict(noisy, timestep, noised))
+
+            def predict_window(noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                window, predictions = network.predict_window(noisy, timestep, noised)
+                return window, composed(predictions)
+
+            prediction_type = self.scheduler.config.prediction_type
             return guide_by_reconstruction(
-                show,
-                noisy,
-                error,
-                slots=slots,
-                level=noise_level(self.scheduler, timestep),
-                prediction_type=self.scheduler.config.prediction_type,
+                predict_window, noisy, error, slots=slots, level=level, prediction_type=prediction_type
             )
 
         for i, t in enumerate(steps):
@@ -746,81 +800,22 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             latents = latents - sigma.to(latents) * predict(latents, label_timestep, len(steps) - 1)
         return latents
 
-    def _window_network(
+    def _histories(
         self,
-        sample: torch.Tensor,
-        roles: torch.Tensor,
+        history_guidance: list[tuple[list[int] | None, float]] | None,
         *,
-        frame_indices: torch.Tensor,
-        cache_conditioning: bool,
-        repeat: int = 1,
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """
-        The network for one window: a function of the noisy window (B, T, C, H, W) and the timestep; returns the same shape.
-        With `repeat` the roles are those of so many copies of the rows, one after the other.
-        """
-        unet, dtype = self.unet, self.unet.dtype
-        sample, frame_indices = sample.repeat(repeat, 1, 1, 1, 1), frame_indices.repeat(repeat, 1)
-        options = {}
-        # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
-        if cache_conditioning and hasattr(unet, "encode_conditioning") and not _is_group_offload_enabled(unet):
-            options["conditioning"] = unet.encode_conditioning(sample.to(dtype), roles)
-        is_there = roles != FrameRole.ABSENT
-        # A network that knows where frames are need not see those that are not there.
-        drops = (
-            unet.config.get("has_frame_gaps", False) and bool((is_there == is_there[:1]).all()) and not is_there.all()
-        )
-        seen = is_there[0].nonzero().flatten() if drops else slice(None)
-
-        def network(window: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            prediction = unet(
-                window[:, seen].to(dtype),
-                timestep,
-                roles[:, seen],
-                frame_indices=frame_indices[:, seen],
-                **options,
-                return_dict=False,
-            )[0].float()
-            if drops:
-                prediction = torch.zeros_like(window).index_copy(1, seen, prediction)
-            return prediction
-
-        return network
-
-    def _guided_network(
-        self, network: Callable, roles: torch.Tensor, history_guidance: list[tuple[list[int] | None, float]] | None
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The network for one window, guided by its histories: a function as that of `_window_network`."""
-        num_observed = int((roles == FrameRole.OBSERVED).any(dim=0).sum())
-        every, nothing = tuple(range(num_observed)), ()
-        if num_observed == 0 or (history_guidance is None and self._guidance_scale == 1):
-            return network(roles)
-
-        def histories() -> list[tuple[tuple[int, ...], float]]:
-            if history_guidance is None:
-                return [(every, self._guidance_scale)]  # which a callback may change
-            chosen = []
-            for frames, weight in history_guidance:
-                frames = every if frames is None else frames
-                chosen.append((tuple(sorted({every[x] for x in frames if -num_observed <= x < num_observed})), weight))
-            return chosen
-
-        views = needed_views(histories(), nothing)
-        view_roles = [_without(roles, keep) for keep in views]
-        if self.unet.config.get("has_frame_gaps", False):  # views are of different lengths
-            calls = [network(each) for each in view_roles]
-
-            def predict_all(window: torch.Tensor, timestep: torch.Tensor) -> list[torch.Tensor]:
-                return [call(window, timestep) for call in calls]
-        else:
-            together = network(torch.cat(view_roles), repeat=len(views))
-
-            def predict_all(window: torch.Tensor, timestep: torch.Tensor) -> list[torch.Tensor]:
-                return together(window.repeat(len(views), 1, 1, 1, 1), timestep).chunk(len(views))
-
-        return lambda window, timestep: compose_histories(
-            dict(zip(views, predict_all(window, timestep))), histories(), nothing
-        )
+        num_observed: int,
+        is_guided: bool,
+    ) -> list[tuple[tuple[int, ...], float]]:
+        """Which of a window's observed frames the network is given, and with what weight; only those that the window has."""
+        every = tuple(range(num_observed))
+        if history_guidance is None:
+            return [
+                (every, self._guidance_scale if is_guided and num_observed else 1.0)
+            ]  # a callback may change the scale
+        chosen = [(every if x is None else _chosen(x, every), weight) for x, weight in history_guidance]
+        # A history of which the window has no frame says nothing.
+        return [(x, weight) for x, weight in chosen if x] or [(every, 1.0)]
 
     def _step_back(
         self,
@@ -901,13 +896,21 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(residual))
 
 
-def _without(roles: torch.Tensor, keep: tuple[int, ...] | None) -> torch.Tensor:
+def _observed_slots(roles: torch.Tensor) -> torch.Tensor:
+    """Slots that are OBSERVED in any row."""
+    return (roles == FrameRole.OBSERVED).any(dim=0).nonzero().flatten()
+
+
+def _chosen(numbers: Sequence[int], every: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the numbers that there are, negative ones counted from the end, in order."""
+    return tuple(sorted({every[x] for x in numbers if -len(every) <= x < len(every)}))
+
+
+def _without(roles: torch.Tensor, keep: tuple[int, ...]) -> torch.Tensor:
     """Roles with observed frames ABSENT, but for some of those that are observed in any row, by their number."""
-    is_observed = roles == FrameRole.OBSERVED
-    observed = is_observed.any(dim=0).nonzero().flatten().tolist()
-    kept = torch.zeros_like(is_observed[0])
-    kept[[observed[number] for number in keep or ()]] = True
-    return torch.where(is_observed & ~kept, FrameRole.ABSENT, roles)
+    is_kept = torch.zeros_like(roles[0], dtype=torch.bool)
+    is_kept[_observed_slots(roles)[list(keep)]] = True
+    return torch.where((roles == FrameRole.OBSERVED) & ~is_kept, FrameRole.ABSENT, roles)
 
 
 def _replaced_roles(
@@ -917,9 +920,13 @@ def _replaced_roles(
     Roles with LATENT for observed frames that are put in step by step, and where these stand, by how they are put in: as
     noisy as the others, or clean.
     """
+    if replacement is None:
+        return roles, dict.fromkeys(REPLACEMENTS, roles.new_zeros(0))
     is_observed, is_latent = roles == FrameRole.OBSERVED, roles[0] == FrameRole.LATENT
+    if not (is_observed == is_observed[:1]).all():
+        raise ValueError("`roles` must have the same frames OBSERVED in all rows when they are replaced.")
     is_past = frame_indices[0] < frame_indices[0, is_latent].min()
-    sides = dict.fromkeys(("past", "future"), replacement) if isinstance(replacement, str) else replacement or {}
+    sides = dict.fromkeys(("past", "future"), replacement) if isinstance(replacement, str) else replacement
     slots = {}
     for how in REPLACEMENTS:
         is_side = torch.zeros_like(is_past)
@@ -952,7 +959,9 @@ def _check_defaults(
     reconstruction_guidance: float = 0.0,
 ) -> None:
     """The defaults of a call that a pipeline carries."""
-    if frame_schedule is not None and frame_schedule not in FRAME_SCHEDULES:
+    if frame_schedule is not None and (
+        not isinstance(frame_schedule, str) or schedule_name(frame_schedule) not in FRAME_SCHEDULES
+    ):
         raise ValueError(
             f"`frame_schedule` must be one of {FRAME_SCHEDULES} or None, got {reprlib.repr(frame_schedule)}."
         )
@@ -961,9 +970,14 @@ def _check_defaults(
         raise ValueError(f"`step` must be a positive integer or None, got {reprlib.repr(step)}.")
     if replacement is not None and replacement not in REPLACEMENTS:
         raise ValueError(f"`replacement` must be one of {REPLACEMENTS} or None, got {reprlib.repr(replacement)}.")
-    if not is_number(reconstruction_guidance) or not 0 <= reconstruction_guidance < float("inf"):
+    if not is_number(reconstruction_guidance) or not 0 <= reconstruction_guidance <= MOST_GUIDANCE:
         raise ValueError(
-            f"`reconstruction_guidance` must be a number of at least 0, got {reprlib.repr(reconstruction_guidance)}."
+            f"`reconstruction_guidance` must be a number from 0 to {MOST_GUIDANCE:g}, got"
+            f" {reprlib.repr(reconstruction_guidance)}."
+        )
+    if reconstruction_guidance and replacement != "noised":
+        raise ValueError(
+            f'`reconstruction_guidance` is {reconstruction_guidance}, which needs `replacement="noised"`, got {replacement!r}.'
         )
 
 

@@ -20,10 +20,12 @@ from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import (
     ADAPTIVE_FRAME_SCHEDULES,
     FRAME_SCHEDULES,
+    MOST_PLANNED_FRAMES,
     Window,
     autoregressive,
     blocks,
     frame_schedule,
+    schedule_name,
 )
 from mcvd_diffusers.guidance import check_guider
 from mcvd_diffusers.masking import FrameRole
@@ -36,6 +38,7 @@ from .rollout import Layout, lay_out
 logger = logging.get_logger(__name__)
 
 REPLACEMENTS = ("noised", "clean")
+MOST_GUIDANCE = 1e6
 CALLBACK_INPUTS = ["latents"]
 
 # A frame schedule whose windows depend on finished frames: of a distance between two of them, it makes windows.
@@ -53,8 +56,9 @@ class Request:
     memory: int | None  # newest frames that are kept, if it is no list
     is_in_time_order: bool  # whether a stream waits for frames before those that are finished
     lay_out: Callable[[Window], Layout]
-    num_latents: int  # frames of noise for a window, at most; before a list's first window and after each: `offsets`
+    # Where a window's noise begins in the caller's `latents`: window after window, or so many frames for each.
     offsets: list[int] | None
+    num_latents: int
     given: dict[int, torch.Tensor]  # position -> (num_videos, C, H, W) in [-1, 1]
     as_given: dict[int, torch.Tensor]  # position -> (batch, C, H, W) in [0, 1] or the user's units
     low_resolution: dict[int, torch.Tensor]  # position -> (num_videos, C, h, w) in [-1, 1]
@@ -141,6 +145,17 @@ def read_request(
             continue
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    num_frames, batch_size, height, width, max_frames, step, max_batch_size = (
+        None if value is None else int(value)
+        for value in (num_frames, batch_size, height, width, max_frames, step, max_batch_size)
+    )
+    ensemble_size, num_resamples, max_parallel_windows = map(int, (ensemble_size, num_resamples, max_parallel_windows))
+    if num_resamples > 1000:
+        raise ValueError(
+            f"`num_resamples` must be at most 1000, got {num_resamples}: it is how often each step is made."
+        )
+    if frame_embedding is not None and not callable(frame_embedding):
+        raise ValueError(f"`frame_embedding` must be a function of a frame, got {type(frame_embedding).__name__}.")
     if num_inference_steps > config.num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` must be at most {config.num_train_timesteps}, the timesteps of this network's"
@@ -187,6 +202,7 @@ def read_request(
         )
         if value is not None
     }
+    asked_batch_size = batch_size
     batch_size, height, width = _check_geometry(config, frames, batch_size, height, width)
     if is_scattered:
         positions = _check_positions(observed_positions, frames["observed_frames"].shape[1], num_frames)
@@ -196,7 +212,7 @@ def read_request(
                 f"`num_frames`: the {total} frames that are given are the first {total} of the video, so that none would be"
                 " made; say how many."
             )
-        as_given = dict(zip(observed_positions, frames["observed_frames"].unbind(dim=1)))
+        as_given = dict(zip(map(int, observed_positions), frames["observed_frames"].unbind(dim=1)))
     else:
         num_past, num_future = (
             frames[name].shape[1] if name in frames else 0 for name in ("past_frames", "future_frames")
@@ -216,8 +232,13 @@ def read_request(
         ("reconstruction_guidance", reconstruction_guidance),
         ("super_resolution_guidance", super_resolution_guidance),
     ):
-        if not is_number(value) or not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` must be a number of at least 0, got {value!r}.")
+        if not is_number(value) or not 0 <= value <= MOST_GUIDANCE:
+            raise ValueError(f"`{name}` must be a number from 0 to {MOST_GUIDANCE:g}, got {reprlib.repr(value)}.")
+    if final_denoise and (replacement is not None or low_resolution_frames is not None):
+        raise ValueError(
+            "`final_denoise` tells the network a noise level that is not that of the frames, so that given ones cannot be put in"
+            " at it: leave it out with `replacement` or `low_resolution_frames`."
+        )
     if reconstruction_guidance and (replacement is None or "clean" in _sides(replacement).values()):
         raise ValueError(
             f"`reconstruction_guidance` is {reconstruction_guidance}: it compares given frames with what the network takes"
@@ -229,7 +250,7 @@ def read_request(
         low_resolution = _check_low_resolution(
             read("low_resolution_frames", low_resolution_frames, most=None),
             num_missing=total - len(positions),
-            batch_size=batch_size if frames else None,
+            batch_size=batch_size if frames else asked_batch_size,
             size=(height, width),
         )
         batch_size = len(low_resolution)
@@ -239,6 +260,11 @@ def read_request(
             "`reconstruction_guidance` and `low_resolution_frames` do not go with the pipeline's `guider`."
         )
 
+    if uses_gradient and torch.is_inference_mode_enabled():
+        raise ValueError(
+            "`reconstruction_guidance` or `low_resolution_frames` needs a gradient through the network, which"
+            " torch.inference_mode() forbids: call the pipeline outside of it (it computes no other gradients)."
+        )
     if uses_gradient and any(parameter.element_size() == 1 for parameter in pipe.unet.parameters()):
         raise ValueError(
             "`reconstruction_guidance` or `low_resolution_frames` needs a gradient through the network, whose weights are stored"
@@ -265,12 +291,30 @@ def read_request(
         checked = [next(plan.windows)]
         plan.windows = itertools.chain(checked, plan.windows)
     layouts = [plan.lay_out(window) for window in checked]
+    is_open = not isinstance(plan.windows, list) and plan.num_windows != 1  # later windows read what the first made
     _check_guidance_scale(pipe, guidance_scale, history_guidance, replacement)
+    if positions and checked and not any(window.observed for window in checked) and not plan.reads_nothing:
+        raise ValueError(
+            f"`step` and `max_frames` leave no place for given frames: windows make {max(len(x.latent) for x in checked)} frames"
+            " each. Choose a smaller `step`."
+        )
     is_guided = guidance_scale != 1 or pipe.guider is not None or bool(history_guidance)
     if "num_past_frames" in config:
-        _check_masks(pipe, checked, layouts, as_given, is_guided, replacement)
+        _check_masks(pipe, checked, layouts, as_given, is_guided, replacement, is_open=is_open)
     else:
-        _check_observed(config, checked, bool(positions), is_guided, replacement)
+        _check_observed(config, layouts, is_guided, replacement, is_open=is_open, is_given=bool(positions))
+        if is_guided and not pipe.unet.keeps_segments_apart:
+            _check_histories_of_volumes(layouts, history_guidance)
+    if history_guidance is not None:
+        most = config.get("max_frames") or config.num_past_frames + config.num_future_frames
+        if isinstance(plan.windows, list):
+            most = max((len(window.observed) for window in plan.windows), default=0)
+        missing = [x for numbers, _ in history_guidance for x in numbers or () if not -most <= x < most]
+        if missing:
+            raise ValueError(
+                f"`history_guidance` names frames {missing}, but windows read at most {most} given frames: numbers are from 0 to"
+                f" {most - 1}, or from -1 to {-most} counted from the last."
+            )
     batches = None
     if max_parallel_windows > 1:
         batches = _parallel_windows(plan, total, positions, max_parallel_windows)
@@ -303,6 +347,11 @@ def read_request(
         count = offsets[-1] if offsets else (plan.num_windows or 1) * num_latents[0]
         _check_latents(latents, (num_videos, count, *frame_shape))
     generator = _check_generator(generator, batch_size)
+    if isinstance(generator, NoiseSequence) and max_parallel_windows > 1:
+        raise ValueError(
+            "`max_parallel_windows` must be 1 with a `NoiseSequence`, which draws window after window for the whole batch; pass a"
+            " torch.Generator."
+        )
     if isinstance(generator, NoiseSequence) and (max_batch_size or num_videos) < num_videos:
         raise ValueError(
             f"`max_batch_size` is {max_batch_size} for {num_videos} videos, but a `NoiseSequence` draws for all of them at"
@@ -437,6 +486,7 @@ class _Plan:
     adaptive: AdaptiveSchedule | None = None
     memory: int | None = None
     is_in_time_order: bool = False
+    reads_nothing: bool = False  # on purpose
 
 
 def _plan_windows(pipe, total, positions, schedule, max_frames, step, *, may_replace: bool) -> _Plan:
@@ -448,17 +498,28 @@ def _plan_windows(pipe, total, positions, schedule, max_frames, step, *, may_rep
     layout = partial(lay_out, config=config, may_replace=may_replace)
     is_blocks = "num_past_frames" in config
     capacity = config.get("max_frames") or pipe.unet.num_window_frames
-    if schedule is None and total is not None and (is_blocks or total > capacity):
-        schedule, step = pipe.config.frame_schedule, step or pipe.config.step
+    is_whole = not is_blocks and step is None and total is not None and total <= (max_frames or capacity)
+    if schedule is None and total is not None and not is_whole:
+        schedule = pipe.config.frame_schedule
+    if step is None and not is_whole and (schedule is not None or not is_blocks):
+        step = None if pipe.config.step is None else min(pipe.config.step, max_frames or capacity)
     if max_frames is not None and max_frames > capacity:
         raise ValueError(f"`max_frames` is {max_frames}, but this network takes at most {capacity} frames at once.")
     if (max_frames is not None or step is not None) and schedule is None and is_blocks:
         raise ValueError("`max_frames` and `step` belong to a `frame_schedule`: name one, or leave them out.")
+    if total is not None and total > MOST_PLANNED_FRAMES and (schedule is not None or not is_blocks):
+        raise ValueError(
+            f"`num_frames`: a video of {total:,} frames is not planned ahead, at most {MOST_PLANNED_FRAMES:,}. Make it in parts, each given"
+            " the end of the one before, or call `stream` without `num_frames`."
+        )
     if isinstance(schedule, FramePlan):
-        schedule = list(schedule.windows)
+        schedule = list(schedule.windows) if isinstance(schedule.windows, (list, tuple)) else [schedule.windows]
     if isinstance(schedule, (list, tuple)):
-        if not all(isinstance(window, Window) for window in schedule):
-            raise ValueError(f"`frame_schedule` must be a name or a list of Windows, got {reprlib.repr(schedule)}.")
+        if not all(isinstance(window, Window) and _has_positions(window) for window in schedule):
+            raise ValueError(
+                "`frame_schedule` must be a name or a list of Windows, each with two tuples of positions from 0, got"
+                f" {reprlib.repr(schedule)}."
+            )
         FramePlan.of(schedule, total, observed=positions)  # raises if they do not make the video
         return _Plan(list(schedule), layout, len(schedule), is_in_time_order=True)
 
@@ -466,6 +527,7 @@ def _plan_windows(pipe, total, positions, schedule, max_frames, step, *, may_rep
     if schedule is not None:
         if not isinstance(schedule, str):
             raise ValueError(f"`frame_schedule` must be a name or a list of Windows, got {reprlib.repr(schedule)}.")
+        schedule = schedule_name(schedule)
         step = config.num_frames if is_blocks and step is None else step
         make = partial(frame_schedule, schedule, total, observed=positions, max_frames=max_frames, step=step)
         if schedule in ADAPTIVE_FRAME_SCHEDULES:
@@ -480,13 +542,18 @@ def _plan_windows(pipe, total, positions, schedule, max_frames, step, *, may_rep
             if schedule not in FRAME_SCHEDULES and "`name`" in str(error):
                 raise ValueError(str(error).replace("`name`", "`frame_schedule`")) from error
             raise
-        return _Plan(windows, layout, len(windows), is_in_time_order=True)
+        nothing = schedule == "really-independent"
+        return _Plan(windows, layout, len(windows), is_in_time_order=True, reads_nothing=nothing)
 
     if not is_blocks:
-        if total is not None and total <= max_frames:
+        if is_whole:
             windows = [Window(tuple(positions), tuple(x for x in range(total) if x not in set(positions)))]
             return _Plan(windows, layout, 1, is_in_time_order=True)
-        step = min(step or max(1, max_frames // 2), max_frames)
+        step = step or max(1, max_frames // 2)
+        if step > max_frames:
+            raise ValueError(
+                f"`step` is {step}, but a window has at most {max_frames} frames: choose at most that many."
+            )
         if total is not None:
             windows = list(autoregressive(total, observed=positions, max_frames=max_frames, step=step))
             return _Plan(windows, layout, len(windows), is_in_time_order=True)
@@ -506,6 +573,14 @@ def _plan_windows(pipe, total, positions, schedule, max_frames, step, *, may_rep
     return _Plan(list(windows) if has_future else windows, layout, num_windows, memory=past)
 
 
+def _has_positions(window: Window) -> bool:
+    """Whether a window is what it should be: two tuples of positions."""
+    sides = (window.observed, window.latent)
+    return all(isinstance(side, (tuple, list, range)) for side in sides) and all(
+        isinstance(x, numbers.Integral) and not isinstance(x, bool) and x >= 0 for side in sides for x in side
+    )
+
+
 def _parallel_windows(plan: _Plan, total: int, positions: list[int], most: int) -> list[list[int]] | None:
     """Windows of a list that do not depend on one another, and look alike to the network, together."""
     if not isinstance(plan.windows, list):
@@ -515,7 +590,7 @@ def _parallel_windows(plan: _Plan, total: int, positions: list[int], most: int) 
         alike: dict[tuple, list[int]] = {}
         for number in batch:
             layout = plan.lay_out(plan.windows[number])
-            first = min(plan.windows[number].latent)
+            first = min(p for p, role in zip(layout.positions, layout.roles) if role == FrameRole.LATENT)
             sides = tuple(position < first for position in layout.positions)
             alike.setdefault((layout.roles, sides), []).append(number)
         for numbers_alike in alike.values():
@@ -547,8 +622,10 @@ def _check_replacement(replacement) -> None:
 
 
 def _check_guidance_scale(pipe, guidance_scale, history_guidance, replacement) -> None:
-    if not is_number(guidance_scale) or not 0 <= guidance_scale < float("inf"):
-        raise ValueError(f"`guidance_scale` must be a number of at least 0, got {guidance_scale!r}.")
+    if not is_number(guidance_scale) or not 0 <= guidance_scale <= MOST_GUIDANCE:
+        raise ValueError(
+            f"`guidance_scale` must be a number of at least 0, {MOST_GUIDANCE:g} at most, got {reprlib.repr(guidance_scale)}."
+        )
     if history_guidance is not None:
         is_list = isinstance(history_guidance, (list, tuple)) and len(history_guidance) > 0
         for pair in history_guidance if is_list else [None]:
@@ -557,7 +634,7 @@ def _check_guidance_scale(pipe, guidance_scale, history_guidance, replacement) -
             is_frames = frames is None or (
                 isinstance(frames, (list, tuple, range)) and all(isinstance(x, numbers.Integral) for x in frames)
             )
-            if not is_pair or not math.isfinite(pair[1]) or not is_frames:
+            if not is_pair or not abs(pair[1]) <= MOST_GUIDANCE or not is_frames:
                 raise ValueError(
                     "`history_guidance` must be a list of pairs: which of a window's observed frames (a list of numbers in"
                     f" time order, -1 the last; None: all), and a weight. Got {reprlib.repr(history_guidance)}."
@@ -582,7 +659,7 @@ def _check_guidance_scale(pipe, guidance_scale, history_guidance, replacement) -
         )
 
 
-def _check_masks(pipe, windows, layouts, as_given, is_guided: bool, replacement) -> None:
+def _check_masks(pipe, windows, layouts, as_given, is_guided: bool, replacement, *, is_open: bool) -> None:
     """Whether a network of past, block and future was trained with the frames missing that these windows leave out."""
     config = pipe.unet.config
     made = [window.latent for window in windows]
@@ -595,6 +672,11 @@ def _check_masks(pipe, windows, layouts, as_given, is_guided: bool, replacement)
             raise ValueError(
                 f"`{side}_frames`: this network never had them in training (`unet.config.drop_{side}` is 1); leave"
                 " them out."
+            )
+        if side == "past" and dropped == 1 and needed and is_open:
+            raise ValueError(
+                f"`num_frames` must be at most {config.num_frames}, one block: this network never had past frames in training"
+                " (`unet.config.drop_past` is 1), which further blocks would read."
             )
         if needed == 0 or dropped > 0:
             continue
@@ -630,28 +712,57 @@ def _check_masks(pipe, windows, layouts, as_given, is_guided: bool, replacement)
                 )
 
 
-def _check_observed(config, windows: list[Window], is_given: bool, is_guided: bool, replacement) -> None:
+def _check_observed(
+    config, layouts: list[Layout], is_guided: bool, replacement, *, is_open: bool, is_given: bool
+) -> None:
     """Whether a network of windows was trained with, or without, given frames, as these windows need it."""
     dropped, sides = config.drop_observed, _sides(replacement)
-    for window in windows:
-        first = min(window.latent)
-        native = [x for x in window.observed if ("past" if x < first else "future") not in sides]
+    way_out = 'pass `replacement="noised"`, with `reconstruction_guidance` of 1 or more.'
+    if is_open and dropped == 1 and "past" not in sides:
+        raise ValueError(
+            "This network never had given frames in training (`unet.config.drop_observed` is 1), and later windows would read"
+            f" what earlier ones make: {way_out}"
+        )
+    if not layouts and dropped == 0 and not is_given:
+        raise ValueError(
+            "This network always had given frames in training (`unet.config.drop_observed` is 0): pass `past_frames`,"
+            " `future_frames` or `observed_frames`."
+        )
+    for layout in layouts:
+        made = [p for p, role in zip(layout.positions, layout.roles) if role == FrameRole.LATENT]
+        read = [p for p, role in zip(layout.positions, layout.roles) if role == FrameRole.OBSERVED]
+        native = [p for p in read if ("past" if p < min(made) else "future") not in sides]
         if native and dropped == 1:
             raise ValueError(
-                f"This network never had given frames in training (`unet.config.drop_observed` is 1), and frames {first} to"
-                f' {max(window.latent)} would be made from {len(native)} of them: pass `replacement="noised"`, with'
-                " `reconstruction_guidance` of 1 or more."
+                f"This network never had given frames in training (`unet.config.drop_observed` is 1), and frames {min(made)} to"
+                f" {max(made)} would be made from {len(native)} of them: {way_out}"
             )
         if not native and dropped == 0:
             raise ValueError(
-                f"This network always had given frames in training (`unet.config.drop_observed` is 0), and frames {first} to"
-                f" {max(window.latent)} would be made from none: pass `past_frames`, `future_frames` or `observed_frames`."
+                f"This network always had given frames in training (`unet.config.drop_observed` is 0), and frames {min(made)}"
+                f" to {max(made)} would be made from none: pass `past_frames`, `future_frames` or `observed_frames`."
             )
     if is_guided and dropped in (0, 1):
         raise ValueError(
             "`guidance_scale`, `history_guidance` and guiders compare given with absent frames, and this network never had"
             f" them {'given' if dropped == 1 else 'absent'} in training (`unet.config.drop_observed` is {dropped})."
         )
+
+
+def _check_histories_of_volumes(layouts: list[Layout], history_guidance) -> None:
+    """A network whose convolutions go through time is shown a shorter clip, never one with holes."""
+    for layout in layouts:
+        observed = [slot for slot, role in enumerate(layout.roles) if role == FrameRole.OBSERVED]
+        latent = {slot for slot, role in enumerate(layout.roles) if role == FrameRole.LATENT}
+        for chosen in [(), *(x for x, _ in history_guidance or () if x is not None)]:
+            kept = latent | {observed[x] for x in chosen if -len(observed) <= x < len(observed)}
+            if kept != set(range(min(kept), max(kept) + 1)):
+                raise ValueError(
+                    "`guidance_scale`, `history_guidance` and guiders leave frames out, and this network sees a window whole"
+                    f" (its convolutions or attention go through time): without them frames"
+                    f" {sorted(layout.positions[slot] for slot in kept)} would have holes between them. Give frames at the"
+                    " ends only, and leave out those farthest away, or guide by nothing."
+                )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -802,7 +913,7 @@ def _check_steps(name: str, values, least: float, most: float) -> None:
 
 def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
     if not torch.is_tensor(latents) or tuple(latents.shape) != shape or not latents.is_floating_point():
-        got = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
+        got = f"{tuple(latents.shape)}, {latents.dtype}" if torch.is_tensor(latents) else type(latents).__name__
         raise ValueError(f"`latents` must be a float tensor of shape {shape} for this call, got {got}.")
     if not torch.isfinite(latents).all():
         raise ValueError("`latents` has values that are NaN or infinite.")

@@ -53,7 +53,7 @@ def rollout(
         made = generate(jobs, {position: known[position] for position in sorted(read)})
         for (_, window), block in zip(jobs, made):
             known.update(zip(window.latent, block.unbind(dim=1)))
-        if last_reader or isinstance(windows, list):
+        if isinstance(windows, list):
             known = {position: frame for position, frame in known.items() if last_reader.get(position, -1) > run}
         elif memory is not None:
             known = {position: known[position] for position in sorted(known)[-memory:]} if memory else {}
