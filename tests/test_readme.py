@@ -96,3 +96,7 @@ def test_files_of_the_readme_exist():
     for path in modules:
         relative = path.relative_to(ROOT)
         assert any(str(relative).startswith(name) for name in named), f"{relative} has no line in the README"
+
+
+def test_nothing_in_the_readme_waits_to_be_filled_in():
+    assert not re.search(r"\b[A-Z]+(_[A-Z]+)+_TABLE\b|TODO|TBD|XXX", README)
