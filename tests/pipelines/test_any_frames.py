@@ -653,9 +653,10 @@ def test_a_batch_of_windows_is_divided_when_it_is_too_large():
 
 
 def live_bytes():
-    """Bytes of all tensors that exist, each storage once."""
-    tensors = [x for x in gc.get_objects() if torch.is_tensor(x)]
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    """Bytes of all tensors that hold frames of 32x32 pixels, each storage once."""
+    tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor]
+    frames = [x for x in tensors if x.layout == torch.strided and x.ndim >= 3 and x.shape[-2:] == (32, 32)]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in frames}.values())
 
 
 def test_a_video_of_300_frames_by_hierarchy_2_streams_with_flat_memory():
