@@ -255,15 +255,32 @@ def test_vdm_1_guidance_through_a_network_agrees_with_finite_differences():
         assert (gradient * direction).sum().item() == pytest.approx(difference, rel=1e-3)
 
 
-@pytest.mark.parametrize("num_given, num_frames", [(0, 100), (5, 100)])
-@pytest.mark.parametrize("name", ["autoreg", "long-range", "hierarchy-2", "hierarchy-3", "exp-past", "independent"])
-def test_fdm_9_schedules_keep_what_they_can_of_a_long_gaussian_video(name, num_given, num_frames):
-    row = next(
-        x
-        for x in PLANS
-        if (x["scheme"], x["video_length"], x["max_frames"], x["num_obs"]) == (name, num_frames, 10, num_given)
+def plan_rows():
+    """Those of 100 frames; by default of windows of 10 frames, given 5; all in the long run."""
+    rows = []
+    for row in PLANS:
+        if row["video_length"] == 100:
+            marks = [pytest.mark.slow] if (row["max_frames"], row["num_obs"]) != (10, 5) else []
+            rows.append(pytest.param(row, id=f"{row['scheme']}-{row['max_frames']}-{row['num_obs']}", marks=marks))
+    return rows
+
+
+def distance_of_positions(one, other):
+    """The distance that the recorded adaptive schedules chose by: of positions, whatever is in the frames."""
+    first, second = (
+        np.array([np.sin(0.7 * i), np.cos(1.3 * i), 2 * np.sin(0.05 * i), 3 * np.cos(0.013 * i)]) for i in (one, other)
     )
-    pipe = gaussian_pipeline(decay=0.95, shared=0.3, max_frames=10)
+    return float(((first - second) ** 2).sum())
+
+
+@pytest.mark.parametrize("row", plan_rows())
+def test_fdm_9_schedules_keep_what_they_can_of_a_long_gaussian_video(row):
+    num_given, num_frames = row["num_obs"], row["video_length"]
+    schedule = row["scheme"]
+    if schedule in ADAPTIVE_FRAME_SCHEDULES:
+        sizes = {"observed": range(num_given), "max_frames": row["max_frames"], "step": row["step_size"]}
+        schedule = list(frame_schedule(schedule, num_frames, distance=distance_of_positions, **sizes))
+    pipe = gaussian_pipeline(decay=0.95, shared=0.3, max_frames=row["max_frames"])
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
     count, generator = 3000, seeded()
     past = {}
@@ -275,8 +292,8 @@ def test_fdm_9_schedules_keep_what_they_can_of_a_long_gaussian_video(name, num_g
         **past,
         batch_size=None if past else count,
         num_frames=num_frames - num_given,
-        frame_schedule=name,
-        step=5,
+        frame_schedule=schedule,
+        step=None if isinstance(schedule, list) else row["step_size"],
         num_inference_steps=40,
         generator=NoiseSequence(generator),
         output_type="latent",
