@@ -13,6 +13,23 @@ from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.models import SpaceTimeUNetModel
 
 
+# A small network of windows, and what makes it each of the three systems'.
+SMALL_SPACE_TIME = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "max_frames": 4,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_levels": (1,),
+    "num_attention_heads": 2,
+}
+SYSTEMS = {
+    "fdm": {"has_frame_gaps": True},
+    "ramvid": {"convolution": "3d", "attention": "joint", "temporal_position": "none", "mark_observed": False},
+    "vdm": {"backbone": "unet3d", "temporal_position": "bias_and_rotary", "mark_observed": False},
+}
+
+
 def shaken(network: torch.nn.Module) -> torch.nn.Module:
     """Fresh networks end in weights of nearly zero: move all of them, so that each part matters."""
     generator = torch.Generator().manual_seed(1)
@@ -153,25 +170,10 @@ def space_time_window(system: str) -> Callable[[int], dict]:
 
 def space_time_network(system: str) -> NetworkRow:
     """A row of `SpaceTimeUNetModel`: FDM's, RaMViD's or VDM's network."""
-    config = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "max_frames": 4,
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "attention_levels": (1,),
-        "num_attention_heads": 2,
-    }
-    of_system = {
-        "fdm": {"has_frame_gaps": True},
-        "ramvid": {"convolution": "3d", "attention": "joint", "temporal_position": "none", "mark_observed": False},
-        "vdm": {"backbone": "unet3d", "temporal_position": "bias_and_rotary", "mark_observed": False},
-    }
-    config |= of_system[system]
     return NetworkRow(
         system,
         SpaceTimeUNetModel,
-        config,
+        SMALL_SPACE_TIME | SYSTEMS[system],
         space_time_window(system),
         (4, 1, 8, 8),
         is_dispatched=lambda attention: attention.kind != "linear" and attention.relative_query is None,

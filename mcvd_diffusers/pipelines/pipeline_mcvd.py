@@ -10,7 +10,7 @@ import functools
 import inspect
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -45,16 +45,18 @@ from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames
+from .layouts import Layout, replaced_sides
 from .request import (
     CALLBACK_INPUTS,
     MOST_GUIDANCE,
     REPLACEMENTS,
+    Call,
     Request,
     is_number,
     read_request,
-    set_timesteps,
 )
-from .rollout import Job, Layout, rollout
+from .rollout import Job, rollout
+from .scheduler_checks import set_timesteps
 from .window_network import WindowNetwork
 
 
@@ -377,44 +379,11 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         Raises:
             ValueError: If an argument does not fit the network, the scheduler or the others; before any work.
         """
+        arguments = locals()
+        call = Call(**{field.name: arguments[field.name] for field in fields(Call)})
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("`output_uncertainty=True` needs several futures to compare: pass `ensemble_size` > 1.")
-        request = read_request(
-            self,
-            past_frames=past_frames,
-            future_frames=future_frames,
-            num_frames=num_frames,
-            observed_frames=observed_frames,
-            observed_positions=observed_positions,
-            batch_size=batch_size,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            guidance_scale=guidance_scale,
-            history_guidance=history_guidance,
-            frame_schedule=frame_schedule,
-            max_frames=max_frames,
-            step=step,
-            max_parallel_windows=max_parallel_windows,
-            frame_embedding=frame_embedding,
-            replacement=replacement,
-            num_resamples=num_resamples,
-            reconstruction_guidance=reconstruction_guidance,
-            low_resolution_frames=low_resolution_frames,
-            super_resolution_guidance=super_resolution_guidance,
-            ensemble_size=ensemble_size,
-            generator=generator,
-            latents=latents,
-            final_denoise=final_denoise,
-            cache_conditioning=cache_conditioning,
-            max_batch_size=max_batch_size,
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
+        request = read_request(self, call)
         made = {}
         for window, block in self._generate(request):
             made.update(zip(window.latent, block.unbind(dim=1)))
@@ -471,20 +440,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         Raises:
             ValueError: As in `__call__`, when the method is called, not when the first block is asked for.
         """
-        unknown = set(kwargs) - (set(inspect.signature(read_request).parameters) - {"pipe", "latents", "endless"})
+        unknown = set(kwargs) - ({field.name for field in fields(Call)} - {"latents"})
         if unknown:
             raise TypeError(f"`stream` has no arguments {sorted(unknown)}.")
-        request = read_request(
-            self,
-            past_frames=past_frames,
-            future_frames=future_frames,
-            num_frames=num_frames,
-            endless=num_frames is None and future_frames is None and kwargs.get("observed_frames") is None,
-            output_type=output_type,
-            **kwargs,
-        )
-
-        if request.adaptive is not None:
+        call = Call(past_frames, future_frames, num_frames, output_type=output_type, **kwargs)
+        endless = num_frames is None and future_frames is None and call.observed_frames is None
+        request = read_request(self, call, endless=endless)
+        if request.plan.adaptive is not None:
             raise ValueError(
                 "`frame_schedule` is adaptive, so that each video has windows of its own: call the pipeline, or stream by"
                 " another schedule."
@@ -493,7 +455,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         def run() -> Iterator:
             made = self._generate(request)
             try:
-                for block in _in_time_order(made, request) if request.is_in_time_order else (x for _, x in made):
+                for block in _in_time_order(made, request) if request.plan.is_in_time_order else (x for _, x in made):
                     # A copy, because the next blocks read these frames.
                     block = block.clone() if output_type == "latent" else self.normalizer.decode(block)
                     yield self._postprocess(block, output_type)
@@ -510,21 +472,23 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """Yield each window of the request with its latent frames, (num_videos, n, C, H, W) in [-1, 1]."""
         device, num_videos = self._execution_device, request.num_videos
         chunk_size = request.max_batch_size or num_videos * max(map(len, request.batches or [[0]]))
-        num_steps = len(set_timesteps(self.scheduler, request.step_options, device))
-        num_steps *= request.step_options["num_resamples"]
+        self._guidance_scale, self._interrupt = request.step_options["guidance_scale"], False
+        self._num_timesteps = len(set_timesteps(self.scheduler, request.step_options, device))
+        num_steps = self._num_timesteps * request.step_options["num_resamples"]
+        plan = request.plan
 
         def total() -> float:
-            if request.num_windows is None:
+            if plan.num_windows is None:
                 return float("inf")
             if request.batches is None:  # there may be very many
-                return request.num_windows * -(-num_videos // chunk_size) * num_steps
+                return plan.num_windows * -(-num_videos // chunk_size) * num_steps
             return sum(-(-len(batch) * num_videos // chunk_size) for batch in request.batches) * num_steps
 
         def generate(jobs: list[Job], frames: dict[int, torch.Tensor]) -> list[torch.Tensor]:
             nonlocal chunk_size
             self._block_index = jobs[0][0]
-            bar.set_description(f"block {jobs[0][0] + 1}/{request.num_windows or '?'}")
-            layouts = [request.lay_out(window) for _, window in jobs]
+            bar.set_description(f"block {jobs[0][0] + 1}/{plan.num_windows or '?'}")
+            layouts = [plan.lay_out(window) for _, window in jobs]
             conditions = self._fill_windows(layouts, frames, request)  # a row for each window and video
             made = []
             while len(made) < len(jobs) * num_videos:
@@ -567,10 +531,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             return [block[:, slots] for block, slots in zip(made.split(num_videos), chosen)]
 
         with self.progress_bar(total=total()) as bar:
-            if request.adaptive is not None:
+            if plan.adaptive is not None:
                 yield from self._generate_adaptively(request, generate)
                 return
-            made = rollout(request.windows, request.given, generate, memory=request.memory, batches=request.batches)
+            made = rollout(plan.windows, request.given, generate, memory=plan.memory, batches=request.batches)
             for window, block in made:
                 yield window, block
                 if self._interrupt:
@@ -597,14 +561,12 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             seeds = request.seeds if isinstance(request.seeds, NoiseSequence) else [request.seeds[video]]
             alone = replace(
                 request,
-                windows=request.adaptive(distance),
-                adaptive=None,
+                plan=replace(request.plan, windows=request.plan.adaptive(distance), adaptive=None),
                 given={position: frame[None] for position, frame in finished.items()},
                 low_resolution={p: x[video : video + 1] for p, x in request.low_resolution.items()},
                 batch_size=1,
                 ensemble_size=1,
                 seeds=seeds,
-                memory=None,
             )
             given = dict(finished)
             for window, block in self._generate(alone):
@@ -920,13 +882,13 @@ def _replaced_roles(
     Roles with LATENT for observed frames that are put in step by step, and where these stand, by how they are put in: as
     noisy as the others, or clean.
     """
-    if replacement is None:
+    sides = replaced_sides(replacement)
+    if not sides:
         return roles, dict.fromkeys(REPLACEMENTS, roles.new_zeros(0))
     is_observed, is_latent = roles == FrameRole.OBSERVED, roles[0] == FrameRole.LATENT
     if not (is_observed == is_observed[:1]).all():
         raise ValueError("`roles` must have the same frames OBSERVED in all rows when they are replaced.")
     is_past = frame_indices[0] < frame_indices[0, is_latent].min()
-    sides = dict.fromkeys(("past", "future"), replacement) if isinstance(replacement, str) else replacement
     slots = {}
     for how in REPLACEMENTS:
         is_side = torch.zeros_like(is_past)

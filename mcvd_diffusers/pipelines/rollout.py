@@ -1,12 +1,10 @@
-"""Frame bookkeeping over a frame schedule: which frames a window reads, where they stand, which may be forgotten."""
+"""Frame bookkeeping over a frame schedule: which frames a window reads, which may be forgotten."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from mcvd_diffusers.frame_schedules import Window
-from mcvd_diffusers.masking import FrameRole
 
 
 # A window and its number in the schedule.
@@ -58,81 +56,3 @@ def rollout(
         elif memory is not None:
             known = {position: known[position] for position in sorted(known)[-memory:]} if memory else {}
         yield from ((window, block) for (_, window), block in zip(jobs, made))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """
-    A window as a network sees it.
-
-    Args:
-        positions (`tuple[int, ...]`): Position in the video of each of its frames; those before the video are negative.
-        roles (`tuple[FrameRole, ...]`): Role of each. More frames may be LATENT than are asked for.
-        made (`tuple[int, ...]`): Where the window's latent frames stand, in their order.
-    """
-
-    positions: tuple[int, ...]
-    roles: tuple[FrameRole, ...]
-    made: tuple[int, ...]
-
-
-def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> Layout:
-    """
-    Where a window's frames stand for a network, as its config says what it can read.
-
-    * A network of past, block and future (`num_past_frames`, ...) reads consecutive frames. A window with fewer latent
-      frames than its block lies at the block's start, or, if it reads frames after itself, at its end.
-    * A network of windows (`max_frames`) reads any frames if it was trained with gaps between them (`has_frame_gaps`), observed
-      ones first. Else it reads consecutive frames, too.
-
-    Frames that have to be between others, but are not asked for, are made and thrown away.
-
-    Args:
-        window ([`Window`]): The window.
-        config (`Mapping`): Of the network.
-        may_replace (`bool`, *optional*, defaults to `False`):
-            Whether observed frames may stand where the network makes frames, since they are put in their place.
-
-    Returns:
-        [`Layout`]: The window as the network sees it.
-
-    Raises:
-        ValueError: If the window's frames are not where the network could read or make them.
-    """
-    asked = f"The frame schedule asks for frames {_list(window.latent)} given {_list(window.observed)}; this network"
-    if "max_frames" not in config:
-        past, size, future = (config[f"num_{part}frames"] for part in ("past_", "", "future_"))
-        reads_future = bool(window.observed) and max(window.observed) > max(window.latent)
-        start = max(window.latent) + 1 - size if reads_future and not may_replace else min(window.latent)
-        block = range(start, start + size)
-        positions = range(start - past, start + size + future)
-        readable = set(positions) if may_replace else set(positions) - set(block)
-        if not set(window.latent) <= set(block) or not set(window.observed) <= readable:
-            raise ValueError(
-                f"{asked} only takes consecutive frames: {past} past, {size} of a block, {future} future."
-            )
-        otherwise = dict.fromkeys(block, FrameRole.LATENT)
-    else:
-        most, frames = config["max_frames"], sorted({*window.observed, *window.latent})
-        if len(frames) > most:
-            raise ValueError(f"{asked} takes at most {most} frames at once.")
-        if config["has_frame_gaps"]:
-            positions = (*window.observed, *window.latent)
-        else:
-            positions = range(frames[0], frames[-1] + 1)
-            if len(positions) > most:
-                raise ValueError(
-                    f"{asked} only takes consecutive frames, at most {most} of them, as it was trained"
-                    " (`unet.config.has_frame_gaps` is False)."
-                )
-        otherwise = dict.fromkeys(positions, FrameRole.LATENT)
-    observed = set(window.observed)
-    roles = tuple(FrameRole.OBSERVED if p in observed else otherwise.get(p, FrameRole.ABSENT) for p in positions)
-    slots = {position: slot for slot, position in enumerate(positions)}
-    return Layout(tuple(positions), roles, tuple(slots[position] for position in window.latent))
-
-
-def _list(positions: tuple[int, ...]) -> str:
-    """Positions, not all of many."""
-    shown = ", ".join(map(str, positions[:6]))
-    return f"[{shown}, ... {positions[-1]}]" if len(positions) > 7 else f"[{', '.join(map(str, positions))}]"

@@ -1,7 +1,9 @@
 """MCVDPipeline: parity with the original's sampling, the four tasks, and what a call promises."""
 
 import copy
+import inspect
 import itertools
+from dataclasses import fields
 
 import diffusers
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, NoiseSequence
 from mcvd_diffusers.conversion import convert_checkpoint
 from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.pipelines.request import STEP_OPTIONS, Call
 from original_mcvd import CASES, REFERENCE, block_of, load_reference, rule_normal, save_original, window
 
 
@@ -1055,3 +1058,22 @@ def test_roles_reach_the_network_as_integers_it_knows():
     call(pipe, past_frames=frames(2), guidance_scale=2.0)
     assert set(seen[0].unique().tolist()) <= set(FrameRole)
     assert seen[0].tolist() == [[1, 1, 2, 2, 2, 0, 0]] * 2 + [[0, 0, 2, 2, 2, 0, 0]] * 2
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One list of arguments
+
+
+def test_what_a_call_is_checked_for_are_the_arguments_of_the_pipeline():
+    arguments = inspect.signature(MCVDPipeline.__call__).parameters
+    only_of_the_output = {"self", "return_given_frames", "output_uncertainty", "return_dict"}
+    assert [name for name in arguments if name not in only_of_the_output] == [field.name for field in fields(Call)]
+    for field in fields(Call):
+        default = arguments[field.name].default
+        assert (tuple(default) if isinstance(default, list) else default) == field.default, field.name
+
+
+def test_what_the_sampling_loop_takes_of_a_call():
+    arguments = inspect.signature(MCVDPipeline.denoise).parameters
+    of_the_window = {"self", "sample", "roles", "frame_indices", "low_resolution", "generator", "latents", "bar"}
+    assert set(STEP_OPTIONS) == set(arguments) - of_the_window

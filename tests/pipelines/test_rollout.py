@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mcvd_diffusers.frame_schedules import Window, blocks
-from mcvd_diffusers.pipelines.rollout import lay_out, rollout
+from mcvd_diffusers.pipelines.layouts import lay_out
+from mcvd_diffusers.pipelines.rollout import rollout
 
 
 def count_up(jobs, frames):

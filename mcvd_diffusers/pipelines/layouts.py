@@ -1,0 +1,264 @@
+"""
+Where a window's frames stand before a network, as its config says what it can read; and whether it was trained so.
+
+There are two kinds of network: of blocks, with a number of past and future frames around each (`MCVDUNet2DModel`), and of
+windows, with any frames in them (`SpaceTimeUNetModel`). A network is of windows if its config has `max_frames`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from mcvd_diffusers.frame_schedules import Window
+from mcvd_diffusers.masking import FrameRole
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    A window as a network sees it.
+
+    Args:
+        positions (`tuple[int, ...]`): Position in the video of each of its frames; those before the video are negative.
+        roles (`tuple[FrameRole, ...]`): Role of each. More frames may be LATENT than are asked for.
+        made (`tuple[int, ...]`): Where the window's latent frames stand, in their order.
+    """
+
+    positions: tuple[int, ...]
+    roles: tuple[FrameRole, ...]
+    made: tuple[int, ...]
+
+    def positions_of(self, role: FrameRole) -> list[int]:
+        """Positions of the frames that have a role, in the order of the slots."""
+        return [position for position, its in zip(self.positions, self.roles) if its == role]
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """For each frame `"past"` if it is before all that the network makes, else `"future"`."""
+        first = min(self.positions_of(FrameRole.LATENT))
+        return tuple("past" if position < first else "future" for position in self.positions)
+
+
+def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> Layout:
+    """
+    Where a window's frames stand for a network, as its config says what it can read.
+
+    * A network of past, block and future (`num_past_frames`, ...) reads consecutive frames. A window with fewer latent
+      frames than its block lies at the block's start, or, if it reads frames after itself, at its end.
+    * A network of windows (`max_frames`) reads any frames if it was trained with gaps between them (`has_frame_gaps`), observed
+      ones first. Else it reads consecutive frames, too.
+
+    Frames that have to be between others, but are not asked for, are made and thrown away.
+
+    Args:
+        window ([`Window`]): The window.
+        config (`Mapping`): Of the network.
+        may_replace (`bool`, *optional*, defaults to `False`):
+            Whether observed frames may stand where the network makes frames, since they are put in their place.
+
+    Returns:
+        [`Layout`]: The window as the network sees it.
+
+    Raises:
+        ValueError: If the window's frames are not where the network could read or make them.
+    """
+    asked = f"The frame schedule asks for frames {_list(window.latent)} given {_list(window.observed)}; this network"
+    if "max_frames" not in config:
+        past, size, future = (config[f"num_{part}frames"] for part in ("past_", "", "future_"))
+        reads_future = bool(window.observed) and max(window.observed) > max(window.latent)
+        start = max(window.latent) + 1 - size if reads_future and not may_replace else min(window.latent)
+        block = range(start, start + size)
+        positions = range(start - past, start + size + future)
+        readable = set(positions) if may_replace else set(positions) - set(block)
+        if not set(window.latent) <= set(block) or not set(window.observed) <= readable:
+            raise ValueError(
+                f"{asked} only takes consecutive frames: {past} past, {size} of a block, {future} future."
+            )
+        otherwise = dict.fromkeys(block, FrameRole.LATENT)
+    else:
+        most, frames = config["max_frames"], sorted({*window.observed, *window.latent})
+        if len(frames) > most:
+            raise ValueError(f"{asked} takes at most {most} frames at once.")
+        if config["has_frame_gaps"]:
+            positions = (*window.observed, *window.latent)
+        else:
+            positions = range(frames[0], frames[-1] + 1)
+            if len(positions) > most:
+                raise ValueError(
+                    f"{asked} only takes consecutive frames, at most {most} of them, as it was trained"
+                    " (`unet.config.has_frame_gaps` is False)."
+                )
+        otherwise = dict.fromkeys(positions, FrameRole.LATENT)
+    observed = set(window.observed)
+    roles = tuple(FrameRole.OBSERVED if p in observed else otherwise.get(p, FrameRole.ABSENT) for p in positions)
+    slots = {position: slot for slot, position in enumerate(positions)}
+    return Layout(tuple(positions), roles, tuple(slots[position] for position in window.latent))
+
+
+def _list(positions: tuple[int, ...]) -> str:
+    """Positions, not all of many."""
+    shown = ", ".join(map(str, positions[:6]))
+    return f"[{shown}, ... {positions[-1]}]" if len(positions) > 7 else f"[{', '.join(map(str, positions))}]"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the network was trained for
+
+
+def replaced_sides(replacement: str | Mapping[str, str] | None) -> dict[str, str]:
+    """
+    How given frames before and after those to be made enter, as far as they are replaced.
+
+    Args:
+        replacement (`str`, `Mapping` or `None`): As in the pipeline's call.
+
+    Returns:
+        `dict[str, str]`: `"past"` and `"future"`, or one of them -> `"noised"` or `"clean"`.
+    """
+    if replacement is None:
+        return {}
+    return dict.fromkeys(("past", "future"), replacement) if isinstance(replacement, str) else dict(replacement)
+
+
+def check_blocks(
+    config,
+    windows: list[Window],
+    layouts: list[Layout],
+    *,
+    given: Collection[int],
+    guided_by: str | None,
+    replacement,
+    is_open: bool,
+) -> None:
+    """
+    Whether a network of past, block and future was trained with the frames missing that windows leave out.
+
+    Args:
+        config: Of the network.
+        windows (`list[Window]`), layouts (`list[Layout]`): The windows, and how they stand before it.
+        given (`Collection[int]`): Positions of the given frames.
+        guided_by (`str`, *optional*): The argument by which given frames are compared with absent ones.
+        replacement: As in the pipeline's call.
+        is_open (`bool`): Whether further windows follow, which read what these make.
+
+    Raises:
+        ValueError: If it was not, with the way out.
+    """
+    made = [window.latent for window in windows]
+    for side in ("past", "future"):
+        if side in replaced_sides(replacement):
+            continue
+        needed, dropped = config[f"num_{side}_frames"], config[f"drop_{side}"]
+        num_given = sum(x < min(made[0]) if side == "past" else x > max(made[0]) for x in given) if made else 0
+        if num_given and dropped == 1:
+            raise ValueError(
+                f"`{side}_frames`: this network never had them in training (`unet.config.drop_{side}` is 1); leave"
+                " them out."
+            )
+        if side == "past" and dropped == 1 and needed and is_open:
+            raise ValueError(
+                f"`num_frames` must be at most {config.num_frames}, one block: this network never had past frames in training"
+                " (`unet.config.drop_past` is 1), which further blocks would read."
+            )
+        if needed == 0 or dropped > 0:
+            continue
+        for window in windows:
+            is_side = [position < min(window.latent) for position in window.observed]
+            have = sum(is_side) if side == "past" else len(is_side) - sum(is_side)
+            if have < needed:
+                raise ValueError(
+                    f"This network always had its {needed} {side} frames in training (`unet.config.drop_{side}` is"
+                    f" 0), and frames {window.latent[0]} to {window.latent[-1]} would be made with {have} of them."
+                    f" `{side}_frames` has {num_given}: pass {needed}, or use a network that was trained with"
+                    f" `drop_{side}` > 0" + ("." if side == "past" else ", one block at a time otherwise.")
+                )
+        if guided_by is not None:
+            ways = {"guider": "set `pipe.guider = None`", "guidance_scale": "leave it at 1"}
+            raise ValueError(
+                f"`{guided_by}` compares with absent frames, which this network never saw absent in training"
+                f" (`unet.config.drop_{side}` is 0):"
+                f" {ways.get(guided_by, 'leave it out')}."
+            )
+    if replacement is None:
+        return
+    for window, layout in zip(windows, layouts):
+        block = range(config.num_past_frames, config.num_past_frames + config.num_frames)
+        for slot, (position, role, side) in enumerate(zip(layout.positions, layout.roles, layout.sides)):
+            if role == FrameRole.OBSERVED and (slot in block) != (side in replaced_sides(replacement)):
+                raise ValueError(
+                    f"`replacement`: this network makes a block of {config.num_frames} frames, and frame {position} of the"
+                    f" window that makes {list(window.latent)} is {'in' if slot in block else 'not in'} it: only given frames"
+                    ' in the block are replaced. Pass {"future": ...} and a list of Windows as `frame_schedule`.'
+                )
+
+
+def check_windows(
+    config, layouts: list[Layout], *, given: Collection[int], guided_by: str | None, replacement, is_open: bool
+) -> None:
+    """
+    Whether a network of windows was trained with, or without, given frames, as windows need it.
+
+    Args:
+        config, layouts, given, guided_by, replacement, is_open: As in [`check_blocks`].
+
+    Raises:
+        ValueError: If it was not, with the way out.
+    """
+    dropped, replaced = config.drop_observed, replaced_sides(replacement)
+    way_out = 'pass `replacement="noised"`, with `reconstruction_guidance` of 1 or more.'
+    if is_open and dropped == 1 and "past" not in replaced:
+        raise ValueError(
+            "This network never had given frames in training (`unet.config.drop_observed` is 1), and later windows would read"
+            f" what earlier ones make: {way_out}"
+        )
+    if not layouts and dropped == 0 and not given:
+        raise ValueError(
+            "This network always had given frames in training (`unet.config.drop_observed` is 0): pass `past_frames`,"
+            " `future_frames` or `observed_frames`."
+        )
+    for layout in layouts:
+        made = layout.positions_of(FrameRole.LATENT)
+        native = [
+            side
+            for role, side in zip(layout.roles, layout.sides)
+            if role == FrameRole.OBSERVED and side not in replaced
+        ]
+        if native and dropped == 1:
+            raise ValueError(
+                f"This network never had given frames in training (`unet.config.drop_observed` is 1), and frames {min(made)} to"
+                f" {max(made)} would be made from {len(native)} of them: {way_out}"
+            )
+        if not native and dropped == 0:
+            raise ValueError(
+                f"This network always had given frames in training (`unet.config.drop_observed` is 0), and frames {min(made)}"
+                f" to {max(made)} would be made from none: pass `past_frames`, `future_frames` or `observed_frames`."
+            )
+    if guided_by is not None and dropped in (0, 1):
+        raise ValueError(
+            f"`{guided_by}` compares given with absent frames, and this network never had"
+            f" them {'given' if dropped == 1 else 'absent'} in training (`unet.config.drop_observed` is {dropped})."
+        )
+
+
+def check_holes(layouts: list[Layout], *, guided_by: str, history_guidance) -> None:
+    """
+    Refuse guidance that would show holes to a network that sees a window whole: without some frames it is a shorter clip.
+
+    Args:
+        layouts (`list[Layout]`), guided_by (`str`): As in [`check_blocks`].
+        history_guidance: As in the pipeline's call.
+
+    Raises:
+        ValueError: If a history leaves out frames between others.
+    """
+    for layout in layouts:
+        observed = [slot for slot, role in enumerate(layout.roles) if role == FrameRole.OBSERVED]
+        latent = {slot for slot, role in enumerate(layout.roles) if role == FrameRole.LATENT}
+        for chosen in [(), *(x for x, _ in history_guidance or () if x is not None)]:
+            kept = latent | {observed[x] for x in chosen if -len(observed) <= x < len(observed)}
+            if kept != set(range(min(kept), max(kept) + 1)):
+                raise ValueError(
+                    f"`{guided_by}` leaves frames out, and this network sees a window whole"
+                    f" (its convolutions or attention go through time): without them frames"
+                    f" {sorted(layout.positions[slot] for slot in kept)} would have holes between them. Give frames at the"
+                    " ends only, and leave out those farthest away, or guide by nothing."
+                )

@@ -1,0 +1,171 @@
+"""Whether one of Diffusers' noise schedulers can do what a call asks of it, found out on copies before any work."""
+
+import copy
+import inspect
+import itertools
+import math
+import numbers
+import reprlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+
+def check_scheduler(
+    scheduler: SchedulerMixin, network_config: Mapping, options: Mapping, *, final_denoise: bool
+) -> torch.Tensor:
+    """
+    Whether a scheduler can serve a network, found out by trying all its steps on a copy.
+
+    Args:
+        scheduler ([`SchedulerMixin`]): It is not changed.
+        network_config (`Mapping`): Of the network.
+        options (`Mapping`): What of a call says which steps are taken: `num_inference_steps`, `timesteps`, `sigmas`.
+        final_denoise (`bool`): Whether the original's last network call is to follow.
+
+    Returns:
+        `torch.Tensor`: Its timesteps.
+
+    Raises:
+        ValueError: If it cannot, and why.
+    """
+    if not isinstance(scheduler, SchedulerMixin):
+        raise ValueError(f"`scheduler` must be one of Diffusers' schedulers, an object, got {scheduler!r}.")
+    name, config = type(scheduler).__name__, scheduler.config
+    prediction_type = config.get("prediction_type")
+    other = "DDPMScheduler" if name == "DDIMScheduler" else "DDIMScheduler"
+    way_out = f"Use another, such as {other}.from_config(pipe.scheduler.config)."
+    for needed in ("prediction_type", "beta_schedule"):
+        if needed not in inspect.signature(type(scheduler).__init__).parameters:
+            raise ValueError(
+                f"`scheduler`: {name} cannot serve this network: it has no `{needed}`, so it is for another kind of"
+                f" model, such as one trained by flow matching or with EDM's noise levels. {way_out}"
+            )
+    trained = network_config["prediction_type"]
+    if trained not in (None, prediction_type):
+        raise ValueError(
+            f"`scheduler`: {name} cannot serve this network: it was trained with prediction_type={trained!r}, the"
+            f" scheduler has {prediction_type!r}. Make it with prediction_type={trained!r} and the noise schedule of"
+            " the training, or from the scheduler that was saved with the network."
+        )
+    num_train_timesteps = network_config["num_train_timesteps"]
+    if config.get("num_train_timesteps", num_train_timesteps) != num_train_timesteps:
+        raise ValueError(
+            f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
+        )
+    for argument, least, most in (
+        ("timesteps", 0, num_train_timesteps - 1),
+        ("sigmas", 0.0, _largest_sigma(scheduler)),
+    ):
+        if options[argument] is None:
+            continue
+        if argument not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"`{argument}`: {name} does not take own {argument}. Leave them out, or use a scheduler that does, such as"
+                f" {'DDPMScheduler' if argument == 'timesteps' else 'EulerDiscreteScheduler'}.from_config(pipe.scheduler.config)."
+            )
+        _check_steps(argument, options[argument], least, most)
+    # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
+    trial = copy.deepcopy(scheduler)
+    try:
+        steps = set_timesteps(trial, options, torch.device("cpu"))
+        probe = answer = torch.full((1, 1, network_config["in_channels"], 2, 2), 0.5)
+        probe = probe * getattr(trial, "init_noise_sigma", 1.0)
+        takes_generator = "generator" in inspect.signature(trial.step).parameters  # spare the global stream
+        kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
+        for step in steps:
+            if hasattr(trial, "scale_model_input"):
+                trial.scale_model_input(probe, step)
+            probe = trial.step(answer, step, probe, **kwargs, return_dict=False)[0]
+    except Exception as error:  # whatever the scheduler's own code raises, it does not serve
+        own = [key for key in ("timesteps", "sigmas") if options[key] is not None]
+        asked = own[0] if own else "num_inference_steps"
+        raise ValueError(
+            f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
+            f" {asked}={reprlib.repr(options[asked])}: {error} {way_out}"
+        ) from error
+    if len(steps) == 0 or steps.min() < 0 or steps.max() >= num_train_timesteps or steps[-1] > steps[0]:
+        way = f"from {float(steps[0]):.4g} to {float(steps[-1]):.4g}" if len(steps) else "nowhere"
+        raise ValueError(
+            f"`scheduler`: {name} cannot serve this network with these settings: it would go {way}, and the network"
+            f" goes down from {num_train_timesteps - 1} to 0 at most. {way_out}"
+        )
+    if not torch.isfinite(probe).all():
+        raise ValueError(
+            f"`scheduler`: {name} cannot serve this noise schedule in {len(steps)} steps: its own arithmetic gives NaN,"
+            f" whatever the network says. {way_out}"
+        )
+    if final_denoise and (prediction_type != "epsilon" or not hasattr(scheduler, "alphas_cumprod")):
+        raise ValueError(
+            "`final_denoise=True` subtracts predicted noise: it needs prediction_type='epsilon' and a scheduler"
+            f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
+        )
+    return steps
+
+
+def set_timesteps(scheduler: SchedulerMixin, options: Mapping, device: torch.device) -> torch.Tensor:
+    """Reset a scheduler to its first step; returns its timesteps. `options`: what of a call says which these are."""
+    for name in ("timesteps", "sigmas"):
+        if options[name] is not None:
+            if name not in inspect.signature(scheduler.set_timesteps).parameters:
+                raise ValueError(f"`{name}`: {type(scheduler).__name__} does not take own {name}.")
+            scheduler.set_timesteps(device=device, **{name: options[name]})
+            return scheduler.timesteps
+    scheduler.set_timesteps(options["num_inference_steps"], device=device)
+    return scheduler.timesteps
+
+
+def check_no_memory(scheduler: SchedulerMixin, options: Mapping, num_resamples: int) -> None:
+    """
+    Whether a scheduler's step depends on the steps before it, found out by trying two ways to the same place. Such a one cannot
+    go back and repeat a step.
+    """
+    ways = []
+    for first_answer in (0.25, 0.75):
+        trial, made = copy.deepcopy(scheduler), []
+        takes_generator = "generator" in inspect.signature(trial.step).parameters
+        for number, step in enumerate(set_timesteps(trial, options, torch.device("cpu"))[:12]):
+            sample = torch.full((1, 1, 1, 2, 2), 0.5)
+            answer = sample if number else torch.full_like(sample, first_answer)
+            kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
+            if hasattr(trial, "scale_model_input"):
+                trial.scale_model_input(sample, step)
+            made.append(trial.step(answer, step, sample, **kwargs, return_dict=False)[0])
+        ways.append(made[1:])  # that differ in the first answer only
+    if not all(torch.equal(*results) for results in zip(*ways)):
+        raise ValueError(
+            f"`num_resamples` is {num_resamples}, but {type(scheduler).__name__} remembers former steps, so that a step"
+            " cannot be gone back and made again: leave it at 1, or use DDPMScheduler or DDIMScheduler"
+            ".from_config(pipe.scheduler.config)."
+        )
+
+
+def _largest_sigma(scheduler: SchedulerMixin) -> float:
+    """The highest noise level of the noise schedule, as noise over signal; a little more, since it is known in digits."""
+    alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+    if not torch.is_tensor(alphas_cumprod):
+        return math.inf
+    smallest = float(alphas_cumprod.min())
+    return 1.01 * ((1 - smallest) / smallest) ** 0.5 if smallest > 0 else math.inf
+
+
+def _check_steps(name: str, values, least: float, most: float) -> None:
+    """Own timesteps or noise levels: numbers that fall, within what the network was trained on."""
+    kind = numbers.Integral if name == "timesteps" else numbers.Real
+    values = values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else values
+    is_list = isinstance(values, (list, tuple, range)) and len(values) > 0
+    if (
+        not is_list
+        or not all(isinstance(x, kind) and not isinstance(x, bool) and least <= x <= most for x in values)
+        or not all(x > y for x, y in itertools.pairwise(values))
+    ):
+        raise ValueError(
+            f"`{name}` must be a list of {'integers' if name == 'timesteps' else 'numbers'} that fall, from at most"
+            f" {most:.6g} to at least {least:.6g}, got {reprlib.repr(values)}."
+        )
+    if name == "sigmas" and len(values) < 2:
+        raise ValueError(
+            f"`sigmas` must be at least two, the last being the one to end with, usually 0, got {values}."
+        )
