@@ -6,6 +6,7 @@ Data are synthetic, and networks 8 channels wide; layouts on disk, channels, uni
 import io
 import json
 import re
+import runpy
 import tarfile
 from pathlib import Path
 
@@ -159,15 +160,43 @@ def test_settings_of_moving_digits_are_a_methods(name, tmp_path):
 # What they do
 
 
+def train_on_digits(name: str, output_dir: Path, *flags: str) -> Path:
+    """The folder of a run of an example on moving digits, of two updates."""
+    short = ["--max_train_steps", "2", "--num_validation_videos", "1", "--validation_inference_steps", "2"]
+    arguments = [str(CONFIGS / f"{name}.yaml"), "--output_dir", str(output_dir), *short, *flags]
+    return train_mcvd.main(train_mcvd.parse_args(arguments))
+
+
 @pytest.mark.parametrize("name", DIGITS)
 def test_moving_digits_need_no_data(name, tmp_path):
-    flags = ["--max_train_steps", "2", "--num_validation_videos", "1", "--validation_inference_steps", "2"]
-    folder = train_mcvd.main(
-        train_mcvd.parse_args([str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path / "run"), *flags])
-    )
-    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
+    pipe = MCVDPipeline.from_pretrained(train_on_digits(name, tmp_path / "run"), variant="ema")
     pipe.set_progress_bar_config(disable=True)
     assert predict(pipe, torch.rand(1, 4, 1, 16, 16), num_frames=10).shape == (1, 10, 1, 16, 16)
+
+
+def test_six_tasks_are_compared_on_the_same_clips(tmp_path):
+    script = runpy.run_path(str(CONFIGS.parent / "six_tasks.py"))
+    runs = [train_on_digits(name, tmp_path / DIGITS[name]) for name in ("ramvid_digits", "vdm_digits")]
+    short = ["--num_clips", "2", "--num_inference_steps", "2"]
+    script["main"]([*map(str, runs), "--output", str(tmp_path / "tasks"), *short])
+    head, _, *rows, empty, protocol = (tmp_path / "tasks" / "table.md").read_text().splitlines()
+    assert head.split(" | ")[1:] == ["ramvid", "vdm", "repeating the last frame |"] and not empty
+    for row in rows:
+        task, *errors = row.strip("| ").split(" | ")
+        assert (tmp_path / "tasks" / f"{task.replace(' ', '_')}.png").stat().st_size > 0
+        assert all(0 < float(error) < 1000 for error in errors)
+    assert len(rows) == 6 and protocol.startswith("2 held-out clips of 8 frames, 16 x 16 pixels")
+    # The truth is what the training looks like: digits of 6 pixels, not of half the frame.
+    clips = script["held_out_clips"](runs[0], num_frames=8, num_clips=2)
+    settings = train_mcvd.parse_args([str(CONFIGS / "ramvid_digits.yaml"), "--output_dir", str(tmp_path / "unused")])
+    held_out = train_mcvd.make_datasets(settings, 8)[1]
+    assert settings.data.digit_size == 6 and clips.shape[1:] == held_out[0]["video"].shape
+    widths = [(x > 0.1).any(dim=-2).sum(dim=-1).max() for x in (clips, (held_out[0]["video"] + 1) / 2)]
+    assert max(widths) <= 6
+
+    other = train_on_digits("fdm_digits", tmp_path / "other", "--digit_size", "8")
+    with pytest.raises(SystemExit, match="other digits"):
+        script["main"]([str(runs[0]), str(other), "--output", str(tmp_path / "none"), *short])
 
 
 @pytest.mark.slow
