@@ -161,6 +161,32 @@ def autoregressive(num_frames: int, *, observed: Collection[int], max_frames: in
     return _schedule(_flat, num_frames, observed, max_frames, step, reads=reads)
 
 
+def consecutive(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
+    """
+    As [`autoregressive`], for networks that take neighbouring frames only: a window reads what is finished within its reach.
+
+    All frames of a window, observed and latent ones, lie within `max_frames` neighbouring positions. Frames given at the start,
+    or at the end, or none: the windows are those of [`autoregressive`]. A window that reaches frames given further on reads
+    them, too; one that does not reads only those before it.
+
+    Args:
+        num_frames, observed, max_frames, step: As in [`autoregressive`].
+
+    Returns:
+        `Iterator[Window]`: As of [`autoregressive`].
+
+    Raises:
+        ValueError: As in [`autoregressive`].
+
+    Example:
+        >>> for window in consecutive(10, observed=[0, 9], max_frames=5, step=4):
+        ...     print(window)
+        Window(observed=(0,), latent=(1, 2, 3, 4))
+        Window(observed=(4,), latent=(5, 6, 7, 8))
+    """
+    return _schedule(_neighbours, num_frames, observed, max_frames, step)
+
+
 def long_range(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:
     """
     As [`autoregressive`], but half of the observed frames are given ones, however far away (FDM: "Long-range").
@@ -621,6 +647,16 @@ def _flat(
         yield video.window(_first(max_frames - len(latent), reads(video, latent)), latent)
 
 
+def _neighbours(video: _Video, max_frames: int, step: int) -> Iterator[Window]:
+    """The missing frames one after the other, from all that is finished within `max_frames` positions."""
+    while missing := video.missing():
+        size = step if video.done else max_frames
+        start = max(0, missing[0] - (max_frames - size))
+        reach = range(start, min(start + max_frames, video.num_frames))
+        latent = [position for position in missing if position in reach][:size]
+        yield video.window([position for position in reach if position in video.done], latent)
+
+
 def _hierarchical(
     video: _Video,
     max_frames: int,
@@ -668,7 +704,11 @@ def _hierarchical(
             between = [position for position in range(latent[0], latent[-1]) if position in video.done]
             if size == 1 or max_frames - size - len(between) >= 2:
                 break
-            size -= 1  # a new level is not left again, and the cursor stays at 0: so it is in the original
+            # A smaller window is planned anew, as in the original: the level that has been reached stays, and its cursor with
+            # it, at 0; but as long as only given frames are finished, levels are counted from the first.
+            if video.done == video.given:
+                level, cursor = 1, video.num_frames
+            size -= 1
         yield video.window(choose(latent, between, max_frames - size), latent)
         cursor = latent[-1]
 

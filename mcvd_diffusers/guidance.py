@@ -65,9 +65,8 @@ def noise_level(scheduler, timestep: torch.Tensor) -> tuple[float, float]:
     Returns:
         `tuple[float, float]`: `alpha` and `sigma`.
     """
-    if (
-        getattr(scheduler, "init_noise_sigma", 1.0) != 1.0
-    ):  # it keeps full signal under growing noise, and scales by alpha
+    # Some keep full signal under growing noise, and scale by alpha.
+    if getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
         alpha = float(scheduler.scale_model_input(torch.ones(1), timestep))
         return alpha, max(1 - alpha**2, 0.0) ** 0.5
     index = getattr(scheduler, "step_index", None)

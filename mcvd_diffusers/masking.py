@@ -108,6 +108,7 @@ def ramvid_roles(
     num_frames: int,
     max_observed: int = 4,
     drop_observed: float = 0.25,
+    observed_range: tuple[int, int] | None = None,
     generator: Generators = None,
 ) -> torch.Tensor:
     """
@@ -123,6 +124,8 @@ def ramvid_roles(
         max_observed (`int`, *optional*, defaults to 4): Most OBSERVED frames, less than `num_frames`: each number from 1 has
             the same chance.
         drop_observed (`float`, *optional*, defaults to 0.25): Probability that no frame is OBSERVED, in `[0, 1]`.
+        observed_range (`tuple[int, int]`, *optional*):
+            Frames that may be OBSERVED: from the first of the two numbers up to the second, that not included. By default all.
         generator (`torch.Generator` or a list of them, *optional*):
             The source of randomness. Clip `i` takes `2 + num_frames` numbers, and does not depend on the batch size.
 
@@ -138,10 +141,18 @@ def ramvid_roles(
             f"`max_observed` must be from 1 to `num_frames` - 1 ({num_frames - 1}), so that a frame is left to be predicted,"
             f" got {max_observed}."
         )
+    first, stop = (0, num_frames) if observed_range is None else observed_range
+    if not 0 <= first < stop <= num_frames or stop - first < max_observed:
+        raise ValueError(
+            f"`observed_range` must be two numbers from 0 to {num_frames}, with `max_observed` ({max_observed}) frames between"
+            f" them at least, got {observed_range}."
+        )
     draws = rand_tensor((batch_size, 2 + num_frames), generator)
     num_observed = 1 + (draws[:, 1] * max_observed).long()
     num_observed = torch.where(draws[:, 0] < drop_observed, 0, num_observed)  # (B,)
-    place = draws[:, 2:].argsort(dim=1).argsort(dim=1)  # of each frame in a random order, (B, T)
+    order = draws[:, 2:].clone()
+    order[:, :first] = order[:, stop:] = 2  # behind all others
+    place = order.argsort(dim=1).argsort(dim=1)  # of each frame in a random order, (B, T)
     return torch.where(place < num_observed[:, None], int(FrameRole.OBSERVED), int(FrameRole.LATENT))
 
 

@@ -63,6 +63,7 @@ def denoising_loss(
     segment_ids: torch.Tensor | None = None,
     loss_type: str = "l2",
     reduction: str = "mean",
+    learns_observed: bool = False,
 ) -> torch.Tensor:
     r"""
     The denoising loss of a batch of clips (DDPM, 2006.11239, equation 14, over the LATENT frames only).
@@ -94,6 +95,9 @@ def denoising_loss(
         reduction (`str`, *optional*, defaults to `"mean"`):
             `"mean"` over the pixels of the LATENT frames; MCVD's `"sum"`, which for `"l2"` is halved; or FDM's
             `"window_mean"`, the sum over the LATENT frames divided by the pixels of all `T` frames.
+        learns_observed (`bool`, *optional*, defaults to `False`):
+            Whether OBSERVED frames are learned, too: that there is no noise in them (an option of RaMViD's code, not used in the
+            paper). For `prediction_type="epsilon"`.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, float32: The loss of each clip. A clip without LATENT frames has loss 0.
@@ -109,6 +113,11 @@ def denoising_loss(
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(
             f"`noise_scheduler` has prediction_type={prediction_type!r}; training knows {', '.join(PREDICTION_TYPES)}."
+        )
+    if learns_observed and prediction_type != "epsilon":
+        raise ValueError(
+            "`learns_observed=True` asks for the noise of frames that have none: the scheduler's prediction_type must be"
+            f" 'epsilon', got {prediction_type!r}."
         )
 
     batch_size, device = video.shape[0], video.device
@@ -133,18 +142,21 @@ def denoising_loss(
     prediction = model(sample, timesteps, roles.to(device), **places, return_dict=False)[0].float()
 
     if prediction_type == "epsilon":
-        target = noise
+        target = torch.where(is_latent, noise, 0)
     elif prediction_type == "v_prediction":
         target = noise_scheduler.get_velocity(video, noise, timesteps)
     else:
         target = video
     error = (prediction - target).abs() if loss_type == "l1" else (prediction - target) ** 2
-    total = torch.where(is_latent, error, 0).flatten(1).sum(dim=1)  # (B,)
+    is_learned = is_latent
+    if learns_observed:
+        is_learned = (roles != FrameRole.ABSENT).to(device)[:, :, None, None, None]
+    total = torch.where(is_learned, error, 0).flatten(1).sum(dim=1)  # (B,)
     if reduction == "sum":
         return total if loss_type == "l1" else total / 2
     if reduction == "window_mean":
         return total / video[0].numel()
-    num_pixels = is_latent.flatten(1).sum(dim=1) * video[0, 0].numel()
+    num_pixels = is_learned.flatten(1).sum(dim=1) * video[0, 0].numel()
     return total / num_pixels.clamp(min=1)
 
 

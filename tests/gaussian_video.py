@@ -35,7 +35,6 @@ class GaussianVideoDenoiser(ModelMixin, ConfigMixin):
         sample_size: int = 1,
         has_frame_gaps: bool = True,
         drop_observed: float = 0.5,
-        dropout: float = 0.0,
         num_train_timesteps: int = 1000,
         prediction_type: str = "sample",
     ):

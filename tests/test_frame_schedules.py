@@ -12,8 +12,9 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mcvd_diffusers import Window, blocks, frame_plans, frame_schedules
@@ -23,6 +24,7 @@ from mcvd_diffusers.frame_schedules import (
     FRAME_SCHEDULES,
     adaptive_autoregressive,
     autoregressive,
+    consecutive,
     frame_schedule,
     hierarchy,
 )
@@ -219,6 +221,82 @@ def test_fdm_2_plans_hold_over_lengths_sizes_and_given_frames(name):
             check_windows(windows, num_frames, arguments["observed"], max_frames)
 
 
+def stated_hierarchy(num_levels, num_frames, *, num_given, max_frames, step):
+    """The rule of hierarchy-n as the paper's supplement and code have it, word by word; `None` where that has no answer."""
+    done, windows = set(range(num_given)), []
+    if not done:
+        latent = {int(position) for position in np.linspace(0, num_frames - 1, max_frames)}
+        windows.append((set(), latent))
+        done |= latent
+    first, level, cursor = set(done), None, None
+    while len(done) < num_frames:
+        missing = [position for position in range(num_frames) if position not in done]
+        size = step
+        while size > 1:
+
+            def stride(level, size=size):
+                return int(((num_frames - len(first)) / (size - 1)) ** ((num_levels - level) / (num_levels - 1)))
+
+            if done == first:  # asked each time that a window is planned, a smaller one too
+                level, cursor = 1, max(first)
+            start = cursor + stride(level)
+            if start > missing[-1]:
+                level, cursor = level + 1, 0
+                if level > num_levels:
+                    return None
+                start = missing[0] - 1 + stride(level)
+            if level == 1:
+                latent = [int(position) for position in np.linspace(max(first) + 1, num_frames - 0.001, size)]
+            else:
+                if stride(level) < 1:
+                    return None
+                latent, position = [], start
+                while len(latent) < size and position < num_frames:
+                    is_missing = position not in done
+                    latent += [position] * is_missing
+                    position += stride(level) if is_missing else 1
+            if not latent or len(set(latent)) < len(latent):
+                return None
+            between = {position for position in done if latent[0] < position < latent[-1]}
+            room = max_frames - size - len(between)
+            if room >= 2:
+                break
+            size -= 1
+        else:
+            return None
+        after = sorted(position for position in done if position > latent[-1])[: room // 2]
+        num_before = room - len(after)
+        before = sorted((position for position in done if position < latent[0]), reverse=True)[:num_before]
+        if level == 1:
+            before = [int(position) for position in np.linspace(0, max(first) + 0.999, num_before)]
+        windows.append((between | set(after) | set(before), set(latent)))
+        done |= set(latent)
+        cursor = latent[-1]
+    return windows
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    num_levels=st.integers(2, 5),
+    num_frames=st.integers(6, 80),
+    num_given=st.sampled_from([0, 0, 1, 2, 5, 10]),
+    max_frames=st.integers(4, 20),
+    step=st.integers(2, 19),
+)
+@example(num_levels=4, num_frames=10, num_given=0, max_frames=6, step=3)
+@example(num_levels=3, num_frames=10, num_given=0, max_frames=6, step=3)
+@example(num_levels=5, num_frames=11, num_given=0, max_frames=7, step=4)
+@example(num_levels=3, num_frames=60, num_given=10, max_frames=20, step=10)
+def test_fdm_2_a_hierarchy_is_what_the_rule_says(num_levels, num_frames, num_given, max_frames, step):
+    if step > max_frames or num_frames <= max(max_frames, num_given):
+        return
+    sizes = {"max_frames": max_frames, "step": step}
+    stated = stated_hierarchy(num_levels, num_frames, num_given=num_given, **sizes)
+    windows = hierarchy(num_frames, observed=range(num_given), num_levels=num_levels, **sizes)
+    if stated is not None:
+        assert as_sets((window.observed, window.latent) for window in windows) == stated
+
+
 @pytest.mark.parametrize("num_given", [0, 1, 6])
 def test_fdm_2_autoregressive_is_mcvds_blocks(num_given):
     """The simplest scheme, against another implementation: MCVD's blocks after the first."""
@@ -340,6 +418,25 @@ def test_fdm_5_every_missing_frame_is_generated_once_from_finished_ones(video):
     name, arguments = video
     windows = list(made_by(name, **arguments))
     check_windows(windows, arguments["num_frames"], arguments["observed"], arguments["max_frames"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(videos())
+def test_consecutive_windows_are_within_reach_and_autoregressive_where_nothing_else_is_given(video):
+    arguments = video[1]
+    num_frames, observed, max_frames = (arguments[name] for name in ("num_frames", "observed", "max_frames"))
+    windows = list(consecutive(**arguments))
+    check_windows(windows, num_frames, observed, max_frames)
+    for window in windows:
+        frames = window.observed + window.latent
+        assert max(frames) - min(frames) < max_frames and len(window.latent) <= (
+            arguments["step"] if window.observed or observed else max_frames
+        )
+        if arguments["step"] < max_frames and windows[0].observed:
+            assert window.observed
+    is_run = set(observed) in (set(range(len(observed))), set(range(num_frames - len(observed), num_frames)))
+    if is_run:
+        assert windows == list(autoregressive(**arguments))
 
 
 @settings(max_examples=200, deadline=None)

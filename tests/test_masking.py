@@ -59,6 +59,15 @@ def test_ramvid_gives_one_to_so_many_frames_or_none(num_frames, most, drop, seed
         assert ((num_given == 0) == bool(drop)).all()
 
 
+def test_ramvid_may_give_frames_of_a_range_only():
+    options = {"num_frames": 9, "max_observed": 3, "drop_observed": 0.0}
+    roles = ramvid_roles(512, **options, observed_range=(2, 6), generator=one())
+    share = (roles == OBSERVED).double().mean(dim=0)
+    assert (share[2:6] > 0.4).all() and share[:2].sum() == share[6:].sum() == 0  # 2 of 4 on average
+    every = ramvid_roles(512, **options, observed_range=(0, 9), generator=one())
+    assert torch.equal(every, ramvid_roles(512, **options, generator=one()))
+
+
 def test_ramvid_defaults_are_the_papers():
     drawn = [
         ramvid_roles(8, num_frames=20, generator=one(), **options)
@@ -140,6 +149,10 @@ def test_roles_of_a_clip_do_not_depend_on_the_batch(method):
         (lambda: ramvid_roles(1, num_frames=4, drop_observed=1.5), "`drop_observed` is a probability, got 1.5"),
         (lambda: ramvid_roles(1, num_frames=4), r"`max_observed` must be from 1 to `num_frames` - 1 \(3\).*got 4"),
         (lambda: ramvid_roles(1, num_frames=4, max_observed=0), "`max_observed` must be .* got 0"),
+        (
+            lambda: ramvid_roles(1, num_frames=9, observed_range=(3, 6)),
+            r"`observed_range` must be two numbers from 0 to 9, with `max_observed` \(4\) .* got \(3, 6\)",
+        ),
         (
             lambda: fdm_roles(1, num_frames=4, max_frames=5),
             r"`max_frames` must be from 1 to `num_frames` \(4\), got 5",

@@ -102,6 +102,11 @@ def test_against_ramvid_loss(case):
     nothing = torch.full_like(roles, FrameRole.LATENT)
     losses = denoising_loss(network, DDPMScheduler(1000, **LINEAR), video, nothing, **given)
     torch.testing.assert_close(losses, golden["loss_no_observed"], atol=5e-6, rtol=0)
+    losses = denoising_loss(network, DDPMScheduler(1000, **LINEAR), video, roles, **given, learns_observed=True)
+    torch.testing.assert_close(losses, golden["loss_not_excluded"], atol=5e-6, rtol=0)
+    with pytest.raises(ValueError, match="must be 'epsilon', got 'v_prediction'"):
+        scheduler = DDPMScheduler(1000, prediction_type="v_prediction")
+        denoising_loss(network, scheduler, video, roles, **given, learns_observed=True)
 
 
 @pytest.mark.parametrize("case", ["fdm_nopad", "fdm_pad"])

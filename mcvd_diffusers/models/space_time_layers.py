@@ -108,9 +108,8 @@ class FrameGroupNorm(nn.GroupNorm):
         if hidden_states.ndim == 4 or context.presence is None:
             return super().forward(hidden_states)
         shape, dtype = hidden_states.shape, hidden_states.dtype
-        hidden_states = hidden_states.to(
-            torch.promote_types(dtype, torch.float32)
-        )  # sums are too large for half precision
+        # Sums are too large for half precision.
+        hidden_states = hidden_states.to(torch.promote_types(dtype, torch.float32))
         is_there = context.presence[:, None, :, None, None].to(hidden_states.dtype)  # (B, 1, T, 1, 1)
         groups = hidden_states.unflatten(1, (self.num_groups, -1)) * is_there[:, None]  # (B, G, C/G, T, h, w)
         count = is_there.sum(dim=(1, 2, 3, 4)).clamp(min=1) * groups[0, 0, :, 0].numel()  # numbers of a group
@@ -349,7 +348,8 @@ def turn(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
     cos, sin = (part[:, None, :, None].to(x.dtype) for part in rotary)  # (B, 1, T, 1, R)
     turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
     even, odd = turned[..., ::2], turned[..., 1::2]
-    return torch.cat([turned * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin, rest], dim=-1)
+    turned = turned * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 class SpaceTimeAttnProcessor:

@@ -412,7 +412,9 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             context.bias = self.position_bias(distances).to(device)
         if self.config.temporal_position in ("rotary", "bias_and_rotary"):
             head_dim = self._head_dim(min(self.config.block_out_channels))
-            context.rotary = rotary_angles(frame_indices, min(ROTARY_CHANNELS, head_dim // 2 * 2))
+            # Counted from the first frame: far into a video, float32 has no digits left for the angle between neighbours.
+            places = frame_indices - frame_indices[:, :1]
+            context.rotary = rotary_angles(places, min(ROTARY_CHANNELS, head_dim // 2 * 2))
         return context
 
     def _run(self, block: nn.Module, *args):

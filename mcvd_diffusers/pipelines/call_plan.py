@@ -13,13 +13,13 @@ from mcvd_diffusers.frame_schedules import (
     FRAME_SCHEDULES,
     MOST_PLANNED_FRAMES,
     Window,
-    autoregressive,
     blocks,
+    consecutive,
     frame_schedule,
     schedule_name,
 )
 
-from .layouts import Layout, lay_out
+from .layouts import Layout, lay_out, takes_windows
 
 
 # A frame schedule whose windows depend on finished frames: of a distance between two of them, it makes windows.
@@ -37,7 +37,7 @@ class CallPlan:
         lay_out (`Callable`): Of a window it makes its [`Layout`] for the network.
         num_windows (`int`, *optional*): How many; `None`: no end, or not known.
         adaptive (`Callable`, *optional*): Of a distance between two finished frames it makes the windows.
-        memory (`int`, *optional*): Newest frames that later windows read, if the windows are no list.
+        memory (`int`, *optional*): Newest frames that later windows read, where the windows are no list.
         is_in_time_order (`bool`): Whether a stream waits for frames before those that are finished.
         reads_nothing (`bool`): Whether windows read no frame on purpose.
     """
@@ -50,13 +50,21 @@ class CallPlan:
     is_in_time_order: bool = False
     reads_nothing: bool = False
 
+    @classmethod
+    def of(cls, windows: list[Window], lay_out: Callable[[Window], Layout], **options) -> "CallPlan":
+        """A plan of windows that are all known; frames of a stream then wait for those before them."""
+        return cls(windows, lay_out, len(windows), is_in_time_order=True, **options)
+
     @property
     def is_open(self) -> bool:
         """Whether windows follow that are not known yet, which read what those before them make."""
         return not isinstance(self.windows, list) and self.num_windows != 1
 
     def known_windows(self) -> list[Window]:
-        """Those that can be looked at before any work: all, the first, or none if they are adaptive."""
+        """
+        Those that can be looked at before any work: all, the first, or none if they are adaptive. (The first of an iterator is
+        put back; the windows are still all to be made.)
+        """
         if self.windows is None or isinstance(self.windows, list):
             return self.windows or []
         first = next(self.windows)
@@ -105,72 +113,66 @@ def plan_windows(
     Raises:
         ValueError: If the schedule cannot serve, or the network cannot read it.
     """
-    config = pipe.unet.config
+    config, is_endless = pipe.unet.config, total is None
     layout = partial(lay_out, config=config, may_replace=may_replace)
-    is_blocks = "max_frames" not in config
-    capacity = config.get("max_frames") or pipe.unet.num_window_frames
-    is_whole = not is_blocks and step is None and total is not None and total <= (max_frames or capacity)
-    if schedule is None and total is not None and not is_whole:
-        schedule = pipe.config.frame_schedule
-    if step is None and not is_whole and (schedule is not None or not is_blocks):
-        step = None if pipe.config.step is None else min(pipe.config.step, max_frames or capacity)
+    has_blocks = not takes_windows(config)
+    capacity = pipe.unet.num_window_frames if has_blocks else config.max_frames
     if max_frames is not None and max_frames > capacity:
         raise ValueError(f"`max_frames` is {max_frames}, but this network takes at most {capacity} frames at once.")
-    if (max_frames is not None or step is not None) and schedule is None and is_blocks:
+    max_frames_asked, max_frames = max_frames, max_frames or capacity
+    is_whole = not has_blocks and step is None and not is_endless and total <= max_frames
+    if schedule is None and not is_endless and not is_whole:
+        schedule = pipe.config.frame_schedule
+    if (max_frames_asked is not None or step is not None) and schedule is None and has_blocks:
         raise ValueError("`max_frames` and `step` belong to a `frame_schedule`: name one, or leave them out.")
-    if total is not None and total > MOST_PLANNED_FRAMES and (schedule is not None or not is_blocks):
+    if not is_endless and total > MOST_PLANNED_FRAMES and (schedule is not None or not has_blocks):
         raise ValueError(
-            f"`num_frames`: a video of {total:,} frames is not planned ahead, at most {MOST_PLANNED_FRAMES:,}. Make it in parts, each given"
-            " the end of the one before, or call `stream` without `num_frames`."
+            f"`num_frames`: a video of {total:,} frames is not planned ahead, at most {MOST_PLANNED_FRAMES:,}. Make it in parts,"
+            " each given the end of the one before, or call `stream` without `num_frames`."
         )
     if isinstance(schedule, FramePlan):
         schedule = list(schedule.windows) if isinstance(schedule.windows, (list, tuple)) else [schedule.windows]
     if isinstance(schedule, (list, tuple)):
-        if not all(isinstance(window, Window) and _has_positions(window) for window in schedule):
-            raise ValueError(
-                "`frame_schedule` must be a name or a list of Windows, each with two tuples of positions from 0, got"
-                f" {reprlib.repr(schedule)}."
-            )
-        FramePlan.of(schedule, total, observed=positions)  # raises if they do not make the video
-        return CallPlan(list(schedule), layout, len(schedule), is_in_time_order=True)
+        return CallPlan.of(_own_windows(schedule, total, positions), layout)
+    if schedule is None and has_blocks:
+        return _plan_blocks(config, total, positions, layout)
+    if schedule is None and is_whole:
+        missing = sorted(set(range(total)) - set(positions))
+        return CallPlan.of([Window(tuple(positions), tuple(missing))], layout)
 
-    max_frames = capacity if max_frames is None else int(max_frames)
-    if schedule is not None:
-        if not isinstance(schedule, str):
-            raise ValueError(f"`frame_schedule` must be a name or a list of Windows, got {reprlib.repr(schedule)}.")
-        schedule = schedule_name(schedule)
-        step = config.num_frames if is_blocks and step is None else step
-        make = partial(frame_schedule, schedule, total, observed=positions, max_frames=max_frames, step=step)
-        if schedule in ADAPTIVE_FRAME_SCHEDULES:
-            if is_blocks or not config.has_frame_gaps:
-                raise ValueError(
-                    f"`frame_schedule` {schedule!r} reads frames from anywhere, and this network only takes consecutive ones."
-                )
-            return CallPlan(None, layout, adaptive=lambda distance: make(distance=distance))
-        try:
-            windows = list(make())
-        except ValueError as error:
-            if schedule not in FRAME_SCHEDULES and "`name`" in str(error):
-                raise ValueError(str(error).replace("`name`", "`frame_schedule`")) from error
-            raise
-        nothing = schedule == "really-independent"
-        return CallPlan(windows, layout, len(windows), is_in_time_order=True, reads_nothing=nothing)
-
-    if not is_blocks:
-        if is_whole:
-            windows = [Window(tuple(positions), tuple(x for x in range(total) if x not in set(positions)))]
-            return CallPlan(windows, layout, 1, is_in_time_order=True)
-        step = step or max(1, max_frames // 2)
-        if step > max_frames:
-            raise ValueError(
-                f"`step` is {step}, but a window has at most {max_frames} frames: choose at most that many."
-            )
-        if total is not None:
-            windows = list(autoregressive(total, observed=positions, max_frames=max_frames, step=step))
-            return CallPlan(windows, layout, len(windows), is_in_time_order=True)
+    if step is None and pipe.config.step is not None:
+        step = min(pipe.config.step, max_frames)
+    if step is None:
+        step = config.num_frames if has_blocks else max(1, max_frames // 2)
+    if step > max_frames and schedule is None:
+        raise ValueError(f"`step` is {step}, but a window has at most {max_frames} frames: choose at most that many.")
+    if is_endless:
         past = max_frames - step
         return CallPlan(blocks(None, observed=positions, step=step, num_past_frames=past), layout, memory=past)
+    if not isinstance(schedule, str | None):
+        raise ValueError(f"`frame_schedule` must be a name or a list of Windows, got {reprlib.repr(schedule)}.")
+    name, sizes = schedule_name(schedule or "autoreg"), {"max_frames": max_frames, "step": step}
+    takes_gaps = not has_blocks and config.has_frame_gaps
+    if name == "autoreg" and not has_blocks and not takes_gaps:
+        return CallPlan.of(list(consecutive(total, observed=positions, **sizes)), layout)
+    make = partial(frame_schedule, name, total, observed=positions, **sizes)
+    if name in ADAPTIVE_FRAME_SCHEDULES:
+        if not takes_gaps:
+            raise ValueError(
+                f"`frame_schedule` {name!r} reads frames from anywhere, and this network only takes consecutive ones."
+            )
+        return CallPlan(None, layout, adaptive=lambda distance: make(distance=distance))
+    try:
+        windows = list(make())
+    except ValueError as error:
+        if name not in FRAME_SCHEDULES:  # which it calls `name`
+            raise ValueError(str(error).replace("`name`", "`frame_schedule`")) from error
+        raise
+    return CallPlan.of(windows, layout, reads_nothing=name == "really-independent")
 
+
+def _plan_blocks(config, total: int | None, positions: list[int], layout: Callable[[Window], Layout]) -> CallPlan:
+    """What a network of past, block and future implies."""
     size, num_frames = config.num_frames, None if total is None else total - len(positions)
     has_future = bool(positions) and total is not None and positions[-1] == total - 1
     if has_future and positions[0] == 0 and num_frames < size:
@@ -182,6 +184,17 @@ def plan_windows(
     num_windows = None if num_frames is None else -(-num_frames // size)
     # Forwards, it may be very long.
     return CallPlan(list(windows) if has_future else windows, layout, num_windows, memory=past)
+
+
+def _own_windows(schedule: list, total: int | None, positions: list[int]) -> list[Window]:
+    """A caller's windows, checked; positions in increasing order, which is what numbers of observed frames count by."""
+    if not all(isinstance(window, Window) and _has_positions(window) for window in schedule):
+        raise ValueError(
+            "`frame_schedule` must be a name or a list of Windows, each with two tuples of positions from 0, got"
+            f" {reprlib.repr(schedule)}."
+        )
+    FramePlan.of(schedule, total, observed=positions)  # raises if they do not make the video
+    return [Window(*(tuple(sorted(map(int, side))) for side in (x.observed, x.latent))) for x in schedule]
 
 
 def _has_positions(window: Window) -> bool:

@@ -2,7 +2,7 @@
 Where a window's frames stand before a network, as its config says what it can read; and whether it was trained so.
 
 There are two kinds of network: of blocks, with a number of past and future frames around each (`MCVDUNet2DModel`), and of
-windows, with any frames in them (`SpaceTimeUNetModel`). A network is of windows if its config has `max_frames`.
+windows, with any frames in them (`SpaceTimeUNetModel`). [`takes_windows`] tells them apart.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,6 +38,11 @@ class Layout:
         return tuple("past" if position < first else "future" for position in self.positions)
 
 
+def takes_windows(config: Mapping) -> bool:
+    """Whether a network, by its config, takes windows of any frames; else it has a past, a block and a future."""
+    return "max_frames" in config
+
+
 def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> Layout:
     """
     Where a window's frames stand for a network, as its config says what it can read.
@@ -62,7 +67,7 @@ def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> La
         ValueError: If the window's frames are not where the network could read or make them.
     """
     asked = f"The frame schedule asks for frames {_list(window.latent)} given {_list(window.observed)}; this network"
-    if "max_frames" not in config:
+    if not takes_windows(config):
         past, size, future = (config[f"num_{part}frames"] for part in ("past_", "", "future_"))
         reads_future = bool(window.observed) and max(window.observed) > max(window.latent)
         start = max(window.latent) + 1 - size if reads_future and not may_replace else min(window.latent)
@@ -85,7 +90,7 @@ def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> La
             if len(positions) > most:
                 raise ValueError(
                     f"{asked} only takes consecutive frames, at most {most} of them, as it was trained"
-                    " (`unet.config.has_frame_gaps` is False)."
+                    ' (`unet.config.has_frame_gaps` is False). Choose the `frame_schedule` "autoreg", or a list of Windows.'
                 )
         otherwise = dict.fromkeys(positions, FrameRole.LATENT)
     observed = set(window.observed)

@@ -384,6 +384,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         if output_uncertainty and ensemble_size == 1:
             raise ValueError("`output_uncertainty=True` needs several futures to compare: pass `ensemble_size` > 1.")
         request = read_request(self, call)
+        self._begin(request)
         made = {}
         for window, block in self._generate(request):
             made.update(zip(window.latent, block.unbind(dim=1)))
@@ -451,6 +452,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 "`frame_schedule` is adaptive, so that each video has windows of its own: call the pipeline, or stream by"
                 " another schedule."
             )
+        self._begin(request)
 
         def run() -> Iterator:
             made = self._generate(request)
@@ -468,13 +470,17 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     # ------------------------------------------------------------------------------------------------------------
     # The loop over windows, and the loop over denoising steps
 
+    def _begin(self, request: Request) -> None:
+        """What callbacks may ask the pipeline for during a call."""
+        self._guidance_scale, self._interrupt = request.step_options["guidance_scale"], False
+        self._num_timesteps = len(set_timesteps(self.scheduler, request.step_options, self._execution_device))
+
     def _generate(self, request: Request) -> Iterator[tuple[Window, torch.Tensor]]:
         """Yield each window of the request with its latent frames, (num_videos, n, C, H, W) in [-1, 1]."""
         device, num_videos = self._execution_device, request.num_videos
         chunk_size = request.max_batch_size or num_videos * max(map(len, request.batches or [[0]]))
-        self._guidance_scale, self._interrupt = request.step_options["guidance_scale"], False
-        self._num_timesteps = len(set_timesteps(self.scheduler, request.step_options, device))
-        num_steps = self._num_timesteps * request.step_options["num_resamples"]
+        num_steps = len(set_timesteps(self.scheduler, request.step_options, device))
+        num_steps *= request.step_options["num_resamples"]
         plan = request.plan
 
         def total() -> float:
@@ -740,7 +746,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                     noisy = self.scheduler.scale_model_input(latents, t)
                 prediction = predict(noisy, t, i)
                 is_last = i == len(steps) - 1
-                before = dict(vars(self.scheduler))
+                before = dict(vars(self.scheduler)) if num_resamples > 1 else {}
                 with noise.replacing_randn(is_last=is_last) if noise is not None else contextlib.nullcontext():
                     latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
                 if repetition < num_resamples - 1:
@@ -772,9 +778,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """Which of a window's observed frames the network is given, and with what weight; only those that the window has."""
         every = tuple(range(num_observed))
         if history_guidance is None:
-            return [
-                (every, self._guidance_scale if is_guided and num_observed else 1.0)
-            ]  # a callback may change the scale
+            # A callback may change the scale.
+            return [(every, self._guidance_scale if is_guided and num_observed else 1.0)]
         chosen = [(every if x is None else _chosen(x, every), weight) for x, weight in history_guidance]
         # A history of which the window has no frame says nothing.
         return [(x, weight) for x, weight in chosen if x] or [(every, 1.0)]

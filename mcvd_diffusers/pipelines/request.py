@@ -21,7 +21,7 @@ from mcvd_diffusers.randomness import NoiseSequence
 
 from .call_plan import CallPlan, plan_windows
 from .frame_inputs import Frames, read_frames
-from .layouts import Layout, check_blocks, check_holes, check_windows, replaced_sides
+from .layouts import Layout, check_blocks, check_holes, check_windows, replaced_sides, takes_windows
 from .scheduler_checks import check_no_memory, check_scheduler
 
 
@@ -33,7 +33,7 @@ MOST_RESAMPLES = 1000
 CALLBACK_INPUTS = ["latents"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """What a caller asks for: those arguments of the pipeline's `__call__` that say what is to be made, as described there."""
 
@@ -91,7 +91,7 @@ STEP_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Given:
     """The frames of a call."""
 
@@ -104,7 +104,7 @@ class Given:
 
     @property
     def positions(self) -> list[int]:
-        """Where there are frames, in time order."""
+        """Where frames are given, in time order."""
         return sorted(self.frames)
 
 
@@ -317,7 +317,7 @@ def _read_given(pipe, call: Call) -> Given:
         num_past, num_future = (
             frames[name].shape[1] if name in frames else 0 for name in ("past_frames", "future_frames")
         )
-        room = config.max_frames - num_past - num_future if "max_frames" in config else config.num_frames
+        room = config.max_frames - num_past - num_future if takes_windows(config) else config.num_frames
         total = num_past + (call.num_frames or max(1, room)) + num_future
         positions = [*range(num_past), *range(total - num_future, total)]
         as_given = dict(zip(positions, itertools.chain(*(x.unbind(dim=1) for x in frames.values()))))
@@ -516,14 +516,14 @@ def _check_windows(
     guided_by = "guidance_scale" if call.guidance_scale != 1 else "history_guidance" if call.history_guidance else None
     guided_by = "guider" if pipe.guider is not None else guided_by
     needs = {"given": given, "guided_by": guided_by, "replacement": call.replacement, "is_open": plan.is_open}
-    if "max_frames" in config:
+    if takes_windows(config):
         check_windows(config, layouts, **needs)
-        if guided_by is not None and not pipe.unet.keeps_segments_apart:
+        if guided_by is not None and not getattr(pipe.unet, "keeps_segments_apart", config.has_frame_gaps):
             check_holes(layouts, guided_by=guided_by, history_guidance=call.history_guidance)
     else:
         check_blocks(config, windows, layouts, **needs)
     if call.history_guidance is not None:
-        most = config.get("max_frames") or config.num_past_frames + config.num_future_frames
+        most = config.max_frames if takes_windows(config) else config.num_past_frames + config.num_future_frames
         if isinstance(plan.windows, list):
             most = max((len(window.observed) for window in plan.windows), default=0)
         missing = [x for numbers, _ in call.history_guidance for x in numbers or () if not -most <= x < most]
@@ -546,7 +546,7 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> None:
         raise ValueError(f"`eta` must be a number in [0, 1], got {call.eta!r}.")
     if call.eta > 0 and "eta" not in inspect.signature(pipe.scheduler.step).parameters:
         raise ValueError(f"`eta` is {call.eta}, but {type(pipe.scheduler).__name__} does not know it: leave it at 0.")
-    if pipe.unet.training and pipe.unet.config.dropout > 0:
+    if pipe.unet.training and pipe.unet.config.get("dropout", 0) > 0:
         logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
     options = {name: getattr(call, name) for name in ("num_inference_steps", "timesteps", "sigmas")}
     steps = check_scheduler(pipe.scheduler, pipe.unet.config, options, final_denoise=call.final_denoise)

@@ -7,14 +7,15 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from mcvd_diffusers.masking import FrameRole
 
+from .layouts import takes_windows
+
 
 @dataclass
 class _Call:
     """One call of the network, for one or several views of the window."""
 
-    window: (
-        torch.Tensor
-    )  # (n * B, t, C, H, W) in the network's type: what it is shown; noisy frames are written into it
+    # What it is shown, (n * B, t, C, H, W) in its type; noisy frames are written into it.
+    window: torch.Tensor
     roles: torch.Tensor  # (n * B, t)
     frame_indices: torch.Tensor  # (n * B, t)
     seen: torch.Tensor  # (t,): which frames of the window these are
@@ -52,8 +53,10 @@ class WindowNetwork:
         self._slots, self._noised_slots = slots, noised_slots
         every = torch.arange(sample.shape[1], device=sample.device)
         are_there = [roles != FrameRole.ABSENT for roles in views]
-        # A network that knows where frames are need not see those that are not there; views are then of different lengths.
-        drops = unet.config.get("has_frame_gaps", False) and all(bool((x == x[:1]).all()) for x in are_there)
+        # A network of windows need not see frames that are not there, if it knows where the others are, or these are neighbours;
+        # views are then of different lengths.
+        drops = takes_windows(unet.config) and all(bool((x == x[:1]).all()) for x in are_there)
+        drops = drops and (unet.config.has_frame_gaps or all(_is_run(x[0]) for x in are_there))
         self._calls = []
         for group in [[roles] for roles in views] if drops else [views]:
             seen = every[group[0][0] != FrameRole.ABSENT] if drops else every
@@ -65,7 +68,7 @@ class WindowNetwork:
             indices = frame_indices.repeat(len(group), 1)[:, seen]
             places = torch.searchsorted(seen, slots), torch.searchsorted(seen, noised_slots)
             # A network of windows asks its roles whether any frame is ABSENT: on the CPU no device has to wait for that.
-            roles = roles.cpu() if "max_frames" in unet.config else roles
+            roles = roles.cpu() if takes_windows(unet.config) else roles
             self._calls.append(_Call(window, roles, indices, seen, *places, options))
 
     def predict(
@@ -112,3 +115,9 @@ class WindowNetwork:
     def _run(self, call: _Call, window: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         arguments = {"frame_indices": call.frame_indices, **call.options}
         return self._unet(window, timestep, call.roles, **arguments, return_dict=False)[0]
+
+
+def _is_run(is_there: torch.Tensor) -> bool:
+    """Whether the frames that are there are neighbours, without a hole between them."""
+    slots = is_there.nonzero().flatten().tolist()
+    return not slots or slots[-1] - slots[0] + 1 == len(slots)

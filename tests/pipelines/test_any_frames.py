@@ -715,6 +715,52 @@ def test_own_windows_are_a_schedule_too():
         pipe(frame_schedule=[Window((0, 1), (2, 3))], **options)
 
 
+def test_own_windows_mean_the_same_in_any_order_of_their_frames():
+    pipe, given = tiny_pipeline("fdm"), frames(2)
+    options = {"observed_frames": given, "observed_positions": [0, 3], "num_inference_steps": 2, "output_type": "pt"}
+    options["history_guidance"] = [([-1], 2.0)]
+    ordered = pipe(frame_schedule=[Window((0, 3), (1, 2))], generator=seeded(), **options).frames
+    assert torch.equal(ordered, pipe(frame_schedule=[Window((3, 0), (1, 2))], generator=seeded(), **options).frames)
+
+
+def test_histories_weigh_with_any_network_that_states_what_it_reads():
+    """A denoiser with no more than the statements of its config."""
+    pipe, given = gaussian_pipeline(), torch.full((1, 1, 1, 1, 1), 2.0)
+    options = {"past_frames": given, "num_frames": 1, "num_inference_steps": 4, "output_type": "pt"}
+    one, two = (pipe(generator=NoNoise(), guidance_scale=scale, **options).frames.item() for scale in (1.0, 2.0))
+    assert one == pytest.approx(2 * 0.9, abs=0.05) and two > one + 0.2
+    by_history = pipe(generator=NoNoise(), history_guidance=[([0], 1.0), ([-1], 1.0)], **options).frames.item()
+    assert by_history == pytest.approx(two, abs=1e-6)
+
+
+@pytest.mark.parametrize("system", ["ramvid", "vdm"])
+@pytest.mark.parametrize("given", [[0, 1, 18, 19], [0, 4, 8, 12, 16], [3, 9], [19]])
+def test_a_network_of_consecutive_frames_interpolates_and_fills_in_over_several_windows(system, given):
+    pipe = tiny_pipeline(system)
+    pipe.unet.register_to_config(has_frame_gaps=False)
+    calls = record_inputs(pipe)
+    known = frames(len(given))
+    options = {"observed_frames": known, "observed_positions": given, "num_frames": 20 - len(given)}
+    made = pipe(**options, num_inference_steps=1, output_type="pt", return_given_frames=True).frames
+    assert made.shape[1] == 20 and torch.equal(made[:, given], known) and len(calls) > 2
+    assert all(sample.shape[1] <= 8 for sample, _, _ in calls)
+
+
+def test_a_view_without_frames_at_the_ends_of_a_volume_is_a_shorter_clip():
+    pipe, past = tiny_pipeline("ramvid"), frames(3)
+    calls = record_inputs(pipe)
+    options = {"past_frames": past, "num_frames": 5, "num_inference_steps": 1, "output_type": "latent"}
+    made = pipe(**options, guidance_scale=1.5, generator=seeded()).frames
+    assert sorted(sample.shape[1] for sample, _, _ in calls) == [5, 8]
+    # The same as a network that is shown the whole window, with frames ABSENT.
+    sample, timestep, roles = next(call for call in calls if call[0].shape[1] == 8)
+    with torch.no_grad():
+        views = [roles, torch.where(roles == FrameRole.OBSERVED, FrameRole.ABSENT, roles)]
+        whole, alone = (pipe.unet(sample, timestep, view).sample[:, 3:] for view in views)
+    expected = pipe.scheduler.step(alone + 1.5 * (whole - alone), timestep, sample[:, 3:]).prev_sample
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("system", list(SYSTEMS))
 def test_vdm_8_one_network_predicts_interpolates_fills_in_and_makes_large(system):
     pipe = tiny_pipeline(system, reconstruction_guidance=1.0 if system == "vdm" else 0.0)
