@@ -44,7 +44,7 @@ from mcvd_diffusers.interruption import StateGuard
 from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.pipelines import MCVDPipeline
-from mcvd_diffusers.train_settings import SETTINGS_FILE, SETTINGS_PARTIAL, Settings
+from mcvd_diffusers.train_settings import FOR_METHODS, METHODS, SETTINGS_FILE, SETTINGS_PARTIAL, Settings
 
 
 logger = logging.getLogger(__name__)
@@ -461,14 +461,27 @@ def card_facts(
         weights=weights,
         data={
             "digits": f"{data.num_digits} of {data.digits}" if is_digits else None,
+            "images beside each clip": _joint_images(settings),
             "clips an epoch": "streamed" if num_clips is None else num_clips,
             "values": str(pipeline.normalizer),
             "fingerprint": fingerprint,
         },
         training={name: value for name, value in facts.items() if value is not None},
-        hyperparameters=_without_paths(settings),
+        hyperparameters={
+            name: value
+            for name, value in _without_paths(settings).items()
+            if settings.model.method in FOR_METHODS.get(name, METHODS)
+        },
         command=_command(settings),
     )
+
+
+def _joint_images(settings: Settings) -> str | None:
+    """What stands beside the clips, if anything."""
+    count, folder = settings.training.num_joint_images, settings.data.image_data_dir
+    if not count:
+        return None
+    return f"{count} {'frames of other clips' if folder is None else f'of {Path(folder).resolve().name}'}"
 
 
 # Settings that name places of one machine, or nothing that a reader of the card could use.

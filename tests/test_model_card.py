@@ -19,8 +19,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import train_mcvd
-from contract_rows import PIPELINES, mcvd_network
-from mcvd_diffusers import MCVDPipeline
+from contract_rows import PIPELINES, SMALL_SPACE_TIME, SYSTEMS, mcvd_network
+from mcvd_diffusers import MCVDPipeline, SpaceTimeUNetModel
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import CardError, CardFacts, read_facts, render_card, write_card
@@ -28,7 +28,7 @@ from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.protocols import list_protocols, load_protocol, published_results
 from mcvd_diffusers.protocols import protocol as protocol_module
 from mcvd_diffusers.run_folder import _PRIVATE
-from mcvd_diffusers.train_settings import DataArguments, ModelArguments, TrainingArguments
+from mcvd_diffusers.train_settings import FOR_METHODS, DataArguments, ModelArguments, TrainingArguments
 from mcvd_diffusers.weights import WeightsError, weights_digest
 
 
@@ -230,7 +230,8 @@ def test_every_setting_of_the_training_that_has_a_value_is_in_the_card(trained):
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
     flags = {f.name for group in (ModelArguments, DataArguments, TrainingArguments) for f in fields(group)}
     values = {name: value for name, value in settings.as_dict().items() if value is not None}
-    assert set(rows) == (flags - set(_PRIVATE)) & set(values)
+    of_others = {name for name, methods in FOR_METHODS.items() if "mcvd" not in methods}
+    assert set(rows) == (flags - set(_PRIVATE) - of_others) & set(values)
     for name in rows:
         assert read_facts(place / "run").hyperparameters[name] == values[name], name
 
@@ -551,6 +552,29 @@ def test_a_pipeline_without_a_card_gets_one(variant, tmp_path, capsys):
     assert "knows of no evaluation" in text and "No licence of the weights is stated." in text
     assert "mcvd-diffusers verify" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "plain"), "--skip_example"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("system", "config", "paper", "sees"),
+    [
+        ("FDM", {"has_frame_gaps": True}, "2205.11495", "any of which may be given"),
+        ("RaMViD", {}, "2206.07696", "any of which may be given"),
+        ("VDM", {"drop_observed": 1.0}, "2204.03458", "was never given any in training: generation."),
+    ],
+)
+def test_a_network_of_windows_is_described_as_its_systems(system, config, paper, sees, tmp_path):
+    network = SpaceTimeUNetModel(**SMALL_SPACE_TIME, **SYSTEMS[system.lower()] | config)
+    options = {"replacement": "noised", "reconstruction_guidance": 1.0} if system == "VDM" else {}
+    MCVDPipeline(network, DDIMScheduler(), frame_schedule="autoreg", **options).save_pretrained(tmp_path / "mine")
+    assert card_command(tmp_path / "mine") == 0
+    text = (tmp_path / "mine" / "README.md").read_text()
+    assert f"# mine: {system}, 8x8" in text and f"[{system}](https://arxiv.org/abs/{paper})" in text and sees in text
+    assert text.count("| infilling, temporal super-resolution | `observed_frames`") == 1
+    assert text.count("| spatial super-resolution |") == 1 and "window by window" in text
+    by_guidance = text.partition("They are put in at sampling, by replacement and guidance")[2]
+    assert ("| prediction | past frames |" in by_guidance) == (system == "VDM")
+    assert ("Frames of a window are neighbours" in text) == (system != "FDM")
+    assert main(["verify", str(tmp_path / "mine"), "--skip_example"]) == 0
 
 
 def test_what_is_no_pipeline_gets_no_card(run, tmp_path, capsys):

@@ -38,7 +38,13 @@ CITATION = """\
 }
 ```"""
 
-# Of the other systems whose networks there are.
+# What the systems whose networks there are call themselves, and their papers.
+SYSTEMS = {
+    "MCVD": ("masked conditional video diffusion", "2205.09853"),
+    "FDM": ("flexible diffusion modeling of long videos", "2205.11495"),
+    "RaMViD": ("random-mask video diffusion", "2206.07696"),
+    "VDM": ("video diffusion", "2204.03458"),
+}
 CITATIONS = {
     "FDM": """\
 ```bibtex
@@ -101,20 +107,23 @@ def render_card(folder: Path, facts: "CardFacts") -> str:
         "Verification": facts.verification,
         "Samples of the original": _samples_of_the_original(model, facts),
         "Notes": facts.notes,
-        "Limits": _limits(evaluations, facts),
+        "Limits": _limits(model, evaluations, facts),
         "Check this card": _check(facts),
         "Citation": "\n\n".join([CITATION, *_further_citations(model)]),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     past, block, future = model.frames
     data = "" if facts.dataset is None else f"`{plain_text(facts.dataset)}` "  # as code it is no link
-    title = f"{plain_text(facts.name)}: MCVD, {data}{model.height}x{model.width}"
+    title = f"{plain_text(facts.name)}: {model.system}, {data}{model.height}x{model.width}"
+    words, paper = SYSTEMS[model.system]
     sees = f"It makes {_count(block, 'frame')} at a time, given up to {past} past and {future} future frames"
     if model.has_windows:
         sees = f"It sees up to {model.unet['max_frames']} frames at a time, any of which may be given"
+        if model.unet.get("drop_observed") == 1:
+            sees = f"It makes up to {model.unet['max_frames']} frames at a time, and was never given any in training"
     introduction = (
-        "A network of masked conditional video diffusion ([paper](https://arxiv.org/abs/2205.09853)), for the library"
-        f" `mcvd_diffusers`, an extension of Hugging Face Diffusers. {sees}: {', '.join(facts.tasks) or 'no task is known'}."
+        f"A network of {words} ([{model.system}](https://arxiv.org/abs/{paper})), for the library `mcvd_diffusers`, an extension"
+        f" of Hugging Face Diffusers. {sees}: {', '.join(facts.tasks) or 'no task is known'}."
     )
     head = _head(model, evaluations, facts).to_yaml()
     return str(ModelCard(f"---\n{head}\n---\n\n# {title}\n\n{introduction}\n\n{body}\n"))
@@ -207,6 +216,15 @@ class _Model:
                 is_range = False
             if not is_range:
                 raise ValueError(f"{folder / 'model_index.json'}: `normalization` must be what a pipeline saves.")
+
+    @property
+    def system(self) -> str:
+        """Whose network it is."""
+        if not self.has_windows:
+            return "MCVD"
+        if self.unet.get("backbone") == "unet3d":
+            return "VDM"
+        return "RaMViD" if self.unet.get("convolution") == "3d" else "FDM"
 
     @property
     def scheduler_name(self) -> str:
@@ -336,6 +354,8 @@ def _samples(facts: "CardFacts") -> str | None:
 
 def _tasks(model: _Model, facts: "CardFacts") -> str:
     past, block, future = model.frames
+    if model.has_windows:
+        return _tasks_of_windows(model, facts)
     rows = {
         "prediction": f"| prediction | {_count(past, 'past frame')} | the frames after them, any number, {block} at a time |",
         "past prediction": f"| past prediction | {_count(future, 'future frame')} | the frames before them |",
@@ -343,16 +363,53 @@ def _tasks(model: _Model, facts: "CardFacts") -> str:
         "generation": f"| generation | nothing | videos of any length, {block} frames at a time |",
     }
     lines = ["| task | given | made |", "| --- | --- | --- |", *(rows[task] for task in facts.tasks)]
+    return "\n".join([*lines, "", _units(model)])
+
+
+def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
+    rows = {
+        "prediction": "| prediction | past frames | any number of frames after them |",
+        "past prediction": "| past prediction | future frames | any number of frames before them |",
+        "interpolation": "| interpolation | past and future frames | those between them |",
+        "infilling": "| infilling, temporal super-resolution | `observed_frames` at `observed_positions` | all others |",
+        "generation": "| generation | nothing | videos of any length |",
+        "small": "| spatial super-resolution | `low_resolution_frames`, beside any of these | the frames in full size |",
+    }
+    by_guidance = []
+    if model.unet.get("drop_observed") != 1:
+        shown = [*(task for task in facts.tasks if task != "generation"), "infilling"]
+        shown += [task for task in facts.tasks if task == "generation"]
+    else:
+        shown = list(facts.tasks)
+        by_guidance = ["prediction", "past prediction", "interpolation", "infilling"]
+    lines = ["| task | given | made |", "| --- | --- | --- |", *(rows[task] for task in [*shown, "small"])]
+    if by_guidance:
+        lines += [
+            "",
+            "It was trained without given frames. They are put in at sampling, by replacement and guidance, which needs a"
+            ' gradient through the network (`replacement="noised"`, `reconstruction_guidance`):',
+            "",
+            *lines[:2],
+            *(rows[task] for task in by_guidance),
+        ]
+    if not model.unet.get("has_frame_gaps"):
+        lines += [
+            "",
+            "Frames of a window are neighbours: of those farther away than a window is long, it sees nothing.",
+        ]
+    return "\n".join([*lines, "", _units(model)])
+
+
+def _units(model: _Model) -> str:
+    """Size and values of frames."""
     ranges = [f"{plain_text(low)} to {plain_text(high)}" for low, high in model.value_ranges]
     units = "in [0, 1]" if model.units is None else f"in the units of the data, {ranges[0]}"
     if len(ranges) > 1:
         units = f"in the units of the data, channel by channel: {'; '.join(ranges)}"
-    lines += [
-        "",
+    return (
         f"Frames have {_count(model.num_channels, 'channel')} of {model.height}x{model.width} pixels (other sizes run, and were not"
-        f" trained), values are floats {units}. Shapes are (videos, frames, channels, height, width).",
-    ]
-    return "\n".join(lines)
+        f" trained), values are floats {units}. Shapes are (videos, frames, channels, height, width)."
+    )
 
 
 def _calls(model: _Model, facts: "CardFacts") -> dict[str, str]:
@@ -381,14 +438,7 @@ def _use(model: _Model, facts: "CardFacts") -> str:
 
 def _further_citations(model: _Model) -> list[str]:
     """Of the system whose network this is, if it is not MCVD's."""
-    if not model.has_windows:
-        return []
-    system = "FDM"
-    if model.unet.get("backbone") == "unet3d":
-        system = "VDM"
-    elif model.unet.get("convolution") == "3d":
-        system = "RaMViD"
-    return [CITATIONS[system]]
+    return [CITATIONS[model.system]] if model.system in CITATIONS else []
 
 
 def _shown_numbers(result: dict) -> list[dict]:
@@ -528,12 +578,13 @@ def _samples_of_the_original(model: _Model, facts: "CardFacts") -> str | None:
     return "\n".join(lines)
 
 
-def _limits(evaluations: dict[str, dict], facts: "CardFacts") -> str:
+def _limits(model: _Model, evaluations: dict[str, dict], facts: "CardFacts") -> str:
     data = "its training data" if facts.dataset is None else f"`{plain_text(facts.dataset)}`"
+    part = "window" if model.has_windows else "block"
     lines = [
         f"- It knows what {data} shows, at the size and frame rate of the training. Of other data its videos may be wrong"
         " without looking wrong.",
-        "- Videos that are longer than a block are made block by block, each given the end of the one before: errors add up.",
+        f"- Videos that are longer than a {part} are made {part} by {part}, each given frames of those before: errors add up.",
         "- A sample is one possible future, not the future. Do not take single samples for measurements or forecasts on which"
         " somebody depends; make an ensemble, and measure how well its spread is calibrated.",
     ]

@@ -114,6 +114,7 @@ def plan_windows(
         ValueError: If the schedule cannot serve, or the network cannot read it.
     """
     config, is_endless = pipe.unet.config, total is None
+    schedule = None if is_endless else schedule
     layout = partial(lay_out, config=config, may_replace=may_replace)
     has_blocks = not takes_windows(config)
     capacity = pipe.unet.num_window_frames if has_blocks else config.max_frames
@@ -130,11 +131,14 @@ def plan_windows(
             f"`num_frames`: a video of {total:,} frames is not planned ahead, at most {MOST_PLANNED_FRAMES:,}. Make it in parts,"
             " each given the end of the one before, or call `stream` without `num_frames`."
         )
+    if isinstance(schedule, Iterator):  # as `frame_schedule` makes it
+        schedule = list(schedule)
     if isinstance(schedule, FramePlan):
         schedule = list(schedule.windows) if isinstance(schedule.windows, (list, tuple)) else [schedule.windows]
     if isinstance(schedule, (list, tuple)):
         return CallPlan.of(_own_windows(schedule, total, positions), layout)
-    if schedule is None and has_blocks:
+    is_plain = isinstance(schedule, str) and schedule_name(schedule) == "autoreg" and step is max_frames_asked is None
+    if has_blocks and (schedule is None or is_plain):
         return _plan_blocks(config, total, positions, layout)
     if schedule is None and is_whole:
         missing = sorted(set(range(total)) - set(positions))
@@ -180,6 +184,14 @@ def _plan_blocks(config, total: int | None, positions: list[int], layout: Callab
             f"`num_frames` must be at least {size}, one block of this network, to interpolate; got {num_frames}."
         )
     past, future = config.num_past_frames, config.num_future_frames
+    given = set(positions)
+    gaps = [start for start in (0, *(p + 1 for p in positions)) if start not in given and start != total]
+    if len(gaps) > 1:
+        raise ValueError(
+            f"`observed_positions`: this network reads {past} frames before a block and {future} after it, so that frames must be"
+            f" given at the start of the video, at its end, or both, got {reprlib.repr(positions)} of {total}. A"
+            " SpaceTimeUNetModel takes frames from anywhere."
+        )
     windows = blocks(total, observed=positions, step=size, num_past_frames=past, num_future_frames=future)
     num_windows = None if num_frames is None else -(-num_frames // size)
     # Forwards, it may be very long.

@@ -76,7 +76,8 @@ def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> La
         readable = set(positions) if may_replace else set(positions) - set(block)
         if not set(window.latent) <= set(block) or not set(window.observed) <= readable:
             raise ValueError(
-                f"{asked} only takes consecutive frames: {past} past, {size} of a block, {future} future."
+                f"{asked} only takes {past} frames before a block of {size} and {future} after it. Leave `frame_schedule` out, or"
+                " give it Windows of these."
             )
         otherwise = dict.fromkeys(block, FrameRole.LATENT)
     else:

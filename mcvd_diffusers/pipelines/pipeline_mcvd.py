@@ -325,8 +325,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             replacement (`str` or `dict`, *optional*):
                 For networks that were trained without given frames: in each step given frames are put into their places,
                 `"noised"` to the level of the others (VDM, section 3.1), or `"clean"` (the public code of RaMViD). A map such as
-                `{"future": "noised"}` says it for the frames after those to be made only. By default the pipeline's; `None`:
-                the network reads them as they are.
+                `{"future": "noised"}` says it for the frames after those to be made only. `"none"`: the network reads them as
+                they are. By default the pipeline's.
             num_resamples (`int`, *optional*, defaults to 1):
                 How often each step is made, going one step back in between (RePaint; RaMViD): what is made then fits better
                 to frames that were put in. For noise schedulers without memory.
@@ -436,7 +436,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         Yields:
             Blocks of frames `(B, n, ...)`, the same frames that `__call__` makes with the same generator. In time order,
             those of a schedule that leaps ahead as soon as all before them are there; but past prediction by a network of
-            blocks goes backwards from block to block.
+            blocks goes backwards from block to block. Without an end no schedule leaps ahead: windows go forwards one after
+            the other, whatever the pipeline's `frame_schedule`.
 
         Raises:
             ValueError: As in `__call__`, when the method is called, not when the first block is asked for.

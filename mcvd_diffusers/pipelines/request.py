@@ -163,9 +163,10 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
     call = _check_values(pipe, call)
     given = _read_given(pipe, call)
     call = _check_conditioning(pipe, call, is_given=bool(given.frames))
-    if endless and (call.observed_frames is not None or call.frame_schedule is not None or given.low_resolution):
+    if endless and (call.frame_schedule not in (None, "autoreg") or given.low_resolution):
         raise ValueError(
-            "A stream without an end has neither a `frame_schedule` nor frames at positions: pass `num_frames`."
+            'A stream without an end goes forwards, window after window, so that it has no `frame_schedule` but "autoreg", and no'
+            " `low_resolution_frames`: pass `num_frames`."
         )
     plan = plan_windows(
         pipe,
@@ -176,6 +177,11 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         step=call.step,
         may_replace=call.replacement is not None,
     )
+    if call.frame_embedding is not None and plan.adaptive is None:
+        raise ValueError(
+            '`frame_embedding` is read by an adaptive `frame_schedule` only, such as "adaptive-hierarchy-2": name one, or leave it'
+            " out."
+        )
     # Schedules that go on without a list run forwards, and the first window reads least.
     windows = plan.known_windows()
     layouts = [plan.lay_out(window) for window in windows]
@@ -402,10 +408,11 @@ def _check_low_resolution(
 def _check_conditioning(pipe, call: Call, *, is_given: bool) -> Call:
     """Replacement and guidance, with what the pipeline carries for what the call leaves open."""
     replacement = pipe.config.replacement if call.replacement is None else call.replacement
+    replacement = None if isinstance(replacement, str) and replacement == "none" else replacement
     _check_replacement(replacement)
     weight = call.reconstruction_guidance
     if weight is None:
-        weight = pipe.config.reconstruction_guidance if is_given else 0.0
+        weight = pipe.config.reconstruction_guidance if is_given and replacement is not None else 0.0
     for name, value in (
         ("reconstruction_guidance", weight),
         ("super_resolution_guidance", call.super_resolution_guidance),
@@ -434,12 +441,12 @@ def _check_replacement(replacement) -> None:
     is_map = isinstance(replacement, Mapping) and set(replacement) <= {"past", "future"} and len(replacement) > 0
     if replacement is not None and not isinstance(replacement, str) and not is_map:
         raise ValueError(
-            f'`replacement` must be one of {REPLACEMENTS}, a map of "past" and "future" to one of them, or None, got'
+            f'`replacement` must be one of {REPLACEMENTS}, a map of "past" and "future" to one of them, or "none", got'
             f" {reprlib.repr(replacement)}."
         )
     for how in replaced_sides(replacement).values():
         if how not in REPLACEMENTS:
-            raise ValueError(f"`replacement` must be one of {REPLACEMENTS}, got {how!r}.")
+            raise ValueError(f'`replacement` must be one of {REPLACEMENTS} or "none", got {how!r}.')
 
 
 def _check_gradient(pipe) -> None:
@@ -447,7 +454,9 @@ def _check_gradient(pipe) -> None:
     both = "`reconstruction_guidance` or `low_resolution_frames` needs a gradient through the network, "
     if pipe.guider is not None:
         raise ValueError(
-            "`reconstruction_guidance` and `low_resolution_frames` do not go with the pipeline's `guider`."
+            "`reconstruction_guidance` and `low_resolution_frames` do not go with the pipeline's `guider`: set `pipe.guider ="
+            f" None`, or pass `reconstruction_guidance=0` (by default the pipeline's, {pipe.config.reconstruction_guidance}) and"
+            " leave `low_resolution_frames` out."
         )
     if torch.is_inference_mode_enabled():
         raise ValueError(
@@ -494,8 +503,8 @@ def _check_histories(pipe, call: Call) -> None:
         )
     if set(replaced_sides(call.replacement)) == {"past", "future"} and (is_asked or pipe.guider is not None):
         raise ValueError(
-            "`guidance_scale`, `history_guidance` and guiders compare with absent frames, but all given frames enter by"
-            " `replacement`, so that the network sees none: use `reconstruction_guidance`."
+            "`guidance_scale`, `history_guidance` and guiders compare what the network sees of given frames with none, but all"
+            " given frames enter by `replacement`, so that it never sees any: leave them out, and use `reconstruction_guidance`."
         )
 
 

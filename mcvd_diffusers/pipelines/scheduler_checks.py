@@ -122,18 +122,24 @@ def check_no_memory(scheduler: SchedulerMixin, options: Mapping, num_resamples: 
     Whether a scheduler's step depends on the steps before it, found out by trying two ways to the same place. Such a one cannot
     go back and repeat a step.
     """
+    timesteps = set_timesteps(copy.deepcopy(scheduler), options, torch.device("cpu"))[:12]
     ways = []
-    for first_answer in (0.25, 0.75):
-        trial, made = copy.deepcopy(scheduler), []
-        takes_generator = "generator" in inspect.signature(trial.step).parameters
-        for number, step in enumerate(set_timesteps(trial, options, torch.device("cpu"))[:12]):
-            sample = torch.full((1, 1, 1, 2, 2), 0.5)
-            answer = sample if number else torch.full_like(sample, first_answer)
-            kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
-            if hasattr(trial, "scale_model_input"):
-                trial.scale_model_input(sample, step)
-            made.append(trial.step(answer, step, sample, **kwargs, return_dict=False)[0])
-        ways.append(made[1:])  # that differ in the first answer only
+    # Two ways differ in sample and answer of every second step; what is made at the others must not. Once with numbers as large
+    # as at the start, beside which others would be lost, and once with those of frames.
+    for size in {1.0, float(getattr(scheduler, "init_noise_sigma", 1.0))}:
+        for other in (0.25, 0.75):
+            trial, made = copy.deepcopy(scheduler), []
+            set_timesteps(trial, options, torch.device("cpu"))
+            takes_generator = "generator" in inspect.signature(trial.step).parameters
+            for number, step in enumerate(timesteps):
+                sample = answer = torch.full((1, 1, 1, 2, 2), size * (0.5 if number % 2 else other))
+                kwargs = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
+                if hasattr(trial, "scale_model_input"):
+                    trial.scale_model_input(sample, step)
+                result = trial.step(answer, step, sample, **kwargs, return_dict=False)[0]
+                made += [result] if number % 2 else []
+            ways.append(made)
+    ways = [sum(ways[::2], []), sum(ways[1::2], [])]
     if not all(torch.equal(*results) for results in zip(*ways)):
         raise ValueError(
             f"`num_resamples` is {num_resamples}, but {type(scheduler).__name__} remembers former steps, so that a step"

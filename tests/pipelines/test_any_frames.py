@@ -505,13 +505,23 @@ def test_repeating_steps_brings_replaced_frames_together_with_any_scheduler_with
 
 @pytest.mark.parametrize(
     "scheduler_class",
-    [PNDMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, HeunDiscreteScheduler],
+    [
+        PNDMScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        HeunDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+    ]
+    + [LMSDiscreteScheduler],
 )
 def test_schedulers_that_remember_steps_are_refused_for_resampling_and_serve_otherwise(scheduler_class):
     pipe = tiny_pipeline("fdm", scheduler_class(prediction_type="v_prediction"))
     options = {"past_frames": frames(2), "num_frames": 10, "num_inference_steps": 4, "output_type": "pt"}
-    with pytest.raises(ValueError, match="`num_resamples` is 2, but .* remembers former steps"):
-        pipe(num_resamples=2, **options)
+    for steps in (4, 25):
+        for betas in ({}, {"beta_schedule": "squaredcos_cap_v2"}):  # whose largest noise is some thousands
+            pipe.scheduler = scheduler_class(prediction_type="v_prediction", **betas)
+            with pytest.raises(ValueError, match="`num_resamples` is 2, but .* remembers former steps"):
+                pipe(num_resamples=2, **options | {"num_inference_steps": steps})
     # Each window begins anew: the video is that of a scheduler that was never used.
     first, second = (pipe(generator=seeded(), **options).frames for _ in range(2))
     assert torch.equal(first, second)
@@ -733,6 +743,33 @@ def test_histories_weigh_with_any_network_that_states_what_it_reads():
     assert by_history == pytest.approx(two, abs=1e-6)
 
 
+def test_a_schedule_may_be_what_frame_schedule_returns():
+    pipe = tiny_pipeline("fdm")
+    options = {"past_frames": frames(2), "num_frames": 18, "num_inference_steps": 1, "output_type": "pt"}
+    windows = frame_schedule("hierarchy-2", 20, observed=range(2), max_frames=8)
+    made = pipe(frame_schedule=windows, generator=seeded(), **options).frames
+    assert torch.equal(made, pipe(frame_schedule="hierarchy-2", generator=seeded(), **options).frames)
+
+
+def test_a_stream_without_an_end_goes_forwards_and_autoreg_is_its_name():
+    pipe = tiny_pipeline("fdm", frame_schedule="hierarchy-2")
+    options = {"past_frames": frames(2), "num_inference_steps": 1, "output_type": "pt"}
+    for schedule in (None, "autoreg"):
+        stream = pipe.stream(frame_schedule=schedule, generator=seeded(), **options)
+        made = torch.cat([block for _, block in zip(range(4), stream)], dim=1)
+        whole = pipe(num_frames=16, frame_schedule="autoreg", generator=seeded(), **options).frames
+        torch.testing.assert_close(made, whole, atol=1e-6, rtol=0)
+
+
+def test_replacement_of_the_pipeline_can_be_switched_off():
+    pipe = tiny_pipeline("fdm", replacement="noised", reconstruction_guidance=1.0)
+    options = {"past_frames": frames(2), "num_inference_steps": 2, "output_type": "pt"}
+    calls = record_inputs(pipe)
+    made = pipe(replacement="none", generator=seeded(), **options).frames
+    assert all((roles == FrameRole.OBSERVED).any() for _, _, roles in calls)
+    assert torch.equal(made, tiny_pipeline("fdm")(generator=seeded(), **options).frames)
+
+
 @pytest.mark.parametrize("system", ["ramvid", "vdm"])
 @pytest.mark.parametrize("given", [[0, 1, 18, 19], [0, 4, 8, 12, 16], [3, 9], [19]])
 def test_a_network_of_consecutive_frames_interpolates_and_fills_in_over_several_windows(system, given):
@@ -799,6 +836,7 @@ def test_vdm_8_one_network_predicts_interpolates_fills_in_and_makes_large(system
         ("fdm", {"observed_frames": 2, "observed_positions": [0, 1]}, "none would be made"),
         ("fdm", {"observed_frames": 2, "observed_positions": [0, 4], "past_frames": 1}, "leave out `past_frames`"),
         ("fdm", {"replacement": "soft"}, "`replacement` must be one of"),
+        ("fdm", {"past_frames": 2, "frame_embedding": abs}, "`frame_embedding` is read by an adaptive"),
         ("fdm", {"replacement": {"now": "clean"}}, "`replacement` must be one of"),
         ("fdm", {"past_frames": 2, "reconstruction_guidance": 1.0}, "must enter by `replacement=\"noised\"`"),
         ("fdm", {"past_frames": 2, "reconstruction_guidance": -1.0, "replacement": "noised"}, "must be a number from 0"),

@@ -91,5 +91,8 @@ def test_window_lies_next_to_what_it_reads(window, start):
     ],
 )
 def test_window_that_the_network_cannot_take_is_refused(window):
-    with pytest.raises(ValueError, match="this network only takes consecutive frames: 2 past, 3 of a block, 2 future"):
+    with pytest.raises(
+        ValueError,
+        match="this network only takes 2 frames before a block of 3 and 2 after it. Leave `frame_schedule` out",
+    ):
         lay_out(window, SLOTS)
