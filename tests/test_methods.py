@@ -287,6 +287,11 @@ def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
         ),
         ({"method": "ramvid", "drop_observed": 1.5}, "--drop_observed must be in [0, 1], got 1.5"),
         ({"method": "vdm", "num_joint_images": -1}, "--num_joint_images must not be negative, got -1"),
+        (
+            {"method": "vdm", "num_joint_images": 4, "train_batch_size": 1},
+            "--num_joint_images 4 takes single frames of the other clips of a batch, and --train_batch_size 1 has none",
+        ),
+        ({"method": "ramvid", "max_frames": 1}, "--max_frames must be at least 2 for --method ramvid"),
         ({"method": "vdm", "max_frames": 0}, "--max_frames must be at least 1, got 0"),
         ({"method": "vdm", "image_data_dir": "does/not/exist"}, "--image_data_dir does/not/exist is no folder"),
         (
@@ -311,6 +316,15 @@ def test_method_alone_is_enough(name, tmp_path):
     assert settings.model.max_frames == 16 and settings.model.resolution == [16, 16]
     assert settings.num_window_frames == (32 if name == "fdm" else 16)
     assert make_method(settings).make_network().config.max_frames == 16
+
+
+def test_batch_of_one_clip_has_images_only_from_a_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    parsed = [
+        parse(tmp_path / "out", method="vdm", **more)
+        for more in ({}, {"train_batch_size": 1}, {"train_batch_size": 1, "image_data_dir": tmp_path / "images"})
+    ]
+    assert [settings.training.num_joint_images for settings in parsed] == [4, 0, 4]
 
 
 @pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
