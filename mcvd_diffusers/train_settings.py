@@ -951,6 +951,14 @@ def _check_method_settings(settings: Settings) -> None:
             f"--max_observed must be from 1 to --max_frames - 1 ({model.max_frames - 1}), so that a frame is left to be"
             f" predicted, got {training.max_observed}."
         )
+    levels, num_levels = model.attention_levels, len(model.block_out_channels)
+    if levels is not None and not all(0 <= level < num_levels for level in levels):
+        is_of_preset = training.preset is not None and preset(training.preset).get("attention_levels") == levels
+        raise ValueError(
+            f"--attention_levels must be from 0, the finest, to {num_levels - 1}, since --block_out_channels has {num_levels}"
+            f" entries, got {' '.join(map(str, levels))}"
+            + (f", which is --preset {training.preset}'s: pass --attention_levels, too." if is_of_preset else ".")
+        )
     if training.drop_observed is not None and not 0 <= training.drop_observed <= 1:
         raise ValueError(f"--drop_observed must be in [0, 1], got {training.drop_observed}.")
     if training.num_joint_images is not None and training.num_joint_images < 0:

@@ -292,6 +292,12 @@ def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
             "--num_joint_images 4 takes single frames of the other clips of a batch, and --train_batch_size 1 has none",
         ),
         ({"method": "ramvid", "max_frames": 1}, "--max_frames must be at least 2 for --method ramvid"),
+        (
+            {"preset": "ramvid-bair", "block_out_channels": [16, 32], "train_data_dir": "."},
+            "--attention_levels must be from 0, the finest, to 1, since --block_out_channels has 2 entries, got 2 3, which is"
+            " --preset ramvid-bair's: pass --attention_levels, too.",
+        ),
+        ({"method": "fdm", "attention_levels": 3}, "--block_out_channels has 3 entries, got 3.\n"),
         ({"method": "vdm", "max_frames": 0}, "--max_frames must be at least 1, got 0"),
         ({"method": "vdm", "image_data_dir": "does/not/exist"}, "--image_data_dir does/not/exist is no folder"),
         (
@@ -346,6 +352,25 @@ def test_mcvd_has_none_of_the_others_settings(tmp_path):
 
 # --------------------------------------------------------------------------------------------------------------------
 # Runs
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("mcvd", "--num_past_frames, --num_frames, --num_future_frames and"),
+        ("ramvid", "--max_frames and"),
+        ("fdm", "--clip_frames, twice --max_frames if not given, and"),
+        ("vdm", "--max_frames and"),
+    ],
+)
+def test_videos_too_short_for_a_clip_name_the_methods_flags(name, flags, tmp_path):
+    np.save(tmp_path / "videos.npy", np.zeros((8, 3, 16, 16, 1), np.uint8))
+    data = {"train_data_dir": tmp_path / "videos.npy", "axes": "NTHWC", "validation_fraction": 0.4}
+    settings = parse(tmp_path / "out", method=name, report_to="none", **OWN[name], **data)
+    with pytest.raises(train_mcvd.SetupError) as caught:
+        train_mcvd.main(settings)
+    way_out = f" (Flags: {flags} --frame_stride make a clip's length; --pad_short_videos.)"
+    assert "too short: 3 frames where" in str(caught.value) and str(caught.value).endswith(way_out)
 
 
 @pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
