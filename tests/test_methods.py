@@ -499,12 +499,15 @@ def test_output_inside_the_images_is_refused(tmp_path, capsys):
 def test_broken_images_are_skipped_and_named(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "broken.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="broken.png"):
+    with pytest.warns(UserWarning, match="Skipped 1 of 6 images that can not be used: broken.png"):
         images = ClipDataset(ImageReader(folder), num_frames=1, frame_size=(8, 8))
     assert len(images) == 5 and list(images.skipped) == ["broken.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`folder` must hold images"):
         ImageReader(tmp_path / "empty")
+    settings = parse(tmp_path / "out", method="vdm", image_data_dir=tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"--image_data_dir .*empty: the folder must hold images .* holds no files\."):
+        train_mcvd.make_datasets(settings, settings.num_window_frames)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
