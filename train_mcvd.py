@@ -103,12 +103,12 @@ class TooLittleMemoryError(RuntimeError):
 
 
 @contextlib.contextmanager
-def setup_errors():
+def setup_errors(settings: Settings):
     """Errors of the set-up end the script with a message; others show where they happened."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        raise SetupError(f"{error}{way_out_of(str(error))}") from error
+        raise SetupError(f"{error}{way_out_of(str(error), settings)}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -124,7 +124,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def way_out_of(message: str) -> str:
+def way_out_of(message: str, settings: Settings) -> str:
     """What a message of the library, which names its own arguments, means here."""
     flags = {
         "whose range is not known": "--normalization range, min_max or mean_std",
@@ -135,8 +135,7 @@ def way_out_of(message: str) -> str:
         "`axes` must": "--axes",
         "`variables` must": "--variables",
         "`column` must": "--video_column",
-        "too short": "--num_past_frames, --num_frames, --num_future_frames and --frame_stride make a clip's length;"
-        " (of other methods --max_frames or --clip_frames); --pad_short_videos",
+        "too short": f"{make_method(settings).clip_flags} and --frame_stride make a clip's length; --pad_short_videos",
         "`max_bad_share`": "--max_bad_share",
     }
     found = [flag for words, flag in flags.items() if words in message]
@@ -232,7 +231,7 @@ def train(
     is_main, batch_size = accelerator.is_main_process, training.train_batch_size
 
     # What is trained, on what, and how far it is.
-    with setup_errors():
+    with setup_errors(settings):
         check_launch(settings, accelerator)
         method = make_method(settings)
         train_set, held_out = make_datasets(settings, method.num_clip_frames)
@@ -266,7 +265,7 @@ def train(
     pipeline = make_pipeline(settings, sampled, noise_scheduler, normalizer)
 
     # Where it is saved, and told. From here on a signal leaves a checkpoint. (A refused push leaves no folder in the way.)
-    with setup_errors():
+    with setup_errors(settings):
         on_all_or_none(accelerator, lambda: is_main and training.push_to_hub and check_hub(settings))
         folder = on_all_or_none(accelerator, lambda: RunFolder(settings, is_main_process=is_main))
     at_the_end.callback(folder.close)
@@ -305,7 +304,7 @@ def train(
         pipeline.to(device).set_progress_bar_config(disable=True)
         height, width = settings.size
         steps = training.validation_inference_steps
-        with setup_errors():
+        with setup_errors(settings):
             seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
     accelerator.wait_for_everyone()
 

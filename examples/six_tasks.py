@@ -12,6 +12,7 @@ CPU takes about half an hour; `--num_clips 8` shows the same in minutes.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -69,6 +70,20 @@ def held_out_clips(run: Path, *, num_frames: int, num_clips: int) -> torch.Tenso
     return (torch.stack([clips[i]["video"] for i in range(num_clips)]) + 1) / 2
 
 
+def num_window_frames(run: Path) -> int:
+    """Frames of the windows that a run's network was trained for."""
+    config = run / "unet" / "config.json"
+    if not config.is_file():
+        raise SystemExit(f"{run} is no run of train_mcvd.py that has come to its end: there is no {config}.")
+    max_frames = json.loads(config.read_text()).get("max_frames")
+    if max_frames is None:
+        raise SystemExit(
+            f"{run} is a run of --method mcvd, whose blocks of frames do not fit the six tasks. Pass runs of --method ramvid,"
+            " fdm or vdm."
+        )
+    return max_frames
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure all runs on the same clips, and write table and pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -77,19 +92,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_clips", type=int, default=64)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     arguments = parser.parse_args(arguments)
+    if arguments.output.exists():
+        raise SystemExit(f"--output {arguments.output} exists, and nothing is overwritten: name a new folder.")
+    num_frames = min(map(num_window_frames, arguments.runs))
     pipes = {}
     for run in arguments.runs:
         pipes[run.name] = MCVDPipeline.from_pretrained(run, variant="ema")
         pipes[run.name].set_progress_bar_config(disable=True)
-    arguments.output.mkdir(parents=True)
     torch.set_num_threads(1)
 
-    num_frames = min(pipe.unet.config.max_frames for pipe in pipes.values())
     of_runs = [held_out_clips(run, num_frames=num_frames, num_clips=arguments.num_clips) for run in arguments.runs]
     clips, size = of_runs[0], of_runs[0].shape[-2:]
     for run, others in zip(arguments.runs, of_runs):
         if not torch.equal(others, clips):
             raise SystemExit(f"{run} was trained on other digits than {arguments.runs[0]}: they cannot be compared.")
+    arguments.output.mkdir(parents=True)
     errors, pictures = {}, {}
     for task, given in given_frames(num_frames).items():
         missing = [position for position in range(num_frames) if position not in given]

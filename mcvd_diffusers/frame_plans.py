@@ -179,11 +179,12 @@ class FramePlan:
             sizes = [(len(window.observed), len(window.latent)) for window in self.windows]
             num_observed, num_latent = map(max, zip(*sizes))
             waves = self.waves()
+            num_kept, num_in_order = self.num_kept(), self.num_kept(is_in_time_order=True)
             lines += [
                 f"windows of at most {max(map(sum, sizes))} frames: up to {num_observed} observed, up to {num_latent} latent",
                 f"longest chain: {len(waves)} windows, each of which waits for the one before",
                 f"windows that can run at once: {max(map(len, waves))} at most; {len(self.batches())} batches of equal shape",
-                f"frames held at once: {self.num_kept()}, or {self.num_kept(is_in_time_order=True)} to give them out in"
-                " time order",
+                f"frames held at once: {num_kept}"
+                + (f", or {num_in_order} to give them out in time order" if num_in_order != num_kept else ""),
             ]
         return "\n".join(lines)

@@ -9,6 +9,7 @@ first frame of the whole video, given frames included. Ask for a window when the
   Models", 2204.03458).
 """
 
+import difflib
 import functools
 import itertools
 import math
@@ -516,7 +517,9 @@ def frame_schedule(
     """
     name = schedule_name(name)
     if name not in _BY_NAME:
-        raise ValueError(f"`name` must be one of {', '.join((*FRAME_SCHEDULES, *_ALIASES))}, got {name!r}.")
+        close = difflib.get_close_matches(str(name), [*FRAME_SCHEDULES, *_ALIASES], n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise ValueError(f"{hint}`name` must be one of {', '.join(FRAME_SCHEDULES)}, got {name!r}.")
     is_adaptive = name in ADAPTIVE_FRAME_SCHEDULES
     if is_adaptive and distance is None:
         raise ValueError(

@@ -36,6 +36,8 @@ class Method(ABC):
     network_class: type[torch.nn.Module] = SpaceTimeUNetModel
     variance_type = "fixed_large"
     """Of the ancestral sampler, as published."""
+    clip_flags = "--max_frames"
+    """What a clip's length follows from, for messages."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -119,6 +121,7 @@ class MCVD(Method):
 
     network_class = MCVDUNet2DModel
     variance_type = "fixed_small"
+    clip_flags = "--num_past_frames, --num_frames, --num_future_frames"
 
     @property
     def num_seen_frames(self) -> int:
@@ -190,6 +193,8 @@ class RaMViD(SpaceTimeMethod):
 
 class FDM(SpaceTimeMethod):
     """Frames from anywhere in a long clip are given, and others made."""
+
+    clip_flags = "--clip_frames, twice --max_frames if not given,"
 
     def shape(self) -> dict:
         """Frame by frame; attention knows how far apart frames are."""

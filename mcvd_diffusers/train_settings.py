@@ -234,7 +234,9 @@ class TrainingArguments:
     )
     drop_observed: float | None = _flag(None, "ramvid: probability that none is; 0.25 if not given.")
     num_joint_images: int | None = _flag(
-        None, "vdm: single images beside each clip, from which the network learns, too; 4 if not given."
+        None,
+        "vdm: single images beside each clip, from which the network learns, too. If not given, 4; or 0 with"
+        " --train_batch_size 1 and no --image_data_dir, where there is none to take.",
     )
     fill_with_other_clips: bool = _flag(
         False,
@@ -792,6 +794,8 @@ def _fill_in_defaults(settings: Settings) -> None:
     if method == "mcvd" and model.down_block_types is None:
         plain = len(model.block_out_channels) - 1
         model.down_block_types = ["DownBlock2D"] * plain + ["AttnDownBlock2D"]
+    if method == "vdm" and settings.training.num_joint_images is None and _has_no_images(settings):
+        settings.training.num_joint_images = 0
     for name, values in METHOD_DEFAULTS.items():
         group = model if hasattr(model, name) else settings.training
         if getattr(group, name) is None:
@@ -802,6 +806,11 @@ def _fill_in_defaults(settings: Settings) -> None:
         model.clip_frames = 2 * model.max_frames
     if method in ("ramvid", "fdm") and model.attention_levels is None:
         model.attention_levels = [len(model.block_out_channels) - 1]
+
+
+def _has_no_images(settings: Settings) -> bool:
+    """Whether nothing could stand beside a clip: neither images, nor frames of other clips of its batch."""
+    return settings.data.image_data_dir is None and settings.training.train_batch_size < 2
 
 
 def _adopt_normalization(settings: Settings, config: dict | None) -> None:
@@ -932,15 +941,34 @@ def _check_method_settings(settings: Settings) -> None:
             f"--clip_frames ({model.clip_frames}) must be at least --max_frames ({model.max_frames}): a window's frames are"
             " taken from the clip."
         )
+    if model.method == "ramvid" and model.max_frames < 2:
+        raise ValueError(
+            "--max_frames must be at least 2 for --method ramvid, which is given one frame of a window at least and makes"
+            f" another, got {model.max_frames}."
+        )
     if training.max_observed is not None and not 1 <= training.max_observed < model.max_frames:
         raise ValueError(
             f"--max_observed must be from 1 to --max_frames - 1 ({model.max_frames - 1}), so that a frame is left to be"
             f" predicted, got {training.max_observed}."
         )
+    levels, num_levels = model.attention_levels, len(model.block_out_channels)
+    if levels is not None and not all(0 <= level < num_levels for level in levels):
+        is_of_preset = training.preset is not None and preset(training.preset).get("attention_levels") == levels
+        raise ValueError(
+            f"--attention_levels must be from 0, the finest, to {num_levels - 1}, since --block_out_channels has {num_levels}"
+            f" entries, got {' '.join(map(str, levels))}"
+            + (f", which is --preset {training.preset}'s: pass --attention_levels, too." if is_of_preset else ".")
+        )
     if training.drop_observed is not None and not 0 <= training.drop_observed <= 1:
         raise ValueError(f"--drop_observed must be in [0, 1], got {training.drop_observed}.")
     if training.num_joint_images is not None and training.num_joint_images < 0:
         raise ValueError(f"--num_joint_images must not be negative, got {training.num_joint_images}.")
+    if training.num_joint_images and _has_no_images(settings):
+        raise ValueError(
+            f"--num_joint_images {training.num_joint_images} takes single frames of the other clips of a batch, and"
+            f" --train_batch_size {training.train_batch_size} has none: pass --image_data_dir, a --train_batch_size of at least"
+            " 2, or --num_joint_images 0."
+        )
     if data.image_data_dir is not None:
         if not training.num_joint_images:
             raise ValueError("--image_data_dir means nothing with --num_joint_images 0: leave it out.")

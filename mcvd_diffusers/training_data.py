@@ -71,7 +71,8 @@ def make_datasets(settings: Settings, num_frames: int) -> tuple[Dataset, Dataset
             seed=settings.training.seed,
         )
     except ValueError as error:
-        raise ValueError(f"--image_data_dir {folder}: {error}") from error
+        message = str(error).replace("`folder`", "the folder")  # the reader names its own argument
+        raise ValueError(f"--image_data_dir {folder}: {message}") from error
     return ClipsWithImages(train, images, num_images=settings.training.num_joint_images), held_out
 
 

@@ -25,6 +25,7 @@ PLAN_COLORS = {
     "to come": (240, 240, 240),
 }
 PLAN_ROW_HEIGHT, PLAN_LABEL_WIDTH, MAX_PLAN_CELL = 14, 92, 20  # pixels
+MAX_PLAN_PIXELS = 50_000_000
 
 
 def save_comparison_gif(
@@ -214,7 +215,7 @@ def draw_plan(plan: FramePlan, *, width: int = 1500) -> Image.Image:
         `PIL.Image.Image`: The picture, RGB.
 
     Raises:
-        ValueError: If `width` is not positive.
+        ValueError: If `width` is not positive, or the picture would have more than 50 million pixels.
     """
     if width < 1:
         raise ValueError(f"`width` must be at least 1 pixel, got {width}.")
@@ -224,7 +225,13 @@ def draw_plan(plan: FramePlan, *, width: int = 1500) -> Image.Image:
     top = 2 * (LABEL_HEIGHT + GAP)  # legend and axis
     bottom = top + PLAN_ROW_HEIGHT * max(1, len(plan.windows))
     right = PLAN_LABEL_WIDTH + cell * plan.num_frames
-    canvas = Image.new("RGB", (max(MIN_SHEET_WIDTH, right + 3 * GAP), bottom + GAP), "white")
+    size = max(MIN_SHEET_WIDTH, right + 3 * GAP), bottom + GAP
+    if size[0] * size[1] > MAX_PLAN_PIXELS:
+        raise ValueError(
+            f"`plan` has {plan.num_frames:,} frames and {len(plan.windows):,} windows, whose picture would have {size[0]:,} x"
+            f" {size[1]:,} pixels, more than {MAX_PLAN_PIXELS:,}. Plan a shorter video, or larger windows."
+        )
+    canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
 
     left = PLAN_LABEL_WIDTH

@@ -29,7 +29,7 @@ def test_the_plan_of_the_paper_is_described_and_listed(capsys):
     lines = out.splitlines()
     assert status == 0 and not err
     assert lines[0] == "300 frames: 36 given, 264 made by 27 windows"
-    assert "calls of the network: 2,700, or 2,700 with batches" in lines
+    assert "calls of the network: 2,700" in lines
     table = [line.split() for line in lines[lines.index("") + 1 :]]
     assert len(table) == 28 and table[0] == ["window", "wave", "observed", "latent"]
     assert table[1] == "0 0 0 3 7 11 15 19 23 27 31 35 36 65 94 123 153 182 211 241 270 299".split()
@@ -76,7 +76,15 @@ def test_adaptive_schedules_cannot_be_planned(capsys, name):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["hierarchy", "--num_frames", "9", "--max_frames", "4"], "`name` must be one of autoreg, long-range"),
+        (["blocks", "--num_frames", "9", "--max_frames", "4"], "plan: NAME must be one of autoreg, long-range"),
+        (
+            ["hierachy-2", "--num_frames", "9", "--max_frames", "4"],
+            "plan: Did you mean hierarchy-2? NAME must be one of",
+        ),
+        (
+            ["autoreg", "--num_frames", "20000", "--max_frames", "16", "--output", "plan.png"],
+            "--output plan.png: `plan` has 20,000 frames and 2,499 windows, whose picture would have 20,110 x 35,036 pixels, more",
+        ),
         (["hierarchy-2", "--num_frames", "9", "--max_frames", "4", "--step", "1"], "`step` must be at least 2"),
         (["autoreg", "--num_frames", "9", "--max_frames", "4", "--observed", "3:12"], "positions from 0 to 8"),
         ([*PAPER, "--output", "plan.gif"], "--output must end in .png, got plan.gif"),
@@ -93,6 +101,23 @@ def test_positions_that_are_none_are_refused(capsys, positions):
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "autoreg", "--num_frames", "9", "--max_frames", "4", f"--observed={positions}"])
     assert stopped.value.code == 2 and positions in capsys.readouterr().err
+
+
+def test_only_what_can_be_planned_is_offered(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    listed = capsys.readouterr().out
+    status, _, err = run(capsys, "blocks", "--num_frames", 9, "--max_frames", 4)
+    assert status == 2 and "hierarchy-5, independent" in err
+    assert "adaptive-" not in listed + err
+
+
+def test_calls_with_batches_are_told_where_there_are_less(capsys):
+    arguments = ("long-range", "--num_frames", 40, "--observed", "0:4", "--max_frames", 8, "--num_inference_steps", 10)
+    many = ("independent", *arguments[1:])
+    for schedule, is_told in ((arguments, False), (many, True)):
+        status, out, _ = run(capsys, *schedule)
+        assert status == 0 and ("with batches" in out) == is_told
 
 
 def test_a_picture_is_written_once(capsys, tmp_path):

@@ -197,6 +197,21 @@ def test_six_tasks_are_compared_on_the_same_clips(tmp_path):
     other = train_on_digits("fdm_digits", tmp_path / "other", "--digit_size", "8")
     with pytest.raises(SystemExit, match="other digits"):
         script["main"]([str(runs[0]), str(other), "--output", str(tmp_path / "none"), *short])
+    with pytest.raises(SystemExit, match="--output .*tasks exists, and nothing is overwritten"):
+        script["main"]([str(runs[0]), "--output", str(tmp_path / "tasks"), *short])
+
+
+def test_six_tasks_refuse_runs_that_have_no_windows(tmp_path):
+    script = runpy.run_path(str(CONFIGS.parent / "six_tasks.py"))
+    flags = ["--block_out_channels", "8", "8", "--resolution", "16", "--output_dir", str(tmp_path / "mcvd")]
+    train_mcvd.make_unet(train_mcvd.parse_args(flags)).save_pretrained(tmp_path / "mcvd" / "unet")
+    for name, message in (
+        ("mcvd", "mcvd is a run of --method mcvd"),
+        ("nothing", "nothing is no run of train_mcvd.py"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            script["main"]([str(tmp_path / name), "--output", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -374,6 +374,12 @@ def test_fdm_4_an_adaptive_hierarchy_ends_when_few_frames_are_given(num_given):
         ("adaptive-autoreg", dict(), "`distance` must be a function"),
         ("autoreg", dict(distance=distance), "`distance` has no use"),
         ("hierarchy-9", dict(), "`name` must be one of autoreg, long-range, .*, got 'hierarchy-9'"),
+        (
+            "hierachy-2",
+            dict(),
+            "^Did you mean hierarchy-2\\? `name` must be one of autoreg, [^']*like-google, got 'hier",
+        ),
+        ("sideways", dict(), "^`name` must be one of autoreg, "),
     ],
 )
 def test_fdm_4_wrong_settings_are_named_when_the_schedule_is_called(name, arguments, message):
@@ -615,8 +621,10 @@ def test_a_plan_describes_itself_in_a_few_lines():
         "windows of at most 20 frames: up to 10 observed, up to 10 latent",
         "longest chain: 27 windows, each of which waits for the one before",
         "windows that can run at once: 1 at most; 27 batches of equal shape",
-        "frames held at once: 24, or 24 to give them out in time order",
+        "frames held at once: 24",
     ]
+    held = plan_of("autoreg", 60, [*range(6), *range(50, 60)], 20, 10).describe().splitlines()[-1]
+    assert held == "frames held at once: 25, or 30 to give them out in time order"
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,17 @@ def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
         ),
         ({"method": "ramvid", "drop_observed": 1.5}, "--drop_observed must be in [0, 1], got 1.5"),
         ({"method": "vdm", "num_joint_images": -1}, "--num_joint_images must not be negative, got -1"),
+        (
+            {"method": "vdm", "num_joint_images": 4, "train_batch_size": 1},
+            "--num_joint_images 4 takes single frames of the other clips of a batch, and --train_batch_size 1 has none",
+        ),
+        ({"method": "ramvid", "max_frames": 1}, "--max_frames must be at least 2 for --method ramvid"),
+        (
+            {"preset": "ramvid-bair", "block_out_channels": [16, 32], "train_data_dir": "."},
+            "--attention_levels must be from 0, the finest, to 1, since --block_out_channels has 2 entries, got 2 3, which is"
+            " --preset ramvid-bair's: pass --attention_levels, too.",
+        ),
+        ({"method": "fdm", "attention_levels": 3}, "--block_out_channels has 3 entries, got 3.\n"),
         ({"method": "vdm", "max_frames": 0}, "--max_frames must be at least 1, got 0"),
         ({"method": "vdm", "image_data_dir": "does/not/exist"}, "--image_data_dir does/not/exist is no folder"),
         (
@@ -313,6 +324,15 @@ def test_method_alone_is_enough(name, tmp_path):
     assert make_method(settings).make_network().config.max_frames == 16
 
 
+def test_batch_of_one_clip_has_images_only_from_a_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    parsed = [
+        parse(tmp_path / "out", method="vdm", **more)
+        for more in ({}, {"train_batch_size": 1}, {"train_batch_size": 1, "image_data_dir": tmp_path / "images"})
+    ]
+    assert [settings.training.num_joint_images for settings in parsed] == [4, 0, 4]
+
+
 @pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
 @pytest.mark.parametrize("max_frames", [2, 3])
 def test_the_smallest_windows_are_trained_and_sampled(name, max_frames, tmp_path, caplog):
@@ -332,6 +352,25 @@ def test_mcvd_has_none_of_the_others_settings(tmp_path):
 
 # --------------------------------------------------------------------------------------------------------------------
 # Runs
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("mcvd", "--num_past_frames, --num_frames, --num_future_frames and"),
+        ("ramvid", "--max_frames and"),
+        ("fdm", "--clip_frames, twice --max_frames if not given, and"),
+        ("vdm", "--max_frames and"),
+    ],
+)
+def test_videos_too_short_for_a_clip_name_the_methods_flags(name, flags, tmp_path):
+    np.save(tmp_path / "videos.npy", np.zeros((8, 3, 16, 16, 1), np.uint8))
+    data = {"train_data_dir": tmp_path / "videos.npy", "axes": "NTHWC", "validation_fraction": 0.4}
+    settings = parse(tmp_path / "out", method=name, report_to="none", **OWN[name], **data)
+    with pytest.raises(train_mcvd.SetupError) as caught:
+        train_mcvd.main(settings)
+    way_out = f" (Flags: {flags} --frame_stride make a clip's length; --pad_short_videos.)"
+    assert "too short: 3 frames where" in str(caught.value) and str(caught.value).endswith(way_out)
 
 
 @pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
@@ -460,12 +499,15 @@ def test_output_inside_the_images_is_refused(tmp_path, capsys):
 def test_broken_images_are_skipped_and_named(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "broken.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="broken.png"):
+    with pytest.warns(UserWarning, match="Skipped 1 of 6 images that can not be used: broken.png"):
         images = ClipDataset(ImageReader(folder), num_frames=1, frame_size=(8, 8))
     assert len(images) == 5 and list(images.skipped) == ["broken.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`folder` must hold images"):
         ImageReader(tmp_path / "empty")
+    settings = parse(tmp_path / "out", method="vdm", image_data_dir=tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"--image_data_dir .*empty: the folder must hold images .* holds no files\."):
+        train_mcvd.make_datasets(settings, settings.num_window_frames)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

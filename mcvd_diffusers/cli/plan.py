@@ -1,6 +1,7 @@
 """`mcvd-diffusers plan`: the windows of a long video, and what they cost, before anything is computed."""
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from mcvd_diffusers.frame_schedules import (
 from .printing import integer_from, printable
 
 
+PLANNED = [name for name in FRAME_SCHEDULES if name not in ADAPTIVE_FRAME_SCHEDULES]
+
+
 def add_plan(commands) -> None:
     """Adds the command to those of a parser."""
-    planned = [name for name in FRAME_SCHEDULES if name not in ADAPTIVE_FRAME_SCHEDULES]
     parser = commands.add_parser(
         "plan",
         allow_abbrev=False,
@@ -26,7 +29,7 @@ def add_plan(commands) -> None:
         description="Show how a frame schedule cuts a long video into windows: which frames each window reads and makes,"
         " which windows may run at once, how many frames must be held.",
         epilog="schedules:\n  "
-        + "\n  ".join(planned)
+        + "\n  ".join(PLANNED)
         + "\n\nAdaptive schedules look at finished frames, so they cannot be planned.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -63,6 +66,10 @@ def _plan(arguments: argparse.Namespace) -> int:
                 f"{arguments.name} cannot be planned ahead: it looks at finished frames to choose those it reads."
                 f" {arguments.name.removeprefix('adaptive-')} makes the same frames in windows that can be planned."
             )
+        if schedule_name(arguments.name) not in PLANNED:
+            close = difflib.get_close_matches(arguments.name, PLANNED, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise ValueError(f"{hint}NAME must be one of {', '.join(PLANNED)}, got {arguments.name!r}.")
         if max(arguments.num_frames, last) > MOST_PLANNED_FRAMES:
             raise ValueError(
                 f"--num_frames and --observed must be at most {MOST_PLANNED_FRAMES:,}: longer videos are not planned ahead,"
@@ -78,6 +85,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             step=arguments.step,
         )
         plan = FramePlan.of(windows, arguments.num_frames, observed=observed)
+        picture = None if file is None else _picture(plan, file)
     except (ValueError, OSError) as error:
         print(f"mcvd-diffusers plan: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -87,14 +95,11 @@ def _plan(arguments: argparse.Namespace) -> int:
             plan.num_network_calls(arguments.num_inference_steps, is_batched=is_batched)
             for is_batched in (False, True)
         )
-        print(f"calls of the network: {single:,}, or {batched:,} with batches")
+        print(f"calls of the network: {single:,}" + (f", or {batched:,} with batches" if batched < single else ""))
     if plan.windows:
         print(f"\n{_table(plan)}")
     if file is not None:
-        from mcvd_diffusers.visualization import draw_plan
-
         try:
-            picture = draw_plan(plan)
             with file.open("xb") as stream:
                 picture.save(stream, format="PNG")
         except OSError as error:
@@ -114,6 +119,16 @@ def _picture_file(output: str) -> Path:
     if file.exists() or file.is_symlink():
         raise FileExistsError(f"--output {file} exists, and nothing is overwritten: name another.")
     return file
+
+
+def _picture(plan: FramePlan, file: Path):
+    """The picture, drawn before anything is printed, since not every plan has one."""
+    from mcvd_diffusers.visualization import draw_plan  # slow to import
+
+    try:
+        return draw_plan(plan)
+    except ValueError as error:
+        raise ValueError(f"--output {file}: {error} Or leave out --output.") from error
 
 
 def _table(plan: FramePlan) -> str:

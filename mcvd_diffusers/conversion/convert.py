@@ -245,7 +245,8 @@ def _find_config(checkpoint: Path) -> Path:
             return file
     raise CheckpointError(
         f"There is no config.yml beside {checkpoint}. Pass it with `--config`; if it is lost, and the model is one of those"
-        " published, name it with `--preset`."
+        " published, name it with `--preset`. (It is taken for one of MCVD's: the names of its weights are not those of"
+        " RaMViD, FDM or VDM's port, whose checkpoints need no config.)"
     )
 
 

@@ -5,6 +5,7 @@ options occur in this folder and in `presets.py` only. Its sections are `data`, 
 `test` and `fast_fid` concern neither the network nor a sample.
 """
 
+import difflib
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mcvd_diffusers.presets import ORIGINAL_NAMES, preset
+from mcvd_diffusers.presets import ORIGINAL_NAMES, PRESETS, preset
 
 from .original_weights import Architecture
 from .untrusted import CheckpointError
@@ -233,9 +234,17 @@ def config_of_preset(name: str) -> OriginalConfig:
         CheckpointError: If there is no such preset.
     """
     name = {original: ours for ours, original in ORIGINAL_NAMES.items()}.get(name, name)
-    if name not in ORIGINAL_NAMES:
+    if name in PRESETS and name not in ORIGINAL_NAMES:
         raise CheckpointError(
-            f"There is no preset {name!r}. There are, with the original's names:"
+            f"`--preset` must be one of MCVD's published models, got {name!r}, a preset for training of another method."
+            " Checkpoints of RaMViD, FDM and VDM's port need none, since the names and shapes of their weights tell what the"
+            " network is: leave it out."
+        )
+    if name not in ORIGINAL_NAMES:
+        close = difflib.get_close_matches(name, [*ORIGINAL_NAMES, *ORIGINAL_NAMES.values()])
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise CheckpointError(
+            f"There is no preset {name!r}.{hint} There are, with the original's names:"
             f" {', '.join(f'{ours} ({theirs})' for ours, theirs in ORIGINAL_NAMES.items())}."
         )
     settings = preset(name)

@@ -761,27 +761,27 @@ class ClipDataset(SeededDataset):
 
     def _check_skipped(self) -> None:
         """Names what was left out: a warning, or an error if it is too much."""
-        total, groups = len(self.reader), {}
+        total, noun, groups = len(self.reader), self.reader.noun, {}
         for name, reason in self.skipped.items():  # a reason that many share is said once
             groups.setdefault(reason.removeprefix(f"{name} "), []).append(name)
         reasons = [f"{_first_names(names)} ({reason})" for reason, names in groups.items()]
         if not self._videos:
             is_length = any(reason.startswith("too short") for reason in groups)
             raise ValueError(
-                f"None of the {total} videos can be used for clips of {self.num_frames} frames (stride {self.stride}): "
+                f"None of the {total} {noun} can be used for clips of {self.num_frames} frames (stride {self.stride}): "
                 f"{shorten(reasons) or 'there is none'}.{' Ask for shorter clips.' if is_length else ''}"
             )
         if not reasons:
             return
         if self.strict:
-            raise ValueError(f"`strict`: {len(self.skipped)} of {total} videos can not be used: {shorten(reasons)}.")
+            raise ValueError(f"`strict`: {len(self.skipped)} of {total} {noun} can not be used: {shorten(reasons)}.")
         if len(self.skipped) > self.max_bad_share * total:
             raise ValueError(
-                f"{len(self.skipped)} of {total} videos can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts "
+                f"{len(self.skipped)} of {total} {noun} can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts "
                 f"up with: {shorten(reasons)}."
             )
         warnings.warn(
-            f"Skipped {len(self.skipped)} of {total} videos that can not be used: {shorten(reasons)}.", stacklevel=3
+            f"Skipped {len(self.skipped)} of {total} {noun} that can not be used: {shorten(reasons)}.", stacklevel=3
         )
 
     def _check_alike(self) -> None:
@@ -814,7 +814,7 @@ class ClipDataset(SeededDataset):
         num_bad, total = len(self.skipped) + self.num_broken, len(self.reader)
         if num_bad > self.max_bad_share * total:
             raise ValueError(
-                f"{num_bad} of {total} videos can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts up "
+                f"{num_bad} of {total} {self.reader.noun} can not be used, more than `max_bad_share` ({self.max_bad_share:g}) puts up "
                 f"with. The last one is {self.reader.name(video)}: {error}"
             ) from error
         if is_new:

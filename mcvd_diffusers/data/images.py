@@ -31,6 +31,8 @@ class ImageReader(ClipReader):
         `ValueError`: If it does not exist, or holds no images.
     """
 
+    noun = "images"
+
     def __init__(self, folder: str | PathLike):
         self.folder = existing_path("folder", folder)
         files = find_files(self.folder)

@@ -72,6 +72,9 @@ class ClipReader(ABC):
     `_read` itself, whose result it copies before it asks again: a reader may hand out one buffer again and again.
     """
 
+    noun = "videos"
+    """What messages call them."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of videos, readable or not."""

@@ -211,6 +211,14 @@ def test_a_preset_must_fit_the_weights(tmp_path):
         convert_checkpoint(tmp_path / "checkpoint_4.pt", tmp_path / "out", preset="smmnist-concat-p5k5")
     with pytest.raises(CheckpointError, match="There is no preset 'mnist'. There are.* smmnist-concat-p5k5 \\(smm"):
         convert_checkpoint(tmp_path / "checkpoint_4.pt", tmp_path / "out", preset="mnist")
+    close = "no preset 'smnist-spatin-p5k5'. Did you mean smmnist-spatin-p5k5 or .*\\? There are, with"
+    with pytest.raises(CheckpointError, match=close):
+        convert_checkpoint(tmp_path / "checkpoint_4.pt", tmp_path / "out", preset="smnist-spatin-p5k5")
+    for name in ("ramvid-bair", "fdm-carla", "vdm-64"):
+        with pytest.raises(
+            CheckpointError, match=f"MCVD's published models, got '{name}', .* need none.* leave it out"
+        ):
+            convert_checkpoint(tmp_path / "checkpoint_4.pt", tmp_path / "out", preset=name)
     with pytest.raises(CheckpointError, match="pass one of them"):
         convert_checkpoint(tmp_path, tmp_path / "out", preset="smmnist-concat-p5k5", config=tmp_path / "config.yml")
 
@@ -662,7 +670,9 @@ def test_files_are_found_where_the_original_leaves_them(tmp_path):
     file, config = (tmp_path / "run" / "logs" / name for name in ("checkpoint_4.pt", "config.yml"))
     assert convert_checkpoint(file, tmp_path / "b").config == "config.yml"
     config.rename(tmp_path / "elsewhere.yml")
-    with pytest.raises(CheckpointError, match="There is no config.yml beside .* `--config`.*`--preset`"):
+    with pytest.raises(
+        CheckpointError, match="There is no config.yml beside .* `--config`.*`--preset`.* not those of RaMViD"
+    ):
         convert_checkpoint(file, tmp_path / "c")
     convert_checkpoint(file, tmp_path / "c", config=tmp_path / "elsewhere.yml")
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
