@@ -109,6 +109,12 @@ def recognise(
         raise CheckpointError(
             f"{what} is no network of RaMViD, FDM or VDM's port: {error} is not there or does not fit."
         ) from error
+    first = shapes["init_conv.weight" if found.system == "vdm" else "input_blocks.0.0.weight"][0]
+    if first != found.config["block_out_channels"][0]:
+        raise CheckpointError(
+            f"{what}: its first level has {found.config['block_out_channels'][0]} channels, after a first layer of {first}. Networks"
+            " are converted whose first channel multiplier is 1, as that of all that are published."
+        )
     known = {row.theirs for row in found.rows}
     missing, left_over = known - shapes.keys(), shapes.keys() - known
     if missing or left_over:

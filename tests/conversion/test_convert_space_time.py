@@ -15,7 +15,7 @@ from mcvd_diffusers.conversion.convert_space_time import _compare
 from mcvd_diffusers.conversion.space_time_weights import recognise
 from mcvd_diffusers.models import SpaceTimeUNetModel
 from original_mcvd import REFERENCE as MCVD_REFERENCE
-from original_space_time import CASES, load_reference, port_listing, roles_of, rule_state_dict
+from original_space_time import CASES, adm_listing, load_reference, port_listing, roles_of, rule_state_dict
 
 
 FDM_SETTINGS = {
@@ -513,3 +513,14 @@ def test_outputs_beyond_numbers_fail_the_verification(tmp_path):
 def test_options_of_others_are_refused_for_mcvd(option, tmp_path):
     with pytest.raises(CheckpointError, match=f"`{option}` is for checkpoints of RaMViD, FDM and VDM's port"):
         convert_checkpoint(MCVD, tmp_path / "out", **{option: 8})
+
+
+@pytest.mark.parametrize("system", ["ramvid", "fdm", "vdm"])
+def test_a_first_level_of_another_width_is_refused_by_name(system):
+    if system == "vdm":
+        shapes = port_listing(dim=16, multiples=(2, 4))
+    else:
+        shapes = adm_listing(system, multiples=(2, 4), num_blocks=1, attention_levels=(1,), width=16)
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match="first level has 32 channels, after a first layer of 16.*multiplier is 1"):
+        recognise(state, "it")
