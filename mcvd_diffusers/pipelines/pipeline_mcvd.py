@@ -5,11 +5,9 @@ Source: MCVD (https://huggingface.co/papers/2205.09853), section 3.3 and algorit
 """
 
 import contextlib
-import copy
-import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -27,13 +25,8 @@ from diffusers.video_processor import VideoProcessor
 from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, Window, schedule_name
 from mcvd_diffusers.guidance import (
-    compose_histories,
-    guide_by_reconstruction,
-    guider_prediction,
-    needed_views,
     noise_level,
     one_step_back,
-    reconstruction_error,
 )
 from mcvd_diffusers.hub import CheckedPipelineMixin
 from mcvd_diffusers.masking import FrameRole
@@ -45,7 +38,8 @@ from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames
-from .layouts import Layout, replaced_sides
+from .guided_prediction import GuidedPrediction
+from .layouts import Layout
 from .request import (
     CALLBACK_INPUTS,
     MOST_GUIDANCE,
@@ -57,11 +51,6 @@ from .request import (
 )
 from .rollout import Job, rollout
 from .scheduler_checks import set_timesteps
-from .window_network import WindowNetwork
-
-
-# The history without any frame.
-NOTHING = ()
 
 
 EXAMPLE_DOC_STRING = """
@@ -662,7 +651,6 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             drawn = noise.draw(shape) if noise is not None else randn_tensor(shape, generator, device, torch.float32)
             return drawn.to(device, torch.float32)
 
-        # What the network is shown: frames as they are given, and frames that are put in as noisy as the others.
         sample, roles = sample.to(device, torch.float32), roles.to(device)
         is_latent = roles == FrameRole.LATENT
         if not (is_latent == is_latent[:1]).all():
@@ -671,72 +659,25 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         if frame_indices is None:
             frame_indices = torch.arange(roles.shape[1], device=device).expand_as(roles)
         frame_indices = frame_indices.to(device)
-        roles, replaced = _replaced_roles(roles, frame_indices, replacement)
-        noised_slots = replaced["noised"]  # `"clean"` ones stand in the window as they are
-        scale = getattr(self.scheduler, "init_noise_sigma", 1.0)
         shape = (len(sample), len(slots), *sample.shape[2:])
-        latents = (draw(shape) if latents is None else latents.to(device, torch.float32)) * scale
-        show = functools.partial(
-            WindowNetwork,
-            self.unet,
+        latents = draw(shape) if latents is None else latents.to(device, torch.float32)
+        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        self._guidance_scale = guidance_scale
+        predict = GuidedPrediction(
+            self,
             sample,
-            frame_indices=frame_indices,
+            roles,
+            frame_indices,
             slots=slots,
-            noised_slots=noised_slots,
+            low_resolution=low_resolution,
+            draw=draw,
+            num_steps=len(steps),
+            history_guidance=history_guidance,
+            replacement=replacement,
+            reconstruction_guidance=reconstruction_guidance,
+            super_resolution_guidance=super_resolution_guidance,
             cache_conditioning=cache_conditioning,
         )
-        guider = copy.deepcopy(self.guider)  # it remembers former steps, and no window sees another's
-        self._guidance_scale = guidance_scale
-        num_observed = len(_observed_slots(roles))
-        histories = functools.partial(
-            self._histories, history_guidance, num_observed=num_observed, is_guided=guidance_scale != 1
-        )
-        if guider is not None:
-            # One call after the other: a guider may leave one out, or change the network for it.
-            self.register_attention()
-            with_given, without = show([roles]), show([_without(roles, ())])
-        else:
-            views = needed_views(histories(), NOTHING)
-            network = show([_without(roles, view) for view in views])
-        error = None
-        is_known_small = low_resolution is not None and super_resolution_guidance > 0
-        if is_known_small or (reconstruction_guidance and len(noised_slots)):
-            error = functools.partial(
-                reconstruction_error,
-                given=sample[:, noised_slots],
-                slots=noised_slots,
-                weight=reconstruction_guidance,
-                low_resolution=low_resolution.to(device, torch.float32) if is_known_small else None,
-                low_resolution_weight=super_resolution_guidance,
-            )
-
-        def predict(noisy: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
-            level, noised = None, None
-            if error is not None or len(noised_slots):
-                level = noise_level(self.scheduler, timestep)
-            if len(noised_slots):
-                known = sample[:, noised_slots]
-                noised = level[0] * known + level[1] * draw(known.shape)
-            if guider is not None:
-                calls = (functools.partial(x.predict, noisy, timestep, noised) for x in (with_given, without))
-                calls = (lambda call=call: call()[0] for call in calls)
-                at = {"step": step, "num_inference_steps": len(steps), "timestep": timestep}
-                return guider_prediction(guider, self.unet, *calls, **at)
-
-            def composed(predictions: list[torch.Tensor]) -> torch.Tensor:
-                return compose_histories(dict(zip(views, predictions)), histories(), NOTHING)
-
-            if error is None:
-                return composed(network.predict(noisy, timestep, noised))
-
-            def predict_window(noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                window, predictions = network.predict_window(noisy, timestep, noised)
-                return window, composed(predictions)
-
-            prediction_type = self.scheduler.config.prediction_type
-            return guide_by_reconstruction(
-                predict_window, noisy, error, slots=slots, level=level, prediction_type=prediction_type
-            )
 
         for i, t in enumerate(steps):
             for repetition in range(num_resamples):
@@ -768,22 +709,6 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             sigma = (1 - self.scheduler.alphas_cumprod[steps[-1].long()]) ** 0.5
             latents = latents - sigma.to(latents) * predict(latents, label_timestep, len(steps) - 1)
         return latents
-
-    def _histories(
-        self,
-        history_guidance: list[tuple[list[int] | None, float]] | None,
-        *,
-        num_observed: int,
-        is_guided: bool,
-    ) -> list[tuple[tuple[int, ...], float]]:
-        """Which of a window's observed frames the network is given, and with what weight; only those that the window has."""
-        every = tuple(range(num_observed))
-        if history_guidance is None:
-            # A callback may change the scale.
-            return [(every, self._guidance_scale if is_guided and num_observed else 1.0)]
-        chosen = [(every if x is None else _chosen(x, every), weight) for x, weight in history_guidance]
-        # A history of which the window has no frame says nothing.
-        return [(x, weight) for x, weight in chosen if x] or [(every, 1.0)]
 
     def _step_back(
         self,
@@ -862,47 +787,6 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             (SpaceTimeAttnProcessor, lambda attn, hidden_states, context: hidden_states),
         ):
             AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(residual))
-
-
-def _observed_slots(roles: torch.Tensor) -> torch.Tensor:
-    """Slots that are OBSERVED in any row."""
-    return (roles == FrameRole.OBSERVED).any(dim=0).nonzero().flatten()
-
-
-def _chosen(numbers: Sequence[int], every: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of the numbers that there are, negative ones counted from the end, in order."""
-    return tuple(sorted({every[x] for x in numbers if -len(every) <= x < len(every)}))
-
-
-def _without(roles: torch.Tensor, keep: tuple[int, ...]) -> torch.Tensor:
-    """Roles with observed frames ABSENT, but for some of those that are observed in any row, by their number."""
-    is_kept = torch.zeros_like(roles[0], dtype=torch.bool)
-    is_kept[_observed_slots(roles)[list(keep)]] = True
-    return torch.where((roles == FrameRole.OBSERVED) & ~is_kept, FrameRole.ABSENT, roles)
-
-
-def _replaced_roles(
-    roles: torch.Tensor, frame_indices: torch.Tensor, replacement: str | Mapping[str, str] | None
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """
-    Roles with LATENT for observed frames that are put in step by step, and where these stand, by how they are put in: as
-    noisy as the others, or clean.
-    """
-    sides = replaced_sides(replacement)
-    if not sides:
-        return roles, dict.fromkeys(REPLACEMENTS, roles.new_zeros(0))
-    is_observed, is_latent = roles == FrameRole.OBSERVED, roles[0] == FrameRole.LATENT
-    if not (is_observed == is_observed[:1]).all():
-        raise ValueError("`roles` must have the same frames OBSERVED in all rows when they are replaced.")
-    is_past = frame_indices[0] < frame_indices[0, is_latent].min()
-    slots = {}
-    for how in REPLACEMENTS:
-        is_side = torch.zeros_like(is_past)
-        for side, is_it in (("past", is_past), ("future", ~is_past)):
-            is_side |= is_it & (sides.get(side) == how)
-        roles = torch.where(is_observed & is_side, FrameRole.LATENT, roles)
-        slots[how] = (is_observed[0] & is_side).nonzero().flatten()
-    return roles, slots
 
 
 def _in_time_order(made: Iterator[tuple[Window, torch.Tensor]], request: Request) -> Iterator[torch.Tensor]:

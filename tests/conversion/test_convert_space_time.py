@@ -522,5 +522,7 @@ def test_a_first_level_of_another_width_is_refused_by_name(system):
     else:
         shapes = adm_listing(system, multiples=(2, 4), num_blocks=1, attention_levels=(1,), width=16)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    with pytest.raises(CheckpointError, match="first level has 32 channels, after a first layer of 16.*multiplier is 1"):
+    with pytest.raises(
+        CheckpointError, match="first level has 32 channels, after a first layer of 16.*multiplier is 1"
+    ):
         recognise(state, "it")
