@@ -73,8 +73,9 @@ def held_out_clips(run: Path, *, num_frames: int, num_clips: int) -> torch.Tenso
 def num_window_frames(run: Path) -> int:
     """Frames of the windows that a run's network was trained for."""
     config = run / "unet" / "config.json"
-    if not config.is_file():
-        raise SystemExit(f"{run} is no run of train_mcvd.py that has come to its end: there is no {config}.")
+    for file in (config, run / "training_settings.yaml"):
+        if not file.is_file():
+            raise SystemExit(f"{run} is no run of train_mcvd.py that has come to its end: there is no {file}.")
     max_frames = json.loads(config.read_text()).get("max_frames")
     if max_frames is None:
         raise SystemExit(
@@ -95,10 +96,17 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments.output.exists():
         raise SystemExit(f"--output {arguments.output} exists, and nothing is overwritten: name a new folder.")
     num_frames = min(map(num_window_frames, arguments.runs))
-    pipes = {}
+    names = [run.name for run in arguments.runs]
+    if len({*names, "truth"}) <= len(names):
+        raise SystemExit(
+            f"Runs must have names of their own, other than truth, got {' '.join(names)}: rename a folder."
+        )
+    pipes, weights = {}, []
     for run in arguments.runs:
-        pipes[run.name] = MCVDPipeline.from_pretrained(run, variant="ema")
+        variant = "ema" if list(run.glob("unet/*.ema.*")) else None
+        pipes[run.name] = MCVDPipeline.from_pretrained(run, variant=variant)
         pipes[run.name].set_progress_bar_config(disable=True)
+        weights.append("EMA" if variant else "raw")
     torch.set_num_threads(1)
 
     of_runs = [held_out_clips(run, num_frames=num_frames, num_clips=arguments.num_clips) for run in arguments.runs]
@@ -139,11 +147,11 @@ def main(arguments: list[str] | None = None) -> None:
     lines = [f"| mean squared error x 1000 | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for task, row in errors.items():
         lines.append(f"| {task} | " + " | ".join(f"{1000 * row[name]:.1f}" for name in names) + " |")
-    scheduler = type(next(iter(pipes.values())).scheduler).__name__
+    schedulers = sorted({type(pipe.scheduler).__name__ for pipe in pipes.values()})
     lines += [
         "",
         f"{len(clips)} held-out clips of {num_frames} frames, {size[0]} x {size[1]} pixels in [0, 1]; one sample each,"
-        f" {arguments.num_inference_steps} steps of {scheduler}, EMA weights; the error is the mean over all pixels that"
+        f" {arguments.num_inference_steps} steps of {', '.join(schedulers)}, {', '.join(sorted(set(weights)))} weights; the error is the mean over all pixels that"
         " are made.",
     ]
     (arguments.output / "table.md").write_text("\n".join(lines) + "\n", "utf-8")

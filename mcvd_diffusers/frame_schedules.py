@@ -652,11 +652,13 @@ def _flat(
 
 def _neighbours(video: _Video, max_frames: int, step: int) -> Iterator[Window]:
     """The missing frames one after the other, from all that is finished within `max_frames` positions."""
-    while missing := video.missing():
+    missing, number = video.missing(), 0
+    while number < len(missing):
         size = step if video.done else max_frames
-        start = max(0, missing[0] - (max_frames - size))
+        start = max(0, missing[number] - (max_frames - size))
         reach = range(start, min(start + max_frames, video.num_frames))
-        latent = [position for position in missing if position in reach][:size]
+        latent = [position for position in missing[number : number + size] if position in reach]
+        number += len(latent)
         yield video.window([position for position in reach if position in video.done], latent)
 
 

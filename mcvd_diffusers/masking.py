@@ -5,6 +5,7 @@ One function per method, all with one signature: a batch size, what the method n
 """
 
 import math
+import numbers
 import random
 from collections.abc import Mapping
 from enum import IntEnum
@@ -141,8 +142,9 @@ def ramvid_roles(
             f"`max_observed` must be from 1 to `num_frames` - 1 ({num_frames - 1}), so that a frame is left to be predicted,"
             f" got {max_observed}."
         )
-    first, stop = (0, num_frames) if observed_range is None else observed_range
-    if not 0 <= first < stop <= num_frames or stop - first < max_observed:
+    ends = (0, num_frames) if observed_range is None else observed_range
+    is_pair = isinstance(ends, (tuple, list)) and len(ends) == 2 and all(isinstance(x, numbers.Integral) for x in ends)
+    if not is_pair or not 0 <= ends[0] <= ends[1] - max_observed or ends[1] > num_frames:
         raise ValueError(
             f"`observed_range` must be two numbers from 0 to {num_frames}, with `max_observed` ({max_observed}) frames between"
             f" them at least, got {observed_range}."
@@ -151,7 +153,7 @@ def ramvid_roles(
     num_observed = 1 + (draws[:, 1] * max_observed).long()
     num_observed = torch.where(draws[:, 0] < drop_observed, 0, num_observed)  # (B,)
     order = draws[:, 2:].clone()
-    order[:, :first] = order[:, stop:] = 2  # behind all others
+    order[:, : ends[0]] = order[:, ends[1] :] = 2  # behind all others
     place = order.argsort(dim=1).argsort(dim=1)  # of each frame in a random order, (B, T)
     return torch.where(place < num_observed[:, None], int(FrameRole.OBSERVED), int(FrameRole.LATENT))
 

@@ -97,7 +97,8 @@ def denoising_loss(
             `"window_mean"`, the sum over the LATENT frames divided by the pixels of all `T` frames.
         learns_observed (`bool`, *optional*, defaults to `False`):
             Whether OBSERVED frames are learned, too: that there is no noise in them (an option of RaMViD's code, not used in the
-            paper). For `prediction_type="epsilon"`.
+            paper). For `prediction_type="epsilon"` and networks whose output there is not zero by construction, as that of
+            [`MCVDUNet2DModel`] is.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, float32: The loss of each clip. A clip without LATENT frames has loss 0.

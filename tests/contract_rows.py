@@ -210,7 +210,7 @@ def space_time_pipeline(network: NetworkRow, task: str) -> PipelineRow:
         inputs,
         (num_frames, 1, 8, 8),
         reads_given=not by_guidance,
-        needs_gradient=bool(by_guidance) and task != "generation",
+        needs_gradient=bool(by_guidance),
     )
 
 

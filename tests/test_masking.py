@@ -149,6 +149,8 @@ def test_roles_of_a_clip_do_not_depend_on_the_batch(method):
         (lambda: ramvid_roles(1, num_frames=4, drop_observed=1.5), "`drop_observed` is a probability, got 1.5"),
         (lambda: ramvid_roles(1, num_frames=4), r"`max_observed` must be from 1 to `num_frames` - 1 \(3\).*got 4"),
         (lambda: ramvid_roles(1, num_frames=4, max_observed=0), "`max_observed` must be .* got 0"),
+        (lambda: ramvid_roles(1, num_frames=9, observed_range=5), "`observed_range` must be two numbers.* got 5"),
+        (lambda: ramvid_roles(1, num_frames=9, observed_range=(0.0, 6.0)), "`observed_range` must be two numbers"),
         (
             lambda: ramvid_roles(1, num_frames=9, observed_range=(3, 6)),
             r"`observed_range` must be two numbers from 0 to 9, with `max_observed` \(4\) .* got \(3, 6\)",

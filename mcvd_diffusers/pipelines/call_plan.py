@@ -91,7 +91,7 @@ def plan_windows(
     total: int | None,
     positions: list[int],
     *,
-    schedule: str | list[Window] | FramePlan | None,
+    schedule: str | list[Window] | Iterator[Window] | FramePlan | None,
     max_frames: int | None,
     step: int | None,
     may_replace: bool,
@@ -132,7 +132,16 @@ def plan_windows(
             " each given the end of the one before, or call `stream` without `num_frames`."
         )
     if isinstance(schedule, Iterator):  # as `frame_schedule` makes it
-        schedule = list(schedule)
+        schedule = list(itertools.islice(schedule, MOST_PLANNED_FRAMES + 1))
+        if not 0 < len(schedule) <= MOST_PLANNED_FRAMES:
+            raise ValueError(
+                f"`frame_schedule` is an iterator of {'no' if not schedule else 'too many'} windows:"
+                + (
+                    " it is used up; make it anew, or pass a list."
+                    if not schedule
+                    else " it has no end, or nearly none."
+                )
+            )
     if isinstance(schedule, FramePlan):
         schedule = list(schedule.windows) if isinstance(schedule.windows, (list, tuple)) else [schedule.windows]
     if isinstance(schedule, (list, tuple)):
@@ -153,8 +162,10 @@ def plan_windows(
     if is_endless:
         past = max_frames - step
         return CallPlan(blocks(None, observed=positions, step=step, num_past_frames=past), layout, memory=past)
-    if not isinstance(schedule, str | None):
-        raise ValueError(f"`frame_schedule` must be a name or a list of Windows, got {reprlib.repr(schedule)}.")
+    if schedule is not None and not isinstance(schedule, str):
+        raise ValueError(
+            f"`frame_schedule` must be a name, or a list or an iterator of Windows, got {reprlib.repr(schedule)}."
+        )
     name, sizes = schedule_name(schedule or "autoreg"), {"max_frames": max_frames, "step": step}
     takes_gaps = not has_blocks and config.has_frame_gaps
     if name == "autoreg" and not has_blocks and not takes_gaps:
@@ -179,10 +190,6 @@ def _plan_blocks(config, total: int | None, positions: list[int], layout: Callab
     """What a network of past, block and future implies."""
     size, num_frames = config.num_frames, None if total is None else total - len(positions)
     has_future = bool(positions) and total is not None and positions[-1] == total - 1
-    if has_future and positions[0] == 0 and num_frames < size:
-        raise ValueError(
-            f"`num_frames` must be at least {size}, one block of this network, to interpolate; got {num_frames}."
-        )
     past, future = config.num_past_frames, config.num_future_frames
     given = set(positions)
     gaps = [start for start in (0, *(p + 1 for p in positions)) if start not in given and start != total]
@@ -191,6 +198,10 @@ def _plan_blocks(config, total: int | None, positions: list[int], layout: Callab
             f"`observed_positions`: this network reads {past} frames before a block and {future} after it, so that frames must be"
             f" given at the start of the video, at its end, or both, got {reprlib.repr(positions)} of {total}. A"
             " SpaceTimeUNetModel takes frames from anywhere."
+        )
+    if has_future and positions[0] == 0 and num_frames < size:
+        raise ValueError(
+            f"`num_frames` must be at least {size}, one block of this network, to interpolate; got {num_frames}."
         )
     windows = blocks(total, observed=positions, step=size, num_past_frames=past, num_future_frames=future)
     num_windows = None if num_frames is None else -(-num_frames // size)
@@ -202,7 +213,7 @@ def _own_windows(schedule: list, total: int | None, positions: list[int]) -> lis
     """A caller's windows, checked; positions in increasing order, which is what numbers of observed frames count by."""
     if not all(isinstance(window, Window) and _has_positions(window) for window in schedule):
         raise ValueError(
-            "`frame_schedule` must be a name or a list of Windows, each with two tuples of positions from 0, got"
+            "`frame_schedule` must be a name, or a list or an iterator of Windows, each with two tuples of positions from 0, got"
             f" {reprlib.repr(schedule)}."
         )
     FramePlan.of(schedule, total, observed=positions)  # raises if they do not make the video

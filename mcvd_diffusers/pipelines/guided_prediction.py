@@ -16,8 +16,7 @@ from mcvd_diffusers.guidance import (
 )
 from mcvd_diffusers.masking import FrameRole
 
-from .layouts import replaced_sides
-from .request import REPLACEMENTS
+from .layouts import REPLACEMENTS, replaced_sides
 from .window_network import WindowNetwork
 
 

@@ -76,8 +76,8 @@ def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> La
         readable = set(positions) if may_replace else set(positions) - set(block)
         if not set(window.latent) <= set(block) or not set(window.observed) <= readable:
             raise ValueError(
-                f"{asked} only takes {past} frames before a block of {size} and {future} after it. Leave `frame_schedule` out, or"
-                " give it Windows of these."
+                f"{asked} only takes {past} frames before a block of {size} and {future} after it. Leave `frame_schedule` out,"
+                f" choose `max_frames` and `step` so that {past} are read at most, or give it Windows of these."
             )
         otherwise = dict.fromkeys(block, FrameRole.LATENT)
     else:
@@ -108,6 +108,9 @@ def _list(positions: tuple[int, ...]) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------
 # What the network was trained for
+
+
+REPLACEMENTS = ("noised", "clean")
 
 
 def replaced_sides(replacement: str | Mapping[str, str] | None) -> dict[str, str]:

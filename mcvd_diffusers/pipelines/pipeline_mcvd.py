@@ -39,13 +39,13 @@ from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
 from .frame_inputs import Frames
 from .guided_prediction import GuidedPrediction
-from .layouts import Layout
+from .layouts import REPLACEMENTS, Layout
 from .request import (
     CALLBACK_INPUTS,
     MOST_GUIDANCE,
-    REPLACEMENTS,
     Call,
     Request,
+    check_replacement,
     is_number,
     read_request,
 )
@@ -237,7 +237,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         eta: float = 0.0,
         guidance_scale: float = 1.0,
         history_guidance: list[tuple[list[int] | None, float]] | None = None,
-        frame_schedule: str | list[Window] | FramePlan | None = None,
+        frame_schedule: str | list[Window] | Iterator[Window] | FramePlan | None = None,
         max_frames: int | None = None,
         step: int | None = None,
         max_parallel_windows: int = 1,
@@ -297,7 +297,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 `None`: all), and with what weight they pull away from what the network says without any. Weights of 1
                 in all are no guidance. `[(None, 1.0), ([-1], 0.5)]`: all frames, and the last one more strongly. Frames that
                 are replaced are not counted; in windows that have none of its frames a history is left out.
-            frame_schedule (`str`, `list[Window]` or [`FramePlan`], *optional*):
+            frame_schedule (`str`, `list[Window]`, `Iterator[Window]` or [`FramePlan`], *optional*):
                 How the video is cut into windows: a name that [`~mcvd_diffusers.frame_schedules.frame_schedule`] knows, such
                 as `"hierarchy-2"`, or own windows. By default the pipeline's; without one, all at once if the network
                 can, else autoregressively.
@@ -548,6 +548,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             def vector(position: int) -> torch.Tensor:
                 if position not in vectors:
                     vectors[position] = self._embed(finished[position], request.frame_embedding)
+                    lengths = {len(x) for x in vectors.values()}
+                    if len(lengths) > 1:
+                        raise ValueError(f"`frame_embedding` must make vectors of one length, got {sorted(lengths)}.")
                 return vectors[position]
 
             def distance(first: int, second: int) -> float:
@@ -631,14 +634,16 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 One random stream for each video, or one for all; or a [`NoiseSequence`].
             latents (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*): The initial noise, N(0, 1).
             bar (*optional*): A progress bar, updated once a step.
-            num_inference_steps, timesteps, sigmas, eta, guidance_scale, history_guidance, replacement, num_resamples,
-                reconstruction_guidance, super_resolution_guidance, final_denoise, cache_conditioning,
+            replacement (`str` or `dict`, *optional*): As in `__call__`, but `None` is `"none"`: the network reads given frames.
+            num_inference_steps, timesteps, sigmas, eta, guidance_scale, history_guidance, num_resamples, reconstruction_guidance,
+                super_resolution_guidance, final_denoise, cache_conditioning,
                 callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`~MCVDPipeline.__call__`].
 
         Returns:
             `torch.Tensor` of shape `(B, k, C, H, W)`, float32: The LATENT frames, about `[-1, 1]`, not clamped.
         """
-        device = self._execution_device
+        device, replacement = self._execution_device, None if replacement == "none" else replacement
+        check_replacement(replacement)
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
         steps = set_timesteps(self.scheduler, options, device)

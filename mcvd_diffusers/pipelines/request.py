@@ -4,7 +4,7 @@ import inspect
 import itertools
 import numbers
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,20 +14,19 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging
 
 from mcvd_diffusers.frame_plans import FramePlan
-from mcvd_diffusers.frame_schedules import Window
+from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, Window, schedule_name
 from mcvd_diffusers.guidance import check_guider
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.randomness import NoiseSequence
 
 from .call_plan import CallPlan, plan_windows
 from .frame_inputs import Frames, read_frames
-from .layouts import Layout, check_blocks, check_holes, check_windows, replaced_sides, takes_windows
+from .layouts import REPLACEMENTS, Layout, check_blocks, check_holes, check_windows, replaced_sides, takes_windows
 from .scheduler_checks import check_no_memory, check_scheduler
 
 
 logger = logging.get_logger(__name__)
 
-REPLACEMENTS = ("noised", "clean")
 MOST_GUIDANCE = 1e6
 MOST_RESAMPLES = 1000
 CALLBACK_INPUTS = ["latents"]
@@ -51,7 +50,7 @@ class Call:
     eta: float = 0.0
     guidance_scale: float = 1.0
     history_guidance: list[tuple[list[int] | None, float]] | None = None
-    frame_schedule: str | list[Window] | FramePlan | None = None
+    frame_schedule: str | list[Window] | Iterator[Window] | FramePlan | None = None
     max_frames: int | None = None
     step: int | None = None
     max_parallel_windows: int = 1
@@ -162,8 +161,9 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
     """
     call = _check_values(pipe, call)
     given = _read_given(pipe, call)
-    call = _check_conditioning(pipe, call, is_given=bool(given.frames))
-    if endless and (call.frame_schedule not in (None, "autoreg") or given.low_resolution):
+    call = _check_conditioning(pipe, call)
+    is_plain = isinstance(call.frame_schedule, str) and schedule_name(call.frame_schedule) == "autoreg"
+    if endless and (not (call.frame_schedule is None or is_plain) or given.low_resolution):
         raise ValueError(
             'A stream without an end goes forwards, window after window, so that it has no `frame_schedule` but "autoreg", and no'
             " `low_resolution_frames`: pass `num_frames`."
@@ -177,7 +177,9 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         step=call.step,
         may_replace=call.replacement is not None,
     )
-    if call.frame_embedding is not None and plan.adaptive is None:
+    named = call.frame_schedule or pipe.config.frame_schedule
+    is_adaptive = isinstance(named, str) and schedule_name(named) in ADAPTIVE_FRAME_SCHEDULES
+    if call.frame_embedding is not None and not is_adaptive:
         raise ValueError(
             '`frame_embedding` is read by an adaptive `frame_schedule` only, such as "adaptive-hierarchy-2": name one, or leave it'
             " out."
@@ -185,6 +187,9 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
     # Schedules that go on without a list run forwards, and the first window reads least.
     windows = plan.known_windows()
     layouts = [plan.lay_out(window) for window in windows]
+    reads = plan.windows is None or plan.is_open or any(window.observed for window in windows)
+    if given.low_resolution or (call.reconstruction_guidance and reads):
+        _check_gradient(pipe)
     _check_windows(pipe, call, plan, windows, layouts, given=given.frames)
     num_latents = [len(layout.positions_of(FrameRole.LATENT)) for layout in layouts]
     frame_shape = (pipe.unet.config.in_channels, given.height, given.width)
@@ -405,14 +410,15 @@ def _check_low_resolution(
 # How given frames enter the network
 
 
-def _check_conditioning(pipe, call: Call, *, is_given: bool) -> Call:
+def _check_conditioning(pipe, call: Call) -> Call:
     """Replacement and guidance, with what the pipeline carries for what the call leaves open."""
     replacement = pipe.config.replacement if call.replacement is None else call.replacement
     replacement = None if isinstance(replacement, str) and replacement == "none" else replacement
-    _check_replacement(replacement)
+    check_replacement(replacement)
     weight = call.reconstruction_guidance
     if weight is None:
-        weight = pipe.config.reconstruction_guidance if is_given and replacement is not None else 0.0
+        is_noised = replacement is not None and "clean" not in replaced_sides(replacement).values()
+        weight = pipe.config.reconstruction_guidance if is_noised else 0.0
     for name, value in (
         ("reconstruction_guidance", weight),
         ("super_resolution_guidance", call.super_resolution_guidance),
@@ -430,14 +436,13 @@ def _check_conditioning(pipe, call: Call, *, is_given: bool) -> Call:
             ' must enter by `replacement="noised"`, or {"future": "noised"} for some of them; got'
             f" {replacement!r}."
         )
-    if weight or call.low_resolution_frames is not None:
-        _check_gradient(pipe)
     call = replace(call, replacement=replacement, reconstruction_guidance=weight)
     _check_histories(pipe, call)
     return call
 
 
-def _check_replacement(replacement) -> None:
+def check_replacement(replacement) -> None:
+    """A `replacement` other than "none", which is None by now."""
     is_map = isinstance(replacement, Mapping) and set(replacement) <= {"past", "future"} and len(replacement) > 0
     if replacement is not None and not isinstance(replacement, str) and not is_map:
         raise ValueError(
@@ -446,7 +451,10 @@ def _check_replacement(replacement) -> None:
         )
     for how in replaced_sides(replacement).values():
         if how not in REPLACEMENTS:
-            raise ValueError(f'`replacement` must be one of {REPLACEMENTS} or "none", got {how!r}.')
+            way_out = " Leave out the side that is not replaced." if how == "none" else ""
+            raise ValueError(
+                f'`replacement` must be one of {REPLACEMENTS}, or "none" for both sides, got {how!r}.{way_out}'
+            )
 
 
 def _check_gradient(pipe) -> None:

@@ -30,6 +30,7 @@ from mcvd_diffusers import (
     NoiseSequence,
     SpaceTimeUNetModel,
     Window,
+    blocks,
     frame_schedule,
 )
 from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES
@@ -751,10 +752,57 @@ def test_a_schedule_may_be_what_frame_schedule_returns():
     assert torch.equal(made, pipe(frame_schedule="hierarchy-2", generator=seeded(), **options).frames)
 
 
+def test_an_iterator_without_an_end_or_used_up_is_no_schedule():
+    pipe, options = tiny_pipeline("fdm"), {"past_frames": frames(2), "num_frames": 4, "num_inference_steps": 1}
+    with pytest.raises(ValueError, match="`frame_schedule` is an iterator of too many windows"):
+        pipe(frame_schedule=blocks(None, observed=range(2), step=2, num_past_frames=2), **options)
+    used = iter([])
+    with pytest.raises(ValueError, match="it is used up; make it anew"):
+        pipe(frame_schedule=used, **options)
+
+
+def test_frames_that_were_made_guide_those_after_them_too():
+    pipe, guided = tiny_pipeline("vdm", reconstruction_guidance=2.0), []
+    pipe.unet.register_forward_pre_hook(lambda module, args: guided.append(torch.is_grad_enabled()))
+    pipe(num_frames=14, num_inference_steps=2, output_type="pt")  # windows of 8 frames, then of 4 after 4
+    assert guided == [False] * 2 + [True] * (len(guided) - 2) and len(guided) > 2
+    guided.clear()
+    pipe(num_frames=8, num_inference_steps=2, output_type="pt")
+    assert guided == [False] * 2
+    guided.clear()
+    pipe(past_frames=frames(2), num_frames=4, replacement="clean", num_inference_steps=2, output_type="pt")
+    assert guided == [False] * 2  # clean frames are not compared
+
+
+def test_a_pipeline_that_carries_an_adaptive_schedule_takes_an_embedding_for_short_videos_too():
+    pipe = tiny_pipeline("fdm", frame_schedule="adaptive-hierarchy-2")
+    options = {"past_frames": frames(2), "num_inference_steps": 1, "output_type": "pt"}
+    for num_frames in (3, 12):
+        made = pipe(num_frames=num_frames, frame_embedding=lambda frame: frame.flatten(), **options).frames
+        assert made.shape[1] == num_frames
+    lengths = iter(range(1, 100))
+    with pytest.raises(ValueError, match="`frame_embedding` must make vectors of one length, got"):
+        embed = {"frame_embedding": lambda frame: torch.ones(next(lengths))}
+        pipe(num_frames=20, frame_schedule="adaptive-autoreg", **embed, **options)
+
+
+def test_a_network_of_blocks_says_where_frames_may_be_given():
+    pipe = contract_rows.PIPELINES[0].make()  # two before a block of two, one after it
+    options = {"num_inference_steps": 1, "output_type": "pt"}
+    with pytest.raises(
+        ValueError, match="`observed_positions`: this network reads 2 frames before a block and 1 after it"
+    ):
+        pipe(observed_frames=frames(3), observed_positions=[0, 2, 4], num_frames=2, **options)
+    whole = {"observed_frames": frames(2), "observed_positions": [0, 1], "num_frames": 4, "generator": seeded()}
+    made = pipe(frame_schedule="autoreg", **whole, **options).frames
+    whole["generator"] = seeded()
+    assert torch.equal(made, pipe(**whole, **options).frames)
+
+
 def test_a_stream_without_an_end_goes_forwards_and_autoreg_is_its_name():
     pipe = tiny_pipeline("fdm", frame_schedule="hierarchy-2")
     options = {"past_frames": frames(2), "num_inference_steps": 1, "output_type": "pt"}
-    for schedule in (None, "autoreg"):
+    for schedule in (None, "autoreg", "autoregressive"):
         stream = pipe.stream(frame_schedule=schedule, generator=seeded(), **options)
         made = torch.cat([block for _, block in zip(range(4), stream)], dim=1)
         whole = pipe(num_frames=16, frame_schedule="autoreg", generator=seeded(), **options).frames
@@ -823,7 +871,7 @@ def test_vdm_8_one_network_predicts_interpolates_fills_in_and_makes_large(system
         ("ramvid", {"past_frames": 2, "num_frames": 30, "frame_schedule": "hierarchy-2"}, "asks for frames .* only takes consecutive frames, at most 8"),
         ("ramvid", {"past_frames": 2, "num_frames": 30, "frame_schedule": "adaptive-autoreg"}, "reads frames from anywhere"),
         ("fdm", {"frame_schedule": "hierarchy-9", "num_frames": 30}, "`frame_schedule` must be one of"),
-        ("fdm", {"frame_schedule": 3, "num_frames": 30}, "`frame_schedule` must be a name or a list of Windows"),
+        ("fdm", {"frame_schedule": 3, "num_frames": 30}, "`frame_schedule` must be a name, or a list or an iterator of Windows"),
         ("fdm", {"frame_schedule": "hierarchy-2", "step": 1, "num_frames": 30}, "`step`"),
         ("fdm", {"max_frames": 9, "num_frames": 30}, "`max_frames` is 9, but this network takes at most 8"),
         ("fdm", {"num_resamples": 0}, "`num_resamples` must be a positive integer"),
@@ -838,6 +886,7 @@ def test_vdm_8_one_network_predicts_interpolates_fills_in_and_makes_large(system
         ("fdm", {"replacement": "soft"}, "`replacement` must be one of"),
         ("fdm", {"past_frames": 2, "frame_embedding": abs}, "`frame_embedding` is read by an adaptive"),
         ("fdm", {"replacement": {"now": "clean"}}, "`replacement` must be one of"),
+        ("fdm", {"replacement": {"future": "none"}}, "Leave out the side that is not replaced"),
         ("fdm", {"past_frames": 2, "reconstruction_guidance": 1.0}, "must enter by `replacement=\"noised\"`"),
         ("fdm", {"past_frames": 2, "reconstruction_guidance": -1.0, "replacement": "noised"}, "must be a number from 0"),
         ("fdm", {"past_frames": 2, "replacement": "noised", "guidance_scale": 2.0}, "all given frames enter by `replacement`"),
