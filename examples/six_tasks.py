@@ -73,7 +73,7 @@ def held_out_clips(run: Path, *, num_frames: int, num_clips: int) -> torch.Tenso
 def num_window_frames(run: Path) -> int:
     """Frames of the windows that a run's network was trained for."""
     config = run / "unet" / "config.json"
-    for file in (config, run / "training_settings.yaml"):
+    for file in (run / "training_settings.yaml", config):
         if not file.is_file():
             raise SystemExit(f"{run} is no run of train_mcvd.py that has come to its end: there is no {file}.")
     max_frames = json.loads(config.read_text()).get("max_frames")
@@ -152,7 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
         "",
         f"{len(clips)} held-out clips of {num_frames} frames, {size[0]} x {size[1]} pixels in [0, 1]; one sample each,"
         f" {arguments.num_inference_steps} steps of {', '.join(schedulers)}, {', '.join(sorted(set(weights)))} weights; the error is the mean over all pixels that"
-        " are made.",
+        " are made. Spatial super-resolution is compared with enlarging the small frames. It, and what is made by networks that were"
+        f" trained without given frames, takes num_resamples={BY_GUIDANCE['num_resamples']}, eta={BY_GUIDANCE['eta']:g}.",
     ]
     (arguments.output / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -205,12 +206,22 @@ def test_six_tasks_refuse_runs_that_have_no_windows(tmp_path):
     script = runpy.run_path(str(CONFIGS.parent / "six_tasks.py"))
     flags = ["--block_out_channels", "8", "8", "--resolution", "16", "--output_dir", str(tmp_path / "mcvd")]
     train_mcvd.make_unet(train_mcvd.parse_args(flags)).save_pretrained(tmp_path / "mcvd" / "unet")
+    (tmp_path / "mcvd" / "training_settings.yaml").write_text("method: mcvd\n")
     for name, message in (
         ("mcvd", "mcvd is a run of --method mcvd"),
         ("nothing", "nothing is no run of train_mcvd.py"),
     ):
         with pytest.raises(SystemExit, match=message):
             script["main"]([str(tmp_path / name), "--output", str(tmp_path / "none")])
+    for names, message in (
+        (["a/x", "b/x"], "Runs must have names of their own"),
+        (["truth"], "other than truth, got truth"),
+    ):
+        for name in names:
+            shutil.copytree(tmp_path / "mcvd", tmp_path / name)
+            (tmp_path / name / "unet" / "config.json").write_text('{"max_frames": 8}')
+        with pytest.raises(SystemExit, match=message):
+            script["main"]([*(str(tmp_path / name) for name in names), "--output", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
 
 

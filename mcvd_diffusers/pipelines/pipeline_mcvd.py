@@ -318,7 +318,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 they are. By default the pipeline's.
             num_resamples (`int`, *optional*, defaults to 1):
                 How often each step is made, going one step back in between (RePaint; RaMViD): what is made then fits better
-                to frames that were put in. For noise schedulers without memory.
+                to frames that were put in, by replacement or guidance; 4 with `eta=1.0` is a good start. For noise schedulers
+                without memory.
             reconstruction_guidance (`float`, *optional*):
                 Weight with which frames are moved so that the network's own idea of the replaced ones fits them (VDM, equation
                 7); by default the pipeline's. Needs a gradient through the network, about three times the time.
