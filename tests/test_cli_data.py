@@ -333,7 +333,7 @@ def test_digits_command_refuses_what_exists_and_what_does_not_fit(capsys, tmp_pa
 
 
 @pytest.mark.parametrize("stop", ["error", "SIGINT", "SIGTERM"])
-def test_digits_that_are_not_complete_leave_nothing(capsys, tmp_path, monkeypatch, stop):
+def test_digits_that_are_not_complete_leave_nothing(capsys, tmp_path, monkeypatch, request, stop):
     pytest.importorskip("sklearn")
     write = digit_files._write_png
 
@@ -346,6 +346,9 @@ def test_digits_that_are_not_complete_leave_nothing(capsys, tmp_path, monkeypatc
         write(folder, video)
 
     monkeypatch.setattr(digit_files, "_write_png", write_one_and_stop)
+    # A shell that starts the tests in the background lets them ignore SIGINT, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     args = ["data", "digits", "new/out", "--num_videos", "3", "--num_frames", "2", "--format", "png"]
     if stop == "SIGTERM":
         with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
