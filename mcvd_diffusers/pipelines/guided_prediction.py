@@ -16,7 +16,7 @@ from mcvd_diffusers.guidance import (
 )
 from mcvd_diffusers.masking import FrameRole
 
-from .layouts import REPLACEMENTS, replaced_sides
+from .layouts import replaced_sides
 from .window_network import WindowNetwork
 
 
@@ -59,8 +59,7 @@ class GuidedPrediction:
         cache_conditioning: bool,
     ) -> None:
         self._pipe, self._slots, self._draw, self._num_steps = pipe, slots, draw, num_steps
-        roles, replaced = _replaced_roles(roles, frame_indices, replacement)
-        noised_slots = replaced["noised"]  # `"clean"` ones stand in the window as they are
+        roles, noised_slots = _replaced_roles(roles, frame_indices, replacement)
         self._noised = sample[:, noised_slots]
         show = functools.partial(
             WindowNetwork,
@@ -161,23 +160,21 @@ def _without(roles: torch.Tensor, keep: tuple[int, ...]) -> torch.Tensor:
 
 def _replaced_roles(
     roles: torch.Tensor, frame_indices: torch.Tensor, replacement: str | Mapping[str, str] | None
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Roles with LATENT for observed frames that are put in step by step, and where these stand, by how they are put in: as
-    noisy as the others, or clean.
+    Roles with LATENT for observed frames that are put in step by step, and where those stand that are put in as noisy as the
+    others; clean ones stand in the window as they are.
     """
     sides = replaced_sides(replacement)
     if not sides:
-        return roles, dict.fromkeys(REPLACEMENTS, roles.new_zeros(0))
+        return roles, roles.new_zeros(0)
     is_observed, is_latent = roles == FrameRole.OBSERVED, roles[0] == FrameRole.LATENT
     if not (is_observed == is_observed[:1]).all():
         raise ValueError("`roles` must have the same frames OBSERVED in all rows when they are replaced.")
     is_past = frame_indices[0] < frame_indices[0, is_latent].min()
-    slots = {}
-    for how in REPLACEMENTS:
-        is_side = torch.zeros_like(is_past)
-        for side, is_it in (("past", is_past), ("future", ~is_past)):
-            is_side |= is_it & (sides.get(side) == how)
+    is_noised = torch.zeros_like(is_past)
+    for side, how in sides.items():
+        is_side = is_past if side == "past" else ~is_past
         roles = torch.where(is_observed & is_side, FrameRole.LATENT, roles)
-        slots[how] = (is_observed[0] & is_side).nonzero().flatten()
-    return roles, slots
+        is_noised |= is_side & (how == "noised")
+    return roles, (is_observed[0] & is_noised).nonzero().flatten()

@@ -464,14 +464,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     def _begin(self, request: Request) -> None:
         """What callbacks may ask the pipeline for during a call."""
         self._guidance_scale, self._interrupt = request.step_options["guidance_scale"], False
-        self._num_timesteps = len(set_timesteps(self.scheduler, request.step_options, self._execution_device))
+        self._num_timesteps = request.num_steps
 
     def _generate(self, request: Request) -> Iterator[tuple[Window, torch.Tensor]]:
         """Yield each window of the request with its latent frames, (num_videos, n, C, H, W) in [-1, 1]."""
-        device, num_videos = self._execution_device, request.num_videos
+        num_videos = request.num_videos
         chunk_size = request.max_batch_size or num_videos * max(map(len, request.batches or [[0]]))
-        num_steps = len(set_timesteps(self.scheduler, request.step_options, device))
-        num_steps *= request.step_options["num_resamples"]
+        num_steps = request.num_steps * request.step_options["num_resamples"]
         plan = request.plan
 
         def total() -> float:
@@ -493,9 +492,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 rows = [divmod(row, num_videos) for row in range(chunk.start, chunk.stop)]  # (job, video)
                 initial = None
                 if request.latents is not None:
-                    initial = torch.cat(
-                        [request.noise_of(jobs[job][0], slice(video, video + 1)) for job, video in rows]
-                    )
+                    initial = torch.stack([request.noise_of(jobs[job][0], video) for job, video in rows])
                 if isinstance(request.seeds, NoiseSequence):
                     generator = request.seeds
                 else:

@@ -128,6 +128,7 @@ class Request:
     latents: torch.Tensor | None
     max_batch_size: int | None
     frame_embedding: Callable | None
+    num_steps: int  # of a window, each made `num_resamples` times
     step_options: dict  # what `denoise` takes
 
     @property
@@ -135,13 +136,11 @@ class Request:
         """Output videos: each input video, `ensemble_size` times."""
         return self.batch_size * self.ensemble_size
 
-    def noise_of(self, number: int, rows: slice) -> torch.Tensor | None:
-        """The caller's initial noise for a window, of some of its videos."""
-        if self.latents is None:
-            return None
+    def noise_of(self, number: int, video: int) -> torch.Tensor:
+        """The caller's initial noise for a window of one video, (k, C, H, W)."""
         start = number * self.num_latents if self.offsets is None else self.offsets[number]
         stop = start + self.num_latents if self.offsets is None else self.offsets[number + 1]
-        return self.latents[rows, start:stop]
+        return self.latents[video, start:stop]
 
 
 def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
@@ -193,7 +192,7 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
     _check_windows(pipe, call, plan, windows, layouts, given=given.frames)
     num_latents = [len(layout.positions_of(FrameRole.LATENT)) for layout in layouts]
     frame_shape = (pipe.unet.config.in_channels, given.height, given.width)
-    _check_sampler(pipe, call, (num_latents[0] if layouts else 1, *frame_shape))
+    num_steps = _check_sampler(pipe, call, (num_latents[0] if layouts else 1, *frame_shape))
     if call.guidance_scale != 1 and plan.num_windows == 1 and not given.frames:
         logger.warning("`guidance_scale` changes nothing here: no frames are given, and only one block is made.")
 
@@ -230,6 +229,7 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         latents=call.latents,
         max_batch_size=call.max_batch_size,
         frame_embedding=call.frame_embedding,
+        num_steps=num_steps,
         step_options={name: getattr(call, name) for name in STEP_OPTIONS},
     )
 
@@ -555,8 +555,8 @@ def _check_windows(
 # Sampler
 
 
-def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> None:
-    """Whether the scheduler, and the guider if there is one, can do what is asked of them."""
+def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
+    """Whether the scheduler, and the guider if there is one, can do what is asked of them; in how many steps."""
     if call.timesteps is not None and call.sigmas is not None:
         raise ValueError("`timesteps` and `sigmas` both say which steps to take: pass one of them.")
     if not is_number(call.eta) or not 0 <= call.eta <= 1:
@@ -572,6 +572,7 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> None:
     if pipe.guider is not None:
         pipe.register_attention()
         check_guider(pipe.guider, pipe.unet, window_shape, len(steps))
+    return len(steps)
 
 
 def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
