@@ -1,0 +1,30 @@
+"""What context encoders return: what is known of all frames before a window, carried from window to window as a value."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class ContextOutput(BaseOutput):
+    """
+    What a context encoder knows of the frames that it has read.
+
+    Args:
+        features (`tuple[torch.Tensor, ...]`):
+            What the denoiser is told, its argument `context`. Of a clip memory one map `(B, D, h, w)`; of a recurrent encoder one
+            `(B, k, D, h, w)` for each level of the denoiser, of which the i-th is for the i-th frame to be made. Empty if nothing
+            is told.
+        state (`tuple[torch.Tensor, ...]`):
+            What to pass on to the next call, each with the batch on its first axis: rows may be chosen, reordered and repeated.
+            Nothing else is remembered.
+        mean (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*):
+            What is predicted of the frames to be made, about `[-1, 1]`. The denoiser makes `(frame - mean) / scale`; `None`: 0.
+        scale (`float`): See there.
+    """
+
+    features: tuple[torch.Tensor, ...] = ()
+    state: tuple[torch.Tensor, ...] = ()
+    mean: torch.Tensor | None = None
+    scale: float = 1.0
