@@ -48,7 +48,7 @@ class NetworkRow:
         name (`str`): Of the row.
         network_class (`type`): Its class.
         config (`dict`): Arguments that make a tiny one, of two levels at least, with attention.
-        inputs (`Callable[[int], dict]`): Keyword arguments of `forward` for a batch size, always the same.
+        inputs (`Callable[[int], dict]`): Keyword arguments of `forward` for a batch size, always the same; tensors, or tuples of them.
         output_shape (`tuple[int, ...]`): Of the output, without the batch.
         is_dispatched (`Callable[[Module], bool]`): Whether an attention is computed by Diffusers' attention backends.
         masks_attention (`bool`): Whether the inputs make attention masked or biased, which some backends refuse.

@@ -23,7 +23,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.training_utils import EMAModel
 from diffusers.utils import BaseOutput
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import mcvd_diffusers
 from contract_rows import NETWORKS
@@ -46,9 +46,8 @@ def run(network, inputs):
 
 def cast(inputs, to):
     """Inputs on another device, or floating point ones in another dtype."""
-    if isinstance(to, torch.dtype):
-        return {name: value.to(to) if value.is_floating_point() else value for name, value in inputs.items()}
-    return {name: value.to(to) for name, value in inputs.items()}
+    is_kept = isinstance(to, torch.dtype)
+    return tree_map(lambda value: value if is_kept and not value.is_floating_point() else value.to(to), inputs)
 
 
 def init_arguments(row):
@@ -143,7 +142,7 @@ def test_same_inputs_give_the_same_output(row):
 def test_forward_changes_no_input_no_weight_and_nothing_global(row):
     network, inputs = row.make(), row.inputs(2)
     weights = copy.deepcopy(network.state_dict())
-    versions = {name: value._version for name, value in inputs.items()}
+    versions = [value._version for value in tree_leaves(inputs)]
 
     def globals_of_torch():
         return (
@@ -159,7 +158,7 @@ def test_forward_changes_no_input_no_weight_and_nothing_global(row):
     before = globals_of_torch()
     run(network, inputs)
     assert globals_of_torch() == before
-    assert {name: value._version for name, value in inputs.items()} == versions
+    assert [value._version for value in tree_leaves(inputs)] == versions
     for name, value in network.state_dict().items():
         assert torch.equal(value, weights[name]), name
 
@@ -168,7 +167,7 @@ def test_an_item_of_a_batch_is_what_it_is_alone(row):
     network, inputs = row.make(), row.inputs(3)
     together = run(network, inputs)
     for i in range(3):
-        alone = run(network, {name: value[i : i + 1] for name, value in inputs.items()})
+        alone = run(network, tree_map(lambda value: value[i : i + 1], inputs))
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
 
 
@@ -852,7 +851,7 @@ def test_repeated_blocks_compile_once_for_all_timesteps(row, compiler):
 def test_exported_network_computes_the_same(row):
     network, inputs = row.make(), row.inputs(2)
     exported = torch.export.export(network, args=(), kwargs=inputs).module()
-    other = {name: value.flip(0) for name, value in inputs.items()}
+    other = tree_map(lambda value: value.flip(0), inputs)
     for values in (inputs, other):
         torch.testing.assert_close(exported(**values).sample, network(**values).sample, atol=1e-5, rtol=0)
     assert not torch.equal(run(network, inputs), run(network, other))
