@@ -12,7 +12,15 @@ from .frame_plans import FramePlan
 from .frame_schedules import Window, blocks, frame_schedule
 from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
-from .models import MCVDUNet2DModel, MCVDUNet2DOutput, SpaceTimeUNetModel, SpaceTimeUNetOutput
+from .models import (
+    MCVDUNet2DModel,
+    MCVDUNet2DOutput,
+    RVDContextEncoder,
+    RVDUNet2DModel,
+    RVDUNet2DOutput,
+    SpaceTimeUNetModel,
+    SpaceTimeUNetOutput,
+)
 from .pipelines import MCVDPipeline, MCVDPipelineOutput
 from .publishing import publishes_networks
 from .randomness import NoiseSequence
@@ -29,6 +37,9 @@ __all__ = [
     "MCVDUNet2DOutput",
     "ModelMixin",
     "NoiseSequence",
+    "RVDContextEncoder",
+    "RVDUNet2DModel",
+    "RVDUNet2DOutput",
     "SchedulerMixin",
     "SpaceTimeUNetModel",
     "SpaceTimeUNetOutput",
@@ -41,6 +52,6 @@ __all__ = [
     "sample_generators",
 ]
 
-for network in (MCVDUNet2DModel, SpaceTimeUNetModel):
+for network in (MCVDUNet2DModel, SpaceTimeUNetModel, RVDUNet2DModel, RVDContextEncoder):
     publishes_networks(network)
-register_with_diffusers(MCVDUNet2DModel, SpaceTimeUNetModel, MCVDPipeline)
+register_with_diffusers(MCVDUNet2DModel, SpaceTimeUNetModel, RVDUNet2DModel, RVDContextEncoder, MCVDPipeline)

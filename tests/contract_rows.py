@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
-from mcvd_diffusers.models import SpaceTimeUNetModel
+from mcvd_diffusers.models import RVDUNet2DModel, SpaceTimeUNetModel
 
 
 # A small network of windows, and what makes it each of the three systems'.
@@ -214,13 +214,35 @@ def space_time_pipeline(network: NetworkRow, task: str) -> PipelineRow:
     )
 
 
+def rvd_window(batch_size: int) -> dict:
+    """Two frames of 8x8 pixels with a context each, of which in each second video the first is absent."""
+    generator = torch.Generator().manual_seed(2)
+    roles = torch.full((batch_size, 2), FrameRole.LATENT)
+    roles[1::2, 0] = FrameRole.ABSENT
+    sizes = ((8, 8), (16, 4))  # channels and pixels of the levels
+    return {
+        "sample": torch.randn(batch_size, 2, 1, 8, 8, generator=generator),
+        "timestep": torch.linspace(10, 900, batch_size).long(),
+        "roles": roles,
+        "context": tuple(torch.randn(batch_size, 2, d, size, size, generator=generator) for d, size in sizes),
+    }
+
+
+def rvd_network() -> NetworkRow:
+    """A row of `RVDUNet2DModel`."""
+    config = {"sample_size": 8, "in_channels": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
+    config |= {"num_attention_heads": 2, "attention_head_dim": 4}
+    return NetworkRow("rvd", RVDUNet2DModel, config, rvd_window, (2, 1, 8, 8), is_dispatched=lambda attention: False)
+
+
 MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
 NETWORKS = MCVD_NETWORKS + [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
+NETWORKS += [rvd_network()]
 PIPELINES = [mcvd_pipeline(network, task) for network in MCVD_NETWORKS for task in ("prediction", "interpolation")] + [
     mcvd_pipeline(NETWORKS[0], "generation")
 ]
 PIPELINES += [
     space_time_pipeline(network, task)
-    for network in NETWORKS[2:]
+    for network in NETWORKS[2:5]
     for task in ("prediction", {"fdm": "infilling", "ramvid": "interpolation", "vdm": "generation"}[network.name])
 ]
