@@ -28,3 +28,11 @@ class ContextOutput(BaseOutput):
     state: tuple[torch.Tensor, ...] = ()
     mean: torch.Tensor | None = None
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        # Accelerate rebuilds an output from a dictionary when it moves or casts it. Diffusers knows that by all other fields
+        # being `None`, which is not what they are here.
+        if isinstance(self.features, dict):
+            self.__init__(**self.features)
+        else:
+            super().__post_init__()

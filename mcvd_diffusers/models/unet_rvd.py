@@ -23,7 +23,6 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from .context import ContextOutput
 
@@ -324,9 +323,7 @@ class RVDMidBlock2D(nn.Module):
 
     def __init__(self, channels: int, *, emb_channels: int, num_groups: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            RVDResnetBlock2D(channels, channels, num_groups, emb_channels) for _ in range(2)
-        )
+        self.resnets = nn.ModuleList(RVDResnetBlock2D(channels, channels, num_groups, emb_channels) for _ in range(2))
         self.attention = RVDLinearAttention(channels, heads, head_dim)
 
     def forward(self, hidden_states: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
@@ -481,7 +478,6 @@ class RVDContextEncoder(ModelMixin, ConfigMixin):
             return (features, state, mean, scale)
         return ContextOutput(features=features, state=state, mean=mean, scale=scale)
 
-    @apply_forward_hook
     def read(
         self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None = None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None, tuple[torch.Tensor, ...]]:
@@ -500,7 +496,7 @@ class RVDContextEncoder(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If there is no frame, or shapes do not fit one another.
         """
-        features, state, mean, _ = RVDContextEncoder.forward(self, frames, state, each_frame=True, return_dict=False)
+        features, state, mean, _ = self(frames, state, each_frame=True, return_dict=False)
         return features, mean, state
 
     def _read(self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> list[torch.Tensor]:
@@ -875,8 +871,7 @@ def _check_denoiser_config(config) -> None:
         raise ValueError(f"`has_frame_gaps` must be one of (False, True), got {config.has_frame_gaps!r}.")
     if config.prediction_type not in (None, "epsilon", "v_prediction", "sample"):
         raise ValueError(
-            '`prediction_type` must be None, "epsilon", "v_prediction" or "sample", got'
-            f" {config.prediction_type!r}."
+            f'`prediction_type` must be None, "epsilon", "v_prediction" or "sample", got {config.prediction_type!r}.'
         )
     _check_widths(config, "block_out_channels", 4)
     given, levels = config.context_channels, len(config.block_out_channels)
