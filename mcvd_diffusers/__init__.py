@@ -12,7 +12,15 @@ from .frame_plans import FramePlan
 from .frame_schedules import Window, blocks, frame_schedule
 from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
-from .models import MCVDUNet2DModel, MCVDUNet2DOutput, SpaceTimeUNetModel, SpaceTimeUNetOutput
+from .models import (
+    LGCVDContextEncoder,
+    LGCVDUNet2DModel,
+    LGCVDUNet2DOutput,
+    MCVDUNet2DModel,
+    MCVDUNet2DOutput,
+    SpaceTimeUNetModel,
+    SpaceTimeUNetOutput,
+)
 from .pipelines import MCVDPipeline, MCVDPipelineOutput
 from .publishing import publishes_networks
 from .randomness import NoiseSequence
@@ -23,6 +31,9 @@ __all__ = [
     "DiffusionPipeline",
     "FramePlan",
     "FrameRole",
+    "LGCVDContextEncoder",
+    "LGCVDUNet2DModel",
+    "LGCVDUNet2DOutput",
     "MCVDPipeline",
     "MCVDPipelineOutput",
     "MCVDUNet2DModel",
@@ -41,6 +52,6 @@ __all__ = [
     "sample_generators",
 ]
 
-for network in (MCVDUNet2DModel, SpaceTimeUNetModel):
+for network in (MCVDUNet2DModel, SpaceTimeUNetModel, LGCVDUNet2DModel, LGCVDContextEncoder):
     publishes_networks(network)
-register_with_diffusers(MCVDUNet2DModel, SpaceTimeUNetModel, MCVDPipeline)
+register_with_diffusers(MCVDUNet2DModel, SpaceTimeUNetModel, LGCVDUNet2DModel, LGCVDContextEncoder, MCVDPipeline)
