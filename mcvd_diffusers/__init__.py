@@ -13,6 +13,9 @@ from .frame_schedules import Window, blocks, frame_schedule
 from .hub import register_with_diffusers
 from .masking import FrameRole, mcvd_roles
 from .models import (
+    LGCVDContextEncoder,
+    LGCVDUNet2DModel,
+    LGCVDUNet2DOutput,
     MCVDUNet2DModel,
     MCVDUNet2DOutput,
     RVDContextEncoder,
@@ -31,6 +34,9 @@ __all__ = [
     "DiffusionPipeline",
     "FramePlan",
     "FrameRole",
+    "LGCVDContextEncoder",
+    "LGCVDUNet2DModel",
+    "LGCVDUNet2DOutput",
     "MCVDPipeline",
     "MCVDPipelineOutput",
     "MCVDUNet2DModel",
@@ -52,6 +58,14 @@ __all__ = [
     "sample_generators",
 ]
 
-for network in (MCVDUNet2DModel, SpaceTimeUNetModel, RVDUNet2DModel, RVDContextEncoder):
+NETWORKS = (
+    MCVDUNet2DModel,
+    SpaceTimeUNetModel,
+    LGCVDUNet2DModel,
+    LGCVDContextEncoder,
+    RVDUNet2DModel,
+    RVDContextEncoder,
+)
+for network in NETWORKS:
     publishes_networks(network)
-register_with_diffusers(MCVDUNet2DModel, SpaceTimeUNetModel, RVDUNet2DModel, RVDContextEncoder, MCVDPipeline)
+register_with_diffusers(*NETWORKS, MCVDPipeline)

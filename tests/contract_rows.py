@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin
 
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel
-from mcvd_diffusers.models import RVDUNet2DModel, SpaceTimeUNetModel
+from mcvd_diffusers.models import LGCVDUNet2DModel, RVDUNet2DModel, SpaceTimeUNetModel
 
 
 # A small network of windows, and what makes it each of the three systems'.
@@ -235,9 +235,37 @@ def rvd_network() -> NetworkRow:
     return NetworkRow("rvd", RVDUNet2DModel, config, rvd_window, (2, 1, 8, 8), is_dispatched=lambda attention: False)
 
 
+def lgcvd_window(batch_size: int) -> dict:
+    """Two frames of context and a clip of three of 8x8 pixels, with a memory; in each second video the context is absent."""
+    generator = torch.Generator().manual_seed(2)
+    roles = torch.tensor([FrameRole.OBSERVED] * 2 + [FrameRole.LATENT] * 3).repeat(batch_size, 1)
+    roles[1::2, :2] = FrameRole.ABSENT
+    return {
+        "sample": torch.randn(batch_size, 5, 1, 8, 8, generator=generator),
+        "timestep": torch.linspace(10, 900, batch_size).long(),
+        "roles": roles,
+        "frame_indices": torch.tensor([4, 6, 4, 5, 6]) + torch.arange(batch_size)[:, None],
+        "context": (torch.randn(batch_size, 16, 4, 4, generator=generator),),
+    }
+
+
+def lgcvd_network() -> NetworkRow:
+    """The row of `LGCVDUNet2DModel`."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "max_frames": 3,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "attention_levels": (1,),
+        "attention_head_dim": 8,
+    }
+    return NetworkRow("lgcvd", LGCVDUNet2DModel, config, lgcvd_window, (5, 1, 8, 8))
+
+
 MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
 NETWORKS = MCVD_NETWORKS + [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
-NETWORKS += [rvd_network()]
+NETWORKS += [lgcvd_network(), rvd_network()]
 PIPELINES = [mcvd_pipeline(network, task) for network in MCVD_NETWORKS for task in ("prediction", "interpolation")] + [
     mcvd_pipeline(NETWORKS[0], "generation")
 ]

@@ -667,7 +667,8 @@ def test_fused_projections_change_nothing_and_can_be_undone(row):
     expected, names = run(network, row.inputs(2)), network.state_dict().keys()
     network.fuse_qkv_projections()
     assert all(module.fused_projections for module in attention_modules(network).values())
-    weights = [module.to_q.weight for module in attention_modules(network).values()]
+    # Keys, not queries: what reads another feature map has these two apart.
+    weights = [module.to_k.weight for module in attention_modules(network).values()]
     before = [weight.clone() for weight in weights]
     with torch.no_grad():
         for weight in weights:
