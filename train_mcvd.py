@@ -2,7 +2,7 @@
 """Train a masked conditional video diffusion model, and save it as a pipeline.
 
     accelerate launch train_mcvd.py --output_dir runs/digits                        # moving digits, all defaults
-    accelerate launch train_mcvd.py --method fdm --output_dir runs/long             # or ramvid, vdm: other masks and networks
+    accelerate launch train_mcvd.py --method fdm --output_dir runs/long             # or ramvid, vdm, lgcvd, rvd
     accelerate launch train_mcvd.py --preset smmnist-concat-p5k5f5-general --digits mnist --output_dir runs/smmnist
     accelerate launch train_mcvd.py --train_data_dir videos/ --in_channels 3 --resolution 64 --output_dir runs/mine
     accelerate launch train_mcvd.py --train_data_dir radar.zarr --normalization min_max --output_dir runs/radar
@@ -34,6 +34,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,13 +78,13 @@ from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
 from mcvd_diffusers.train_settings import Settings, parse_args
-from mcvd_diffusers.training import DROPOUT_STREAM, draw_timesteps
+from mcvd_diffusers.training import DROPOUT_STREAM, TrainingWindow, draw_timesteps
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
 from mcvd_diffusers.training_log import LossMeter, Trackers
 from mcvd_diffusers.validation import make_validation_videos, validation_tasks
 
 
-__all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "make_unet", "parse_args"]
+__all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "parse_args"]
 
 logger = get_logger("train_mcvd", log_level="INFO")
 
@@ -146,11 +147,6 @@ def way_out_of(message: str, settings: Settings) -> str:
 # What is trained
 
 
-def make_unet(settings: Settings) -> torch.nn.Module:
-    """The network: new from the settings, or a saved one to go on with."""
-    return make_method(settings).make_network()
-
-
 def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
     """The noise of training; a saved pipeline's, if training goes on with one."""
     training, source = settings.training, settings.model.pretrained_model_name_or_path
@@ -170,21 +166,24 @@ def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
 
 
 def make_pipeline(
-    settings: Settings, unet: torch.nn.Module, noise_scheduler: DDPMScheduler, normalizer: FrameNormalizer
+    settings: Settings, components: torch.nn.ModuleDict, noise_scheduler: DDPMScheduler, normalizer: FrameNormalizer
 ) -> MCVDPipeline:
-    """The network, its units, and the scheduler it is sampled with: from pure noise, within the range of the data."""
+    """What was trained, its units, and the scheduler it is sampled with: from pure noise, within the range of the data."""
+    method = make_method(settings)
+    # What a prediction leaves over may be as large as twice that.
+    largest = normalizer.largest_value * (2 / settings.model.residual_scale if method.makes_residuals else 1)
     scheduler_class = getattr(diffusers, settings.training.sampling_scheduler)
     scheduler = scheduler_class.from_config(
         noise_scheduler.config,
         timestep_spacing="trailing",
         clip_sample=True,
-        clip_sample_range=normalizer.largest_value,
+        clip_sample_range=largest,
     )
-    source, sampling = settings.model.pretrained_model_name_or_path, make_method(settings).pipeline_settings()
+    source, sampling = settings.model.pretrained_model_name_or_path, method.pipeline_settings()
     theirs = {} if source is None else MCVDPipeline.load_config(source)
     sampling |= {name: theirs[name] for name in sampling if theirs.get(name) is not None}
     return MCVDPipeline(
-        unet=unet,
+        **components,
         scheduler=scheduler,
         final_denoise=theirs.get("final_denoise", False),
         normalization=normalizer.to_config(),
@@ -236,9 +235,9 @@ def train(
         method = make_method(settings)
         train_set, held_out = make_datasets(settings, method.num_clip_frames)
         validation_clips = whole_clips(held_out, training.num_validation_videos)
-        network, noise_scheduler = method.make_network(), make_noise_scheduler(settings)
+        components, noise_scheduler = method.make_components(), make_noise_scheduler(settings)
         normalizer = train_set.normalizer
-        make_pipeline(settings, network, noise_scheduler, normalizer)  # whatever does not fit shows now
+        make_pipeline(settings, components, noise_scheduler, normalizer)  # whatever does not fit shows now
         num_clips = count_clips(settings, train_set, world_size)
         progress = read_progress(
             settings,
@@ -248,20 +247,21 @@ def train(
             precision=accelerator.mixed_precision,
             depends_on_batch=method.depends_on_batch,
         )
-        network.to(device)
-        averaged, ema = make_average(settings, network)
+        components.to(device)
+        averaged, ema = make_average(settings, components)
         if training.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        optimizer = plain_optimizer = make_optimizer(settings, network)
+            checkpoint_gradients(components)
+        optimizer = plain_optimizer = make_optimizer(settings, components)
         if settings.checkpoint is not None:
-            load_training_tensors(settings.checkpoint, network, averaged, optimizer)
+            load_training_tensors(settings.checkpoint, components, averaged, optimizer)
             if ema is not None:
                 ema.optimization_step = progress.update
     lr_scheduler = make_lr_scheduler(settings, optimizer, progress.update)
-    unet, optimizer = accelerator.prepare(network, optimizer)
+    *wrapped, optimizer = accelerator.prepare(*components.values(), optimizer)
+    unet, encoder = wrapped[0], wrapped[1] if len(wrapped) > 1 else None
     if accelerator.scaler is not None and progress.scaler:
         accelerator.scaler.load_state_dict(progress.scaler)
-    sampled = network if averaged is None else averaged  # what validation shows
+    sampled = components if averaged is None else averaged  # what validation shows
     pipeline = make_pipeline(settings, sampled, noise_scheduler, normalizer)
 
     # Where it is saved, and told. From here on a signal leaves a checkpoint. (A refused push leaves no folder in the way.)
@@ -270,7 +270,7 @@ def train(
         folder = on_all_or_none(accelerator, lambda: RunFolder(settings, is_main_process=is_main))
     at_the_end.callback(folder.close)
     folder.keep(
-        network=network,
+        components=components,
         averaged=averaged,
         optimizer=plain_optimizer,
         scaler=accelerator.scaler,
@@ -295,7 +295,7 @@ def train(
         run_id=f"{output_dir.name}-{hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:8]}",
     )
     at_the_end.callback(trackers.finish)
-    announce(method, network, normalizer, num_clips, len(held_out), accelerator, progress)
+    announce(method, components, normalizer, num_clips, len(held_out), accelerator, progress)
     # Workers fill their queues first: what follows shows whether they keep up.
     timer = UpdateTimer(device, max(NUM_TIMED, 4 * settings.data.dataloader_num_workers))
     seconds_per_video, is_estimated = None, False
@@ -308,7 +308,7 @@ def train(
             seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
     accelerator.wait_for_everyone()
 
-    meter = RunMeter(method, accelerator, network, noise_scheduler)
+    meter = RunMeter(method, accelerator, components, noise_scheduler)
     step = progress.num_samples // (world_size * batch_size)
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
@@ -316,76 +316,93 @@ def train(
     at_the_end.callback(batches.close)
     failure, num_skipped_in_a_row = None, 0
     is_end = progress.update >= training.max_train_steps and not training.estimate  # only the pipeline is to be saved
-    window = []  # what the next update is made of
+    window: list[Part] = []  # what the next update is made of
     seconds_before, started = progress.seconds, time.perf_counter()
-    unet.train()
+    components.train()
     try:
         for step, batch in enumerate(() if is_end else batches, step):
             # The numbers of these samples in the run, over all processes.
             first = (step * world_size + rank) * batch_size
             numbers = range(first, first + batch_size)
-            generators = sample_generators(training.seed, numbers, device)
-            torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, step, rank))
-            clips = train_set.encode(batch["video"].to(device, non_blocking=True))
-            drawn = method.draw({**batch, "video": clips}, generators)  # which frames are given, and which learned
-            timesteps = draw_timesteps(noise_scheduler, batch_size, generator=generators)
-            window.append({"batch": batch, "roles": drawn.roles, "timesteps": timesteps, "samples": numbers})
-            with accelerator.accumulate(unet):
-                losses = denoising_loss(
-                    unet,
-                    noise_scheduler,
-                    drawn.video,
-                    drawn.roles,
-                    generator=generators,
-                    timesteps=timesteps,
-                    frame_indices=drawn.frame_indices,
-                    segment_ids=drawn.segment_ids,
-                    loss_type=training.loss_type,
-                    reduction=training.loss_reduction,
-                )
-                num_learned = (
-                    (drawn.roles == FrameRole.LATENT).any(dim=1).sum()
-                )  # all, unless a whole block is padding
-                accelerator.backward(losses.sum() / num_learned.clamp(min=1))
-            window[-1]["losses"] = losses.detach()
-            meter.add(losses.detach(), timesteps, drawn.roles, drawn.segment_ids)
-            if not accelerator.sync_gradients:
+            window.append(Part(step, batch, numbers, sample_generators(training.seed, numbers, device)))
+            if len(window) < training.gradient_accumulation_steps:
                 if stop.is_asked and world_size == 1:  # the update that was begun is made anew when training goes on
                     break
                 continue
 
-            # An update: on all processes, or on none.
-            grad_norm = accelerator.clip_grad_norm_(unet.parameters(), training.max_grad_norm)
-            are_losses_finite = torch.stack([x["losses"].isfinite().all() for x in window]).all()
-            seconds = seconds_before + time.perf_counter() - started
-            is_late = seconds > 60 * (training.max_train_minutes or math.inf) or (training.estimate and timer.is_done)
-            reports = exchange(
-                accelerator,
-                are_losses_finite,
-                grad_norm.isfinite(),
-                is_late,
-                stop.number or 0,
-                *batches.stream_position,
-            )
-            is_made = all(report[0] and report[1] for report in reports)
-            is_end = bool(reports[0][2])  # the first process's clock decides
-            if signals := [report[3] for report in reports if report[3]]:
-                stop.ask(max(signals))
-            with folder.changing():
+            # An update: on all processes, or on none. It may learn windows one after the other, each from what the network made
+            # of the one before.
+            with contextlib.ExitStack() as changing:
+                for stage in range(method.num_stages):
+                    has_next = stage + 1 < method.num_stages
+                    for part in window:
+                        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, rank, *[stage][:stage]))
+                        clips = train_set.encode(part.batch["video"].to(device, non_blocking=True))
+                        batch = {**part.batch, "video": clips}
+                        # Which frames are given, and which learned.
+                        drawn = (
+                            method.draw(batch, part.generators)
+                            if stage == 0
+                            else method.draw_next(part.drawn, batch, part.estimate)
+                        )
+                        timesteps = draw_timesteps(noise_scheduler, batch_size, generator=part.generators)
+                        with accelerator.accumulate(*wrapped):
+                            learned = denoising_loss(
+                                unet,
+                                noise_scheduler,
+                                drawn.video,
+                                drawn.roles,
+                                generator=part.generators,
+                                timesteps=timesteps,
+                                frame_indices=drawn.frame_indices,
+                                segment_ids=drawn.segment_ids,
+                                context=method.encode(encoder, drawn),
+                                loss_type=training.loss_type,
+                                reduction=training.loss_reduction,
+                                return_estimate=has_next,
+                            )
+                            losses, estimate = learned if has_next else (learned, None)
+                            # All, unless a whole block is padding.
+                            num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()
+                            accelerator.backward(losses.sum() / num_learned.clamp(min=1))
+                        part.learned(drawn, timesteps, losses.detach(), estimate)
+                        meter.add(losses.detach(), timesteps, drawn.roles, drawn.segment_ids)
+                    grad_norm = accelerator.clip_grad_norm_(components.parameters(), training.max_grad_norm)
+                    are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
+                    seconds = seconds_before + time.perf_counter() - started
+                    is_late = seconds > 60 * (training.max_train_minutes or math.inf)
+                    is_late |= training.estimate and timer.is_done
+                    reports = exchange(
+                        accelerator,
+                        are_losses_finite,
+                        grad_norm.isfinite(),
+                        is_late,
+                        stop.number or 0,
+                        *batches.stream_position,
+                    )
+                    is_made = all(report[0] and report[1] for report in reports)
+                    if stage == 0:  # from here on the state is that of no update
+                        changing.enter_context(folder.changing())
+                    if is_made:
+                        optimizer.step()
+                    elif accelerator.scaler is not None:
+                        accelerator.scaler.update()  # to a smaller scale
+                    optimizer.zero_grad()
+                    if not is_made:
+                        break
                 if is_made:
-                    optimizer.step()
                     lr_scheduler.step()
                     if ema is not None:
-                        ema.step(network.parameters())
+                        ema.step(components.parameters())
                     progress.update += 1
                 else:
-                    if accelerator.scaler is not None:
-                        accelerator.scaler.update()  # to a smaller scale
                     progress.num_skipped += 1
                 progress.num_samples = (step + 1) * world_size * batch_size
                 progress.stream_positions = [report[4:] for report in reports]
                 progress.seconds = seconds
-            optimizer.zero_grad()
+            is_end = bool(reports[0][2])  # the first process's clock decides
+            if signals := [report[3] for report in reports if report[3]]:
+                stop.ask(max(signals))
             num_skipped_in_a_row = 0 if is_made else num_skipped_in_a_row + 1
             if not is_made:
                 bad = [str(process) for process, report in enumerate(reports) if not report[0]]
@@ -437,10 +454,11 @@ def train(
     batches.close()  # a worker that dies from here on is of no interest
     stage = f"after {progress.update:,} of {training.max_train_steps:,} updates"
     if failure is not None and is_out_of_memory(failure):  # what was computed is in the way of saving
-        batch = clips = drawn = losses = None
+        batch = clips = drawn = losses = estimate = None
         traceback.clear_frames(failure.__traceback__)
         failure.__traceback__ = None
-        network.zero_grad(set_to_none=True)
+        components.zero_grad(set_to_none=True)
+        window = [part.without_tensors() for part in window]
         folder.use_less_memory()
     if failure is not None or not is_end:  # interrupted
         where = folder.save_now() if progress.update or failure is None else "Nothing was trained."
@@ -451,7 +469,7 @@ def train(
             return None
         if is_out_of_memory(failure):
             hint = what_would_fit(
-                failure, method, accelerator, network, plain_optimizer, noise_scheduler, train_set, window
+                failure, method, accelerator, components, plain_optimizer, noise_scheduler, train_set, window
             )
             raise TooLittleMemoryError(f"Memory has run out {stage}. {hint} {where}") from None
         if isinstance(failure, (DataError, NotFiniteError)):
@@ -506,11 +524,11 @@ def count_clips(settings: Settings, train_set: torch.utils.data.Dataset, world_s
     return len(train_set)
 
 
-def make_optimizer(settings: Settings, network: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the network's parameters."""
+def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch.optim.Optimizer:
+    """The optimizer of the parameters of all that is trained."""
     training = settings.training
     return torch.optim.AdamW(
-        network.parameters(),
+        components.parameters(),
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,
@@ -518,16 +536,24 @@ def make_optimizer(settings: Settings, network: torch.nn.Module) -> torch.optim.
     )
 
 
-def make_average(settings: Settings, network: torch.nn.Module) -> tuple[torch.nn.Module | None, EMAModel | None]:
-    """A network that holds the moving average of another's weights, and what moves it."""
+def checkpoint_gradients(components: torch.nn.ModuleDict) -> None:
+    """Trade time for memory."""
+    for module in components.values():
+        module.enable_gradient_checkpointing()
+
+
+def make_average(
+    settings: Settings, components: torch.nn.ModuleDict
+) -> tuple[torch.nn.ModuleDict | None, EMAModel | None]:
+    """Networks that hold the moving average of others' weights, and what moves it."""
     training = settings.training
     if not training.use_ema:
         return None, None
     # Diffusers' average copies the weights at its first step and lets the decay grow; with a constant decay from
     # the very first update, it is the original's.
     constant = {} if training.ema_warmup else {"min_decay": training.ema_decay, "update_after_step": -1}
-    ema = EMAModel(network.parameters(), decay=training.ema_decay, foreach=True, **constant)
-    averaged = copy.deepcopy(network).requires_grad_(False).eval()
+    ema = EMAModel(components.parameters(), decay=training.ema_decay, foreach=True, **constant)
+    averaged = copy.deepcopy(components).requires_grad_(False).eval()
     # The average is computed where it is sampled from and saved: the network that is trained is never touched for that.
     ema.shadow_params = list(averaged.parameters())
     return averaged, ema
@@ -572,7 +598,7 @@ def exchange(accelerator: Accelerator, *numbers: int | bool | torch.Tensor) -> l
 
 def announce(
     method: Method,
-    network: torch.nn.Module,
+    components: torch.nn.ModuleDict,
     normalizer: FrameNormalizer,
     num_clips: int | None,
     num_held_out: int,
@@ -595,13 +621,13 @@ def announce(
         windows = f" with {method.num_seen_frames - method.num_clip_frames} images beside each,"
     log(
         f"{data.train_data_dir or data.dataset_name or 'moving digits'}: clips of {method.num_clip_frames} frames,{windows}"
-        f" {settings.size[0]}x{settings.size[1]} pixels, {network.config.in_channels} channel(s), {clips},"
+        f" {settings.size[0]}x{settings.size[1]} pixels, {components['unet'].config.in_channels} channel(s), {clips},"
         f" {num_held_out:,} held out"
     )
     if normalizer != FrameNormalizer():
         log(f"values: {normalizer}")
     log(
-        f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters, {training.max_train_steps:,} updates of"
+        f"{sum(parameter.numel() for parameter in components.parameters()):,} parameters, {training.max_train_steps:,} updates of"
         f" {training.train_batch_size * world_size * training.gradient_accumulation_steps} clips"
         f" on {world_size} x {accelerator.device.type}"
     )
@@ -613,12 +639,38 @@ def announce(
         log(f"there is no checkpoint in {training.output_dir} yet: beginning")
 
 
+@dataclass
+class Part:
+    """A batch of an update, and what came of it."""
+
+    step: int
+    batch: dict
+    numbers: range
+    generators: list[torch.Generator]
+    drawn: TrainingWindow | None = None
+    timesteps: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+    estimate: torch.Tensor | None = None
+
+    def learned(
+        self, drawn: TrainingWindow, timesteps: torch.Tensor, losses: torch.Tensor, estimate: torch.Tensor | None
+    ) -> None:
+        """Windows were learned."""
+        self.drawn, self.timesteps, self.losses, self.estimate = drawn, timesteps, losses, estimate
+
+    def without_tensors(self) -> "Part":
+        """The batch alone."""
+        return replace(self, drawn=None, timesteps=None, losses=None, estimate=None)
+
+
 class RunMeter(LossMeter):
     """Losses and speed since the last line of the log."""
 
-    def __init__(self, method: Method, accelerator: Accelerator, network: torch.nn.Module, noise_scheduler) -> None:
+    def __init__(
+        self, method: Method, accelerator: Accelerator, components: torch.nn.ModuleDict, noise_scheduler
+    ) -> None:
         super().__init__(num_train_timesteps=noise_scheduler.config.num_train_timesteps, device=accelerator.device)
-        self._accelerator, self._network, self._method = accelerator, network, method
+        self._accelerator, self._components, self._method = accelerator, components, method
         self._flops_per_clip = self._flops_at_most = None
         self._num_clips, self._since = 0, time.perf_counter()
 
@@ -638,7 +690,10 @@ class RunMeter(LossMeter):
             kind = types.get(self._accelerator.mixed_precision, torch.float32)
             height, width = self._method.settings.size
             num_frames = self._method.num_seen_frames
-            self._flops_per_clip = training_flops(self._network, height=height, width=width, num_frames=num_frames)
+            unet, encoder = (dict(self._components.items()).get(name) for name in ("unet", "context_encoder"))
+            self._flops_per_clip = training_flops(  # which is counted once for each window of a clip
+                unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
+            )
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": clips_per_second,
@@ -648,18 +703,24 @@ class RunMeter(LossMeter):
         return values
 
 
-def save_window(output_dir: Path, window: list[dict], update: int, rank: int) -> str:
+def save_window(output_dir: Path, window: list[Part], update: int, rank: int) -> str:
     """Saves the clips whose loss is not finite, or all of an update whose gradient is not; says where."""
     names = (
         f"not-finite-update-{update}-process-{rank}{end}.safetensors"
         for end in ("", *map("-{}".format, range(2, 10**6)))
     )
     path = next(output_dir / name for name in names if not (output_dir / name).exists())
-    window = [{"video": x["batch"]["video"], **x} for x in window]
-    tensors = {
-        name: torch.cat([torch.as_tensor(x[name]).cpu() for x in window])
-        for name in ("video", "roles", "timesteps", "samples", "losses")
-    }
+    rows = [
+        {
+            "video": part.batch["video"],
+            "roles": part.drawn.roles,
+            "timesteps": part.timesteps,
+            "samples": part.numbers,
+            "losses": part.losses,
+        }
+        for part in window
+    ]
+    tensors = {name: torch.cat([torch.as_tensor(row[name]).cpu() for row in rows]) for name in rows[0]}
     is_bad = ~tensors["losses"].isfinite()
     if is_bad.any():
         tensors = {name: x[is_bad] for name, x in tensors.items()}
@@ -679,11 +740,11 @@ def what_would_fit(
     failure: Exception,
     method: Method,
     accelerator: Accelerator,
-    network: torch.nn.Module,
+    components: torch.nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     noise_scheduler: DDPMScheduler,
     train_set: torch.utils.data.Dataset,
-    window: list[dict],
+    window: list[Part],
 ) -> str:
     """What memory has run out for, and the largest batch that it suffices for, which is tried."""
     settings, training, device = method.settings, method.settings.training, accelerator.device
@@ -695,35 +756,38 @@ def what_would_fit(
     )
     if not window:
         return f"Tried: {tried} ({reason})."
-    batch = window[-1]
-    network.zero_grad(set_to_none=True)
-    parameters = list(network.parameters())
+    batch = window[-1].batch
+    components.zero_grad(set_to_none=True)
+    parameters = list(components.parameters())
+    encoder = components["context_encoder"] if "context_encoder" in components else None
 
     def attempt(num_clips: int) -> None:
         moments = [] if has_moments else [torch.empty_like(x) for x in parameters for _ in range(2)]
         spare = torch.empty(SPARE_BYTES, dtype=torch.uint8, device=device)  # a run needs a little more than one try
-        generator = torch.Generator(device).manual_seed(0)
-        clips = {name: x[:num_clips] for name, x in batch["batch"].items()}
+        generator, estimate, drawn = torch.Generator(device).manual_seed(0), None, None
+        clips = {name: x[:num_clips] for name, x in batch.items()}
         clips["video"] = train_set.encode(clips["video"].to(device))
-        drawn = method.draw(clips, generator)
-        with accelerator.autocast():
-            losses = denoising_loss(
-                network,
-                noise_scheduler,
-                drawn.video,
-                drawn.roles,
-                timesteps=batch["timesteps"][:num_clips],
-                frame_indices=drawn.frame_indices,
-                segment_ids=drawn.segment_ids,
-                generator=generator,
-            )
-        torch.autograd.grad(losses.sum(), parameters)
+        for stage in range(method.num_stages):
+            drawn = method.draw(clips, generator) if stage == 0 else method.draw_next(drawn, clips, estimate)
+            with accelerator.autocast():
+                losses, estimate = denoising_loss(
+                    components["unet"],
+                    noise_scheduler,
+                    drawn.video,
+                    drawn.roles,
+                    frame_indices=drawn.frame_indices,
+                    segment_ids=drawn.segment_ids,
+                    context=method.encode(encoder, drawn),
+                    generator=generator,
+                    return_estimate=True,
+                )
+            torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
         del clips, drawn, moments, spare
 
     ways = []
     for more in ("",) if training.gradient_checkpointing else ("", "--gradient_checkpointing True "):
         if more:
-            network.enable_gradient_checkpointing()
+            checkpoint_gradients(components)
         if fits := largest_batch_that_fits(attempt, training.train_batch_size):
             steps = training.train_batch_size // fits * training.gradient_accumulation_steps
             ways.append(f"{more}--train_batch_size {fits} --gradient_accumulation_steps {steps}")
@@ -742,10 +806,11 @@ def make_estimate(
         1 + (training.max_train_steps - 1) // training.validation_steps if training.validation_steps else 1
     )
     num_tasks = len(validation_tasks(pipeline))
-    network_bytes = sum(tensor.numel() * tensor.element_size() for tensor in unet.state_dict().values())
+    trained = torch.nn.ModuleList([x for x in (unet, pipeline.context_encoder) if x is not None])
+    network_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trained.state_dict().values())
     pipeline_bytes = network_bytes * (1 + training.use_ema)
     return CostEstimate(
-        num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in trained.parameters()),
         num_updates=training.max_train_steps,
         seconds_per_update=timer.seconds_per_update,
         seconds_per_video=seconds_per_video,

@@ -517,26 +517,40 @@ def _versions() -> dict[str, str]:
 # What the state of a training is
 
 
+def weights_file(component: str, *, is_average: bool = False) -> str:
+    """
+    Where the weights of a pipeline's component are, as Diffusers has it.
+
+    Args:
+        component (`str`): Its name in the pipeline.
+        is_average (`bool`, *optional*, defaults to `False`): Whether it is their average.
+
+    Returns:
+        `str`: Path in the folder.
+    """
+    return f"{component}/{Path(AVERAGED_WEIGHTS if is_average else WEIGHTS).name}"
+
+
 def training_tensors(
-    network: torch.nn.Module, averaged: torch.nn.Module | None, optimizer: torch.optim.Optimizer
+    components: torch.nn.ModuleDict, averaged: torch.nn.ModuleDict | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, dict[str, torch.Tensor]]:
     """
     All tensors of a training, as files. They are not copied.
 
     Args:
-        network (`torch.nn.Module`): What is trained, not wrapped.
-        averaged (`torch.nn.Module`, *optional*): Its moving average.
-        optimizer (`torch.optim.Optimizer`): The optimizer of its parameters, not wrapped.
+        components (`torch.nn.ModuleDict`): What is trained, not wrapped, by the names that it has in the pipeline.
+        averaged (`torch.nn.ModuleDict`, *optional*): Their moving averages.
+        optimizer (`torch.optim.Optimizer`): The optimizer of their parameters, not wrapped.
 
     Returns:
         `dict[str, dict[str, torch.Tensor]]`: Name of a safetensors file -> its tensors.
     """
-    tensors = {WEIGHTS: network.state_dict()}
+    tensors = {weights_file(name): module.state_dict() for name, module in components.items()}
     if averaged is not None:
-        tensors[AVERAGED_WEIGHTS] = averaged.state_dict()
+        tensors |= {weights_file(name, is_average=True): module.state_dict() for name, module in averaged.items()}
     tensors[OPTIMIZER] = {
         f"{name}.{kind}": x
-        for name, parameter in network.named_parameters()
+        for name, parameter in components.named_parameters()
         for kind, x in optimizer.state.get(parameter, {}).items()
     }
     return {name: {key: x.detach() for key, x in group.items()} for name, group in tensors.items()}
@@ -544,8 +558,8 @@ def training_tensors(
 
 def load_training_tensors(
     checkpoint: Path,
-    network: torch.nn.Module,
-    averaged: torch.nn.Module | None,
+    components: torch.nn.ModuleDict,
+    averaged: torch.nn.ModuleDict | None,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """
@@ -553,8 +567,8 @@ def load_training_tensors(
 
     Args:
         checkpoint (`Path`): A checkpoint that verifies.
-        network (`torch.nn.Module`): See [`training_tensors`].
-        averaged (`torch.nn.Module`, *optional*): See there.
+        components (`torch.nn.ModuleDict`): See [`training_tensors`].
+        averaged (`torch.nn.ModuleDict`, *optional*): See there.
         optimizer (`torch.optim.Optimizer`): See there. Its hyper-parameters stay.
 
     Raises:
@@ -562,8 +576,9 @@ def load_training_tensors(
     """
     if (averaged is not None) != (checkpoint / AVERAGED_WEIGHTS).is_file():
         raise CheckpointError(f"{checkpoint} was made with --use_ema {averaged is None}: leave that as it was.")
-    for module, name in ((network, WEIGHTS), (averaged, AVERAGED_WEIGHTS)):
-        if module is not None:
+    for modules, is_average in ((components, False), (averaged or {}, True)):
+        for component, module in modules.items():
+            name = weights_file(component, is_average=is_average)
             try:
                 module.load_state_dict(load_file(checkpoint / name))
             except (RuntimeError, OSError, SafetensorError) as error:
@@ -574,7 +589,7 @@ def load_training_tensors(
         raise CheckpointError(f"{checkpoint / OPTIMIZER} can not be read: {error}") from error
     states: dict[int, dict[str, torch.Tensor]] = {}
     is_begun = bool(saved)
-    for number, (name, parameter) in enumerate(network.named_parameters()):
+    for number, (name, parameter) in enumerate(components.named_parameters()):
         state = {key.removeprefix(f"{name}."): saved.pop(key) for key in [*saved] if key.rpartition(".")[0] == name}
         shapes = {kind: x.shape for kind, x in state.items()}
         if is_begun and shapes != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:

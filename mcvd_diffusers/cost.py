@@ -272,8 +272,10 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
     """
     config, device = pipeline.unet.config, pipeline.device
     if "max_frames" in config:  # any frames may be given: as many as when a long video goes on
-        num_made = pipeline.config.step or config.max_frames
+        num_made = pipeline.config.step or config.max_frames - config.get("num_context_frames", 0)
         num_given = (config.max_frames - num_made, 0)
+        if pipeline.context_encoder is not None:  # which reads more than the window
+            num_given = (max(1, num_given[0]), 0)
     else:
         num_made = config.num_frames
         num_given = (config[f"num_{side}_frames"] * (config[f"drop_{side}"] < 1) for side in ("past", "future"))
@@ -310,7 +312,14 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
     return Spread(videos)
 
 
-def training_flops(unet: torch.nn.Module, *, height: int, width: int, num_frames: int | None = None) -> int:
+def training_flops(
+    unet: torch.nn.Module,
+    *,
+    height: int,
+    width: int,
+    num_frames: int | None = None,
+    context_encoder: torch.nn.Module | None = None,
+) -> int:
     """
     Arithmetic of one clip in training: its forward and backward pass, without what is computed again to save memory.
 
@@ -322,15 +331,16 @@ def training_flops(unet: torch.nn.Module, *, height: int, width: int, num_frames
         unet ([`MCVDUNet2DModel`] or [`SpaceTimeUNetModel`]): The network; neither called nor changed.
         height, width (`int`): Size of a frame.
         num_frames (`int`, *optional*): Frames of a clip, for a network of any length; those of its windows if not given.
+        context_encoder (`torch.nn.Module`, *optional*): What reads a clip of its own, or as many frames, before the network.
 
     Returns:
         `int`: Floating point operations, two for a multiplication with an addition.
     """
     try:
-        return 3 * _forward_flops(unet, "meta", height, width, num_frames)
+        return 3 * _forward_flops(unet, "meta", height, width, num_frames, context_encoder)
     except RuntimeError:  # a network that looks at values can only be counted where there are some
         with torch.random.fork_rng(devices=[]):
-            return 3 * _forward_flops(unet, "cpu", height, width, num_frames)
+            return 3 * _forward_flops(unet, "cpu", height, width, num_frames, context_encoder)
 
 
 @functools.lru_cache
@@ -372,11 +382,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         rows *= 2
 
 
-def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int, num_frames: int | None) -> int:
+def _forward_flops(
+    unet: torch.nn.Module,
+    device: str,
+    height: int,
+    width: int,
+    num_frames: int | None,
+    context_encoder: torch.nn.Module | None = None,
+) -> int:
     """Floating point operations of one clip through a network like this one, made on that device."""
     config = unet.config
     if "max_frames" in config:
-        past, size, future = 0, num_frames or config.max_frames, 0
+        past, size, future = 0, num_frames or config.max_frames + config.get("num_context_frames", 0), 0
     else:
         past, size, future = config.num_past_frames, config.num_frames, config.num_future_frames
     num_window_frames = past + size + future
@@ -387,8 +404,15 @@ def _forward_flops(unet: torch.nn.Module, device: str, height: int, width: int, 
         roles = torch.full((1, num_window_frames), OBSERVED, device="cpu")
         roles[:, past : past + size] = LATENT
         # The counter does not know the CPU's kernel of attention; written out it is plain matrix multiplications.
+        encoder = None if context_encoder is None else type(context_encoder).from_config(context_encoder.config).eval()
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(sample, torch.zeros(1, dtype=torch.long), roles, return_dict=False)
+            told = {}
+            if encoder is not None and encoder.clip_frames is None:
+                told = {"context": encoder(sample, each_frame=True).features}
+            elif encoder is not None:
+                clip = torch.zeros(1, encoder.clip_frames, *sample.shape[2:])
+                told = {"context": encoder(clip, averages=False).features}
+            model(sample, torch.zeros(1, dtype=torch.long), roles, **told, return_dict=False)
     return counter.get_total_flops()
 
 

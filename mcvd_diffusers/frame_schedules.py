@@ -4,6 +4,7 @@ A schedule is a function that yields [`Window`]s in the order in which they are 
 first frame of the whole video, given frames included. Ask for a window when the one before is finished.
 
 * MCVD's: `blocks` ("Masked Conditional Video Diffusion", 2205.09853).
+* LGC-VD's and RVD's: `local_windows`, beside which a context encoder remembers what lies before.
 * FDM's and VDM's, all with one signature, and `frame_schedule` that finds them by name: `autoregressive`, `long_range`,
   `hierarchy`, ... (Harvey et al., "Flexible Diffusion Modeling of Long Videos", 2205.11495; Ho et al., "Video Diffusion
   Models", 2204.03458).
@@ -186,6 +187,76 @@ def consecutive(num_frames: int, *, observed: Collection[int], max_frames: int, 
         Window(observed=(4,), latent=(5, 6, 7, 8))
     """
     return _schedule(_neighbours, num_frames, observed, max_frames, step)
+
+
+def local_windows(
+    num_frames: int | None, *, observed: Collection[int], max_frames: int, num_context_frames: int
+) -> Iterator[Window]:
+    """
+    LGC-VD's windows (Yang et al., "Video Diffusion Models with Local-Global Context Guidance", 2306.02562): consecutive frames,
+    of which a few are given, whatever lies before them being left to a memory. With none given and one frame a window, RVD's.
+
+    * Forwards, each window begins with the last `num_context_frames` before those that it makes. The last window is shifted
+      back, so that it ends with the video.
+    * A window that reaches a frame given further on reads that in place of its last, and ends with it.
+    * Frames before the first given one are made backwards.
+
+    Args:
+        num_frames (`int` or `None`): Frames of the whole video, given ones included. `None`: no end, which only works forwards.
+        observed (`Collection[int]`): Positions of the given frames, anywhere.
+        max_frames (`int`): Neighbouring frames of a window, given and made.
+        num_context_frames (`int`): Frames that a window is given, at most; less than `max_frames`.
+
+    Yields:
+        [`Window`]: Every frame that is not given is latent exactly once.
+
+    Raises:
+        ValueError: If a number is out of range, or there is no end and frames are given elsewhere than at the start.
+
+    Example:
+        >>> for window in local_windows(16, observed=range(2), max_frames=8, num_context_frames=2):
+        ...     print(window)
+        Window(observed=(0, 1), latent=(2, 3, 4, 5, 6, 7))
+        Window(observed=(6, 7), latent=(8, 9, 10, 11, 12, 13))
+        Window(observed=(8, 9), latent=(14, 15))
+    """
+    if not 0 <= num_context_frames < max_frames:
+        raise ValueError(
+            f"`num_context_frames` must be from 0 to `max_frames` - 1 ({max_frames - 1}), got {num_context_frames}."
+        )
+    given = set(observed)
+    if num_frames is None and len(given) > _run_length(given):
+        raise ValueError("`num_frames` must be a number when frames are given elsewhere than at the start.")
+    start = 0
+    if num_context_frames and given and 0 not in given:
+        # In training, pairs of given frames lay anywhere but at a window's end.
+        reach, start = max(1, max_frames - num_context_frames - 1), min(given)
+        known, end = given | set(range(start)), start
+        while end > 0:
+            first = max(0, end - reach)
+            context = [position for position in range(end, first + max_frames) if position in known]
+            yield Window(tuple(context[:num_context_frames]), tuple(range(first, end)))
+            end = first
+    while True:
+        while start in given:
+            start += 1
+        if num_frames is not None and start >= num_frames:
+            return
+        first = start - min(start, num_context_frames)
+        goal = min((position for position in given if position > start), default=None)
+        if goal is not None and num_context_frames > 1 and goal - start + 1 < max_frames:
+            first = min(max(0, goal + 1 - max_frames), max(0, start - 1))
+            context = (*range(first, min(first + num_context_frames - 1, start)), goal)
+            end = goal
+        else:
+            end = first + max_frames
+            if goal is not None:
+                end = min(end, goal)
+            elif num_frames is not None and end > num_frames:
+                end, first = num_frames, min(first, max(0, num_frames - max_frames))
+            context = range(first, min(first + num_context_frames, start))
+        yield Window(tuple(context), tuple(range(start, end)))
+        start = end
 
 
 def long_range(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:

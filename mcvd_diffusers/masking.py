@@ -7,12 +7,15 @@ One function per method, all with one signature: a batch size, what the method n
 import math
 import numbers
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 import torch
 
 from mcvd_diffusers.randomness import Generators, rand_tensor
+
+
+LGCVD_TASK_SHARES = (0.45, 0.4, 0.05, 0.1)
 
 
 class FrameRole(IntEnum):
@@ -254,6 +257,53 @@ def joint_segments(batch_size: int, *, num_frames: int, num_images: int) -> torc
     _check_counts(("num_frames", num_frames, 1), ("num_images", num_images, 0))
     segments = torch.cat([torch.zeros(num_frames, dtype=torch.long), torch.arange(1, num_images + 1)])
     return segments.expand(batch_size, -1)
+
+
+def lgcvd_positions(
+    batch_size: int,
+    *,
+    num_frames: int = 8,
+    task_shares: Sequence[float] = LGCVD_TASK_SHARES,
+    generator: Generators = None,
+) -> torch.Tensor:
+    """
+    Where the two frames that LGC-VD's network is given lie in the window that it makes (2306.02562; the shares are those of its
+    code): the first two, for prediction; none, for generation; the first and the last, for interpolation; or any two, or one.
+
+    The original draws for a whole batch; here each clip draws for itself.
+
+    Args:
+        batch_size (`int`): Number of clips `B`.
+        num_frames (`int`, *optional*, defaults to 8): Frames of a window `F`, 3 or more.
+        task_shares (`Sequence[float]`, *optional*, defaults to `(0.45, 0.4, 0.05, 0.1)`):
+            Probabilities of prediction, generation, interpolation, and of two different ones of -1, 0, ..., `F - 2`; their sum
+            is 1.
+        generator (`torch.Generator` or a list of them, *optional*):
+            The source of randomness. Clip `i` takes three numbers, and does not depend on the batch size.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 2)`, integer: Positions from 0 to `F - 1`, or -1: not given.
+
+    Raises:
+        ValueError: If a number is out of range, or a list of generators does not have one for each clip.
+    """
+    _check_counts(("num_frames", num_frames, 3))
+    if len(task_shares) != 4 or min(task_shares) < 0 or not math.isclose(sum(task_shares), 1, abs_tol=1e-6):
+        raise ValueError(f"`task_shares` must be four probabilities whose sum is 1, got {tuple(task_shares)}.")
+    draws = rand_tensor((batch_size, 3), generator)
+    first = (draws[:, 1] * num_frames).long()
+    second = (draws[:, 2] * (num_frames - 1)).long()
+    pair = torch.stack([first, second + (second >= first)], dim=1) - 1  # two different ones
+    _, generation, interpolation, anywhere = task_shares
+    positions = torch.tensor([0, 1]).expand(batch_size, 2)
+    # As in the original, from the rarest up.
+    for limit, task in (
+        (anywhere + interpolation + generation, torch.tensor([-1, -1])),
+        (anywhere + interpolation, torch.tensor([0, num_frames - 1])),
+        (anywhere, pair),
+    ):
+        positions = torch.where((draws[:, :1] < limit).to(positions.device), task.to(positions.device), positions)
+    return positions
 
 
 def trained_tasks(

@@ -28,9 +28,8 @@ import yaml
 
 from mcvd_diffusers._version import __version__
 from mcvd_diffusers.checkpointing import (
-    AVERAGED_WEIGHTS,
+    OPTIMIZER,
     STATE,
-    WEIGHTS,
     CheckpointWriter,
     clean_up,
     holds_pipeline,
@@ -214,8 +213,8 @@ class RunFolder:
     def keep(
         self,
         *,
-        network: torch.nn.Module,
-        averaged: torch.nn.Module | None,
+        components: torch.nn.ModuleDict,
+        averaged: torch.nn.ModuleDict | None,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
         pipeline: MCVDPipeline,
@@ -229,7 +228,8 @@ class RunFolder:
         Name the state that is saved from now on.
 
         Args:
-            network, averaged (`torch.nn.Module`): What is trained, not wrapped; its average, if there is one.
+            components, averaged (`torch.nn.ModuleDict`):
+                What is trained, not wrapped, by the names that it has in the pipeline; its average, if there is one.
             optimizer (`torch.optim.Optimizer`): Not wrapped.
             scaler (`torch.amp.GradScaler`, *optional*): Of fp16.
             pipeline ([`MCVDPipeline`]): What it will be sampled with.
@@ -239,7 +239,7 @@ class RunFolder:
             world_size (`int`): Number of processes.
             precision (`str`): What the network computes in.
         """
-        self._network, self._averaged, self._optimizer, self._scaler = network, averaged, optimizer, scaler
+        self._components, self._averaged, self._optimizer, self._scaler = components, averaged, optimizer, scaler
         self._progress, self._num_clips = progress, num_clips
         self._facts = {"data": fingerprint, "division": _division(self._settings, world_size), "precision": precision}
         self._pipeline, self._pipeline_files = pipeline, pipeline_files(pipeline)
@@ -305,7 +305,7 @@ class RunFolder:
         }
         return self._writer.save(
             progress.update,
-            tensors=training_tensors(self._network, self._averaged, self._optimizer),
+            tensors=training_tensors(self._components, self._averaged, self._optimizer),
             texts=self._pipeline_files | {STATE: json.dumps(state, indent=1)},
             facts=facts,
         )
@@ -323,8 +323,8 @@ class RunFolder:
             self._begin_to_save()
         with contextlib.suppress(OSError):  # logged; what counts now is the pipeline
             self._writer.finish()
-        tensors = training_tensors(self._network, self._averaged, self._optimizer)
-        weights = {name: tensors[name] for name in (WEIGHTS, AVERAGED_WEIGHTS) if name in tensors}
+        tensors = training_tensors(self._components, self._averaged, self._optimizer)
+        weights = {name: group for name, group in tensors.items() if name != OPTIMIZER}
         try:
             publish_pipeline(self.path, weights, self._pipeline_files)
         except OSError as error:
@@ -380,6 +380,8 @@ def pipeline_files(pipeline: MCVDPipeline) -> dict[str, str]:
         folder = Path(folder)
         pipeline.save_config(folder)
         pipeline.unet.save_config(folder / "unet")
+        if pipeline.context_encoder is not None:
+            pipeline.context_encoder.save_config(folder / "context_encoder")
         pipeline.scheduler.save_config(folder / "scheduler")
         return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in folder.rglob("*.json")}
 
@@ -431,6 +433,7 @@ def card_facts(
         data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
     # Of the videos that were timed: a block, or what is made of a window.
     num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or unet.max_frames
+    num_frames -= unet.get("num_context_frames", 0)
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} with {os.cpu_count()} cores"
     )

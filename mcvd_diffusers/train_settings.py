@@ -30,7 +30,15 @@ from mcvd_diffusers.checkpointing import (
     verify_checkpoint,
 )
 from mcvd_diffusers.folder_lock import LOCK_NAME, FolderLock
-from mcvd_diffusers.models import MCVDUNet2DModel, SpaceTimeUNetModel
+from mcvd_diffusers.masking import LGCVD_TASK_SHARES
+from mcvd_diffusers.models import (
+    LGCVDContextEncoder,
+    LGCVDUNet2DModel,
+    MCVDUNet2DModel,
+    RVDContextEncoder,
+    RVDUNet2DModel,
+    SpaceTimeUNetModel,
+)
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.presets import PRESETS, preset
@@ -47,11 +55,12 @@ def _flag(default, help: str):
 class ModelArguments:
     """What is trained; each field is a flag."""
 
-    method: Literal["mcvd", "ramvid", "fdm", "vdm"] = _flag(
+    method: Literal["mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd"] = _flag(
         "mcvd",
         "What is trained, and which frames it is given: mcvd, blocks before and after; ramvid, a few frames anywhere in the"
-        " window; fdm, frames from anywhere in a long clip; vdm, none, with single images beside the clip. That of the"
-        " pipeline that is gone on with, if one is.",
+        " window; fdm, frames from anywhere in a long clip; vdm, none, with single images beside the clip; lgcvd, two frames and"
+        " a memory of the window before; rvd, all frames before, through recurrent networks. That of the pipeline that is gone on"
+        " with, if one is.",
     )
     pretrained_model_name_or_path: str | None = _flag(
         None,
@@ -67,16 +76,18 @@ class ModelArguments:
     resolution: list[int] | None = _flag(
         None,
         "Height and width of the frames in pixels, or one number for both; those of the data, or, for moving digits, 32"
-        " (ramvid, fdm, vdm: 16), if not given. Any size will do.",
+        " (other methods than mcvd: 16), if not given. Any size will do.",
     )
     num_past_frames: int = _flag(4, "mcvd: frames before the block that the network reads.")
     num_frames: int = _flag(4, "mcvd: frames of the block that the network makes.")
     num_future_frames: int = _flag(2, "mcvd: frames after the block that the network reads.")
     max_frames: int | None = _flag(
-        None, "ramvid, fdm, vdm: frames of a window, without images beside it; 16 if not given."
+        None, "ramvid, fdm, vdm, lgcvd: frames of a window, without what is beside it; 16 (lgcvd: 8) if not given."
     )
     clip_frames: int | None = _flag(
-        None, "fdm: frames of the clip that a window's frames are taken from; twice --max_frames if not given."
+        None,
+        "fdm: frames of the clip that a window's frames are taken from; twice --max_frames if not given. rvd: frames of a"
+        " sequence, 8 if not given; the first two are never learned.",
     )
     block_out_channels: list[int] = _flag([32, 64, 96], "Channels of each level of the UNet, finest first.")
     down_block_types: list[str] | None = _flag(
@@ -85,22 +96,38 @@ class ModelArguments:
     )
     attention_levels: list[int] | None = _flag(
         None,
-        "ramvid, fdm: levels with attention, 0 the finest; the coarsest only, if not given. The middle always has it.",
+        "ramvid, fdm, lgcvd: levels with attention, 0 the finest; the coarsest only, if not given. The middle always has it.",
     )
-    num_attention_heads: int | None = _flag(None, "ramvid, fdm, vdm: heads of attention; 4 if not given.")
+    num_attention_heads: int | None = _flag(None, "ramvid, fdm, vdm, rvd: heads of attention; 4 if not given.")
     temporal_position: Literal["relative_network", "bias", "rotary", "bias_and_rotary", "none"] | None = _flag(
         None,
         "fdm, vdm: how attention knows which frame is where; as published (relative_network, bias_and_rotary), if not"
         " given.",
     )
-    layers_per_block: int = _flag(1, "Residual blocks of a level.")
+    layers_per_block: int = _flag(1, "Residual blocks of a level (rvd: always as published).")
     attention_head_dim: int | None = _flag(
         None,
-        "Channels of an attention head. mcvd: one head if not given; the others: those of the level, divided by the heads.",
+        "Channels of an attention head. mcvd, lgcvd: one head if not given; rvd: 16; the others: those of the level, divided by"
+        " the heads.",
     )
     spatin_channels: int = _flag(128, "mcvd: hidden channels of SPATIN's convolutions.")
     dropout: float = _flag(0.0, "Dropout in the residual blocks.")
     embed_past_kept: bool = _flag(False, "mcvd: tell the network in its time embedding whether the past is there.")
+    clip_memory: bool = _flag(
+        False,
+        "mcvd: give the network LGC-VD's memory of the windows before, trained with it; an update then learns two windows, one"
+        " after the other. (lgcvd always has it.)",
+    )
+    residual: bool | None = _flag(
+        None,
+        "mcvd, rvd: let a recurrent network predict the frames, and make what it did not; True for rvd, if not given.",
+    )
+    predictor_channels: list[int] | None = _flag(
+        None, "With --residual: channels of that network's levels; those of --block_out_channels if not given."
+    )
+    residual_scale: float | None = _flag(
+        None, "With --residual: what is left is divided by this; 1, as published, if not given."
+    )
 
 
 @dataclass
@@ -244,6 +271,17 @@ class TrainingArguments:
         " the original's code.",
     )
 
+    own_predictions: bool | None = _flag(
+        None,
+        "mcvd, lgcvd: learn two windows in an update, the second given what the network made of the first, noisy as it is,"
+        " against the drift of long videos. True for lgcvd, if not given; without, its second window is given true frames.",
+    )
+    task_shares: list[float] | None = _flag(
+        None,
+        "lgcvd: shares of prediction, generation, interpolation, and two frames given anywhere; 0.45 0.4 0.05 0.1, as in the"
+        " original's code, if not given.",
+    )
+
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = _flag(
         "v_prediction", "What the network predicts; the original's predicts epsilon."
     )
@@ -252,7 +290,9 @@ class TrainingArguments:
         "Noise schedule: the original's linear one, cosine, or VDM's cosine with log-SNR from 20 to -20.",
     )
     num_train_timesteps: int = _flag(1000, "Timesteps of the noise schedule.")
-    loss_type: Literal["l2", "l1"] = _flag("l2", "Squared or absolute error.")
+    loss_type: Literal["l2", "l1"] | None = _flag(
+        None, "Squared or absolute error; l1 for lgcvd and rvd, l2 for the others, if not given."
+    )
     loss_reduction: Literal["mean", "sum", "window_mean"] = _flag(
         "mean",
         "Over a clip's pixels. MCVD's original adds up, so that clipping its gradient to norm 1 always bites: another"
@@ -351,30 +391,43 @@ NOT_FOR_STREAMS = [
     "clip_step",
 ] + ["variables", "normalization_frames"]
 
-METHODS = ("mcvd", "ramvid", "fdm", "vdm")
+METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
 
 # Settings that only mean something for some methods.
 FOR_METHODS = {
     **dict.fromkeys(
         ("conditioning", "num_past_frames", "num_frames", "num_future_frames", "down_block_types", "spatin_channels")
-        + ("embed_past_kept", "drop_past", "drop_future"),
+        + ("embed_past_kept", "drop_past", "drop_future", "clip_memory"),
         ("mcvd",),
     ),
-    **dict.fromkeys(("max_frames", "num_attention_heads"), ("ramvid", "fdm", "vdm")),
-    **dict.fromkeys(("clip_frames", "fill_with_other_clips"), ("fdm",)),
-    "attention_levels": ("ramvid", "fdm"),
+    "max_frames": ("ramvid", "fdm", "vdm", "lgcvd"),
+    "num_attention_heads": ("ramvid", "fdm", "vdm", "rvd"),
+    "clip_frames": ("fdm", "rvd"),
+    "fill_with_other_clips": ("fdm",),
+    "attention_levels": ("ramvid", "fdm", "lgcvd"),
     "temporal_position": ("fdm", "vdm"),
     **dict.fromkeys(("max_observed", "drop_observed"), ("ramvid",)),
     **dict.fromkeys(("num_joint_images", "image_data_dir"), ("vdm",)),
+    "layers_per_block": ("mcvd", "ramvid", "fdm", "vdm", "lgcvd"),
+    "dropout": ("mcvd", "ramvid", "fdm", "vdm"),
+    **dict.fromkeys(("residual", "predictor_channels", "residual_scale"), ("mcvd", "rvd")),
+    "own_predictions": ("mcvd", "lgcvd"),
+    "task_shares": ("lgcvd",),
 }
 
 # What is filled in where neither a flag nor a saved pipeline says it: flag -> method -> value.
 METHOD_DEFAULTS = {
-    "max_frames": {"ramvid": 16, "fdm": 16, "vdm": 16},
-    "num_attention_heads": {"ramvid": 4, "fdm": 4, "vdm": 4},
+    "max_frames": {"ramvid": 16, "fdm": 16, "vdm": 16, "lgcvd": 8},
+    "clip_frames": {"rvd": 8},
+    "num_attention_heads": {"ramvid": 4, "fdm": 4, "vdm": 4, "rvd": 4},
     "temporal_position": {"fdm": "relative_network", "vdm": "bias_and_rotary"},
     "drop_observed": {"ramvid": 0.25},
     "num_joint_images": {"vdm": 4},
+    "residual": {"mcvd": False, "rvd": True},
+    "residual_scale": {"mcvd": 1.0, "rvd": 1.0},
+    "own_predictions": {"mcvd": False, "lgcvd": True},
+    "task_shares": {"lgcvd": list(LGCVD_TASK_SHARES)},
+    "loss_type": {**dict.fromkeys(("mcvd", "ramvid", "fdm", "vdm"), "l2"), "lgcvd": "l1", "rvd": "l1"},
 }
 
 # What may be another when a run is gone on with: where it runs, what it shows, how a batch is divided (the product is
@@ -410,11 +463,21 @@ FROM_PRETRAINED_SPACE_TIME = (
     *("in_channels", "max_frames", "block_out_channels", "attention_levels", "num_attention_heads"),
     *("temporal_position", "layers_per_block", "attention_head_dim", "dropout"),
 )
+FROM_PRETRAINED_LGCVD = ("in_channels", "max_frames", "block_out_channels", "attention_levels", "layers_per_block") + (
+    "attention_head_dim",
+)
+FROM_PRETRAINED_RVD = ("in_channels", "block_out_channels", "num_attention_heads", "attention_head_dim", "residual")
+FROM_PRETRAINED = {
+    "mcvd": FROM_PRETRAINED_UNET,
+    **dict.fromkeys(("ramvid", "fdm", "vdm"), FROM_PRETRAINED_SPACE_TIME),
+    "lgcvd": FROM_PRETRAINED_LGCVD,
+    "rvd": FROM_PRETRAINED_RVD,
+}
 FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
 
 # What a checkpoint is made with.
-MUST_STAY = frozenset(FROM_PRETRAINED_UNET + FROM_PRETRAINED_SPACE_TIME + FROM_PRETRAINED_SCHEDULER) | {
-    "method",
+MUST_STAY = frozenset(sum(FROM_PRETRAINED.values(), FROM_PRETRAINED_SCHEDULER)) | {
+    *("method", "clip_memory", "residual", "predictor_channels", "residual_scale"),
     *("resolution", "use_ema", "seed", "normalization", "value_low", "value_high", "nan_fill", "nan_mask_channel"),
 }
 
@@ -445,7 +508,7 @@ class Settings:
 
     @property
     def num_window_frames(self) -> int:
-        """Frames of a clip: mcvd's past, block and future, fdm's long clip, or a window."""
+        """Frames of a clip: mcvd's past, block and future, fdm's long clip, rvd's sequence, or a window."""
         if self.model.method != "mcvd":
             return self.model.clip_frames or self.model.max_frames
         return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
@@ -732,10 +795,12 @@ def _adopt_pretrained(settings: Settings) -> None:
     ):
         if name not in settings.explicit:
             setattr(group, name, theirs)
-    shape = FROM_PRETRAINED_UNET if settings.model.method == "mcvd" else FROM_PRETRAINED_SPACE_TIME
+    brought = {**unet_config, **_adopt_context_encoder(settings, pipeline_config, unet_config)}
+    ablations = ("clip_memory", "residual", "predictor_channels", "residual_scale")
+    shape = dict.fromkeys([*FROM_PRETRAINED[settings.model.method], *ablations])
     shape = [name for name in shape if settings.model.method in FOR_METHODS.get(name, METHODS)]
     for group, config, names in (  # and these not
-        (settings.model, unet_config, shape),
+        (settings.model, brought, shape),
         (settings.training, scheduler_config, FROM_PRETRAINED_SCHEDULER),
     ):
         for name in names:
@@ -748,10 +813,34 @@ def _adopt_pretrained(settings: Settings) -> None:
             setattr(group, name, theirs)
 
 
+def _adopt_context_encoder(settings: Settings, pipeline_config: dict, unet_config: dict) -> dict:
+    """What a pretrained pipeline's context encoder is, under the names of the flags."""
+    source, kind = (
+        settings.model.pretrained_model_name_or_path,
+        (pipeline_config.get("context_encoder") or [None] * 2)[1],
+    )
+    found = {
+        "clip_memory": settings.model.method == "mcvd" and kind == LGCVDContextEncoder.__name__,
+        "residual": unet_config.get("residual"),
+        "predictor_channels": None,
+        "residual_scale": None,
+    }
+    if found["residual"]:
+        encoder = RVDContextEncoder.load_config(source, subfolder="context_encoder")
+        found |= {
+            "predictor_channels": encoder["predictor_block_out_channels"],
+            "residual_scale": encoder["scale"],
+        }
+    return found
+
+
 def _adopt_method(settings: Settings, unet_config: dict) -> None:
     """The method whose network a pretrained pipeline has."""
     source, given = settings.model.pretrained_model_name_or_path, settings.model.method
-    if unet_config.get("_class_name") != SpaceTimeUNetModel.__name__:
+    others = {LGCVDUNet2DModel.__name__: "lgcvd", RVDUNet2DModel.__name__: "rvd"}
+    if unet_config.get("_class_name") in others:
+        method = others[unet_config["_class_name"]]
+    elif unet_config.get("_class_name") != SpaceTimeUNetModel.__name__:
         method = "mcvd"
     elif unet_config["backbone"] == "unet3d":
         method = "vdm"
@@ -804,7 +893,7 @@ def _fill_in_defaults(settings: Settings) -> None:
         settings.training.max_observed = max(1, min(4, model.max_frames - 1))
     if method == "fdm" and model.clip_frames is None:
         model.clip_frames = 2 * model.max_frames
-    if method in ("ramvid", "fdm") and model.attention_levels is None:
+    if method in ("ramvid", "fdm", "lgcvd") and model.attention_levels is None:
         model.attention_levels = [len(model.block_out_channels) - 1]
 
 
@@ -936,7 +1025,16 @@ def _check_method_settings(settings: Settings) -> None:
         value = getattr(group, name)
         if value is not None and value > most:
             raise ValueError(f"--{name} must be at most {most:,}, got {value}: so many frames are in memory at once.")
-    if model.clip_frames is not None and model.clip_frames < model.max_frames:
+    if model.method == "rvd" and model.clip_frames < 3:
+        raise ValueError(
+            f"--clip_frames must be at least 3 for --method rvd, which is given the first two frames, got {model.clip_frames}."
+        )
+    if model.method == "lgcvd" and model.max_frames < 3:
+        raise ValueError(
+            f"--max_frames must be at least 3 for --method lgcvd, which is given two frames of a window, got {model.max_frames}."
+        )
+    _check_ablations(settings)
+    if model.method == "fdm" and model.clip_frames < model.max_frames:
         raise ValueError(
             f"--clip_frames ({model.clip_frames}) must be at least --max_frames ({model.max_frames}): a window's frames are"
             " taken from the clip."
@@ -983,6 +1081,33 @@ def _check_method_settings(settings: Settings) -> None:
                 f"--output_dir {training.output_dir} lies inside --image_data_dir {folder}: its pictures would become training"
                 " data of the next run. Choose a folder outside."
             )
+
+
+def _check_ablations(settings: Settings) -> None:
+    """Memory, residuals, and training on own predictions."""
+    model, training = settings.model, settings.training
+    if model.clip_memory and model.residual:
+        raise ValueError("--clip_memory and --residual both bring a context encoder, and there is one: choose.")
+    if model.clip_memory and not model.num_past_frames:
+        raise ValueError("--clip_memory is of frames before a block: --num_past_frames must be at least 1.")
+    if model.method == "mcvd" and model.residual and not model.num_past_frames:
+        raise ValueError("--residual predicts from past frames: --num_past_frames must be at least 1.")
+    if model.method == "mcvd" and training.own_predictions and not model.num_past_frames:
+        raise ValueError("--own_predictions become the past of a second window: --num_past_frames must be at least 1.")
+    if not model.residual:
+        for name in ("predictor_channels", "residual_scale"):
+            if name in settings.changed:
+                raise ValueError(f"--{name} means nothing without --residual: pass that, too, or leave it out.")
+    if model.residual_scale is not None and not 0 < model.residual_scale < math.inf:
+        raise ValueError(f"--residual_scale must be a positive number, got {model.residual_scale}.")
+    if training.own_predictions and training.prediction_type == "epsilon":
+        raise ValueError(
+            "--own_predictions learn from what the network takes the frames for in one step, which for --prediction_type epsilon"
+            " is noise made larger: choose v_prediction or sample, or leave it out (lgcvd: --own_predictions False)."
+        )
+    shares = training.task_shares
+    if shares is not None and (len(shares) != 4 or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6)):
+        raise ValueError(f"--task_shares must be four probabilities whose sum is 1, got {' '.join(map(str, shares))}.")
 
 
 def _check_output_dir(settings: Settings, output_dir: Path) -> None:

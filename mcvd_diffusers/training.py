@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from mcvd_diffusers.guidance import to_clean
 from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.models.context import ContextOutput
 from mcvd_diffusers.randomness import Generators, keyed_seed, rand_tensor
 
 
@@ -64,7 +66,9 @@ def denoising_loss(
     loss_type: str = "l2",
     reduction: str = "mean",
     learns_observed: bool = False,
-) -> torch.Tensor:
+    context: ContextOutput | None = None,
+    return_estimate: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     r"""
     The denoising loss of a batch of clips (DDPM, 2006.11239, equation 14, over the LATENT frames only).
 
@@ -99,9 +103,17 @@ def denoising_loss(
             Whether OBSERVED frames are learned, too: that there is no noise in them (an option of RaMViD's code, not used in the
             paper). For `prediction_type="epsilon"` and networks whose output there is not zero by construction, as that of
             [`MCVDUNet2DModel`] is.
+        context ([`ContextOutput`], *optional*):
+            What a context encoder knows of the frames before the window. Its `features` are told to the network. With a `mean` of
+            shape `(B, T, C, H, W)`, `(frame - mean) / scale` is what is noised and learned of a LATENT frame (RVD, 2203.09481):
+            gradients reach the mean through the noisy frames.
+        return_estimate (`bool`, *optional*, defaults to `False`):
+            Whether to return, too, what the network takes the clean frames for in this one step, `(B, T, C, H, W)`, without
+            gradient and not clamped; frames that are not LATENT as they came.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`, float32: The loss of each clip. A clip without LATENT frames has loss 0.
+        `torch.Tensor` of shape `(B,)`, float32: The loss of each clip. A clip without LATENT frames has loss 0. With
+        `return_estimate`, a tuple of it and the estimate.
 
     Raises:
         ValueError: If `loss_type`, `reduction` or the scheduler's `prediction_type` is unknown.
@@ -129,7 +141,7 @@ def denoising_loss(
             )
     if noise is not None and noise.shape != video.shape:
         raise ValueError(f"`noise` must have the shape of `video`, {tuple(video.shape)}, got {tuple(noise.shape)}.")
-    video = video.float()
+    video, context = video.float(), ContextOutput() if context is None else context
     if timesteps is None:
         timesteps = draw_timesteps(noise_scheduler, batch_size, generator=generator)
     timesteps = timesteps.to(device)
@@ -137,28 +149,41 @@ def denoising_loss(
         noise = randn_tensor(tuple(video.shape), generator=generator, device=device)
 
     is_latent = (roles == FrameRole.LATENT).to(device)[:, :, None, None, None]
-    sample = torch.where(is_latent, noise_scheduler.add_noise(video, noise, timesteps), video)
+    clean = video if context.mean is None else (video - context.mean.float()) / context.scale
+    noisy = noise_scheduler.add_noise(clean, noise, timesteps)
+    sample = torch.where(is_latent, noisy, video)
     places = {"frame_indices": frame_indices, "segment_ids": segment_ids}  # not every network takes them
     places = {name: x.to(device) for name, x in places.items() if x is not None}
+    if context.features:
+        places["context"] = context.features
     prediction = model(sample, timesteps, roles.to(device), **places, return_dict=False)[0].float()
 
     if prediction_type == "epsilon":
         target = torch.where(is_latent, noise, 0)
     elif prediction_type == "v_prediction":
-        target = noise_scheduler.get_velocity(video, noise, timesteps)
+        target = noise_scheduler.get_velocity(clean, noise, timesteps)
     else:
-        target = video
+        target = clean
     error = (prediction - target).abs() if loss_type == "l1" else (prediction - target) ** 2
     is_learned = is_latent
     if learns_observed:
         is_learned = (roles != FrameRole.ABSENT).to(device)[:, :, None, None, None]
     total = torch.where(is_learned, error, 0).flatten(1).sum(dim=1)  # (B,)
     if reduction == "sum":
-        return total if loss_type == "l1" else total / 2
-    if reduction == "window_mean":
-        return total / video[0].numel()
-    num_pixels = is_learned.flatten(1).sum(dim=1) * video[0, 0].numel()
-    return total / num_pixels.clamp(min=1)
+        losses = total if loss_type == "l1" else total / 2
+    elif reduction == "window_mean":
+        losses = total / video[0].numel()
+    else:
+        num_pixels = is_learned.flatten(1).sum(dim=1) * video[0, 0].numel()
+        losses = total / num_pixels.clamp(min=1)
+    if not return_estimate:
+        return losses
+    with torch.no_grad():
+        alphas = noise_scheduler.alphas_cumprod.to(device)[timesteps][:, None, None, None, None]
+        estimate = to_clean(prediction, noisy, (alphas.sqrt(), (1 - alphas).sqrt()), prediction_type)
+        if context.mean is not None:
+            estimate = context.mean.float() + context.scale * estimate
+        return losses, torch.where(is_latent, estimate, video)
 
 
 @dataclass
@@ -172,12 +197,14 @@ class TrainingWindow:
         frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video; `None`: 0, 1, 2, ...
         segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*):
             Which frames see which; `None`: all. The clip itself is segment 0.
+        before (`torch.Tensor` of shape `(B, n, C, H, W)`, *optional*): What a context encoder reads before the window.
     """
 
     video: torch.Tensor
     roles: torch.Tensor
     frame_indices: torch.Tensor | None = None
     segment_ids: torch.Tensor | None = None
+    before: torch.Tensor | None = None
 
 
 def gather_window(

@@ -36,3 +36,16 @@ class ContextOutput(BaseOutput):
             self.__init__(**self.features)
         else:
             super().__post_init__()
+
+    def rows(self, rows: slice) -> "ContextOutput":
+        """
+        What is known of some of the videos.
+
+        Args:
+            rows (`slice`): Which.
+
+        Returns:
+            [`ContextOutput`]: Of these.
+        """
+        features, state = (tuple(x[rows] for x in group) for group in (self.features, self.state))
+        return ContextOutput(features, state, None if self.mean is None else self.mean[rows], self.scale)

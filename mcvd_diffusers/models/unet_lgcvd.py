@@ -183,6 +183,11 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         _init_weights(self)
 
     @property
+    def context_widths(self) -> tuple[int, ...]:
+        """Channels of the memory, of which there is one map."""
+        return (self.config.context_channels or self.config.block_out_channels[-1],)
+
+    @property
     def num_window_frames(self) -> int:
         """`T`, the number of frames of a window: local context and clip."""
         return self.config.num_context_frames + self.config.max_frames
@@ -322,7 +327,7 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 " segments apart. Pass one video per batch item."
             )
         height, width = (math.ceil(size / self.size_multiple) for size in sample.shape[-2:])
-        shape = (sample.shape[0], self.config.context_channels or self.config.block_out_channels[-1], height, width)
+        shape = (sample.shape[0], *self.context_widths, height, width)
         way_out = "It is the memory: `features` of what the pipeline's LGCVDContextEncoder returns."
         if not isinstance(context, (tuple, list)) or len(context) != 1 or not torch.is_tensor(context[0]):
             got = f"{len(context)} entries" if isinstance(context, (tuple, list)) else type(context).__name__
@@ -395,9 +400,14 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
         return self.config.max_frames
 
     @property
-    def feature_channels(self) -> int:
-        """`D`, the channels of the memory."""
-        return self.config.block_out_channels[-1]
+    def feature_channels(self) -> tuple[int, ...]:
+        """`D`, the channels of the memory, of which there is one map."""
+        return (self.config.block_out_channels[-1],)
+
+    @property
+    def predicts_frames(self) -> bool:
+        """It does not: there is no mean."""
+        return False
 
     @property
     def size_multiple(self) -> int:
@@ -413,6 +423,7 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
         frames: torch.Tensor,
         state: tuple[torch.Tensor, ...] | None = None,
         num_frames: int | None = None,
+        averages: bool = True,
         return_dict: bool = True,
     ) -> ContextOutput | tuple:
         """
@@ -425,6 +436,8 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
                 The memory so far: `state` of what an earlier call returned. `None` or empty: a new video, whose memory is
                 that of a grey clip.
             num_frames (`int`, *optional*): Not read: this memory is the same for any number of frames to be made.
+            averages (`bool`, *optional*, defaults to `True`):
+                Whether what was there before counts. `False`: the memory is that of the clip alone, as in LGC-VD's training.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`ContextOutput`].
 
         Returns:
@@ -435,13 +448,15 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
         """
         self._check_inputs(frames, state)
         batch_size, num_read, _, height, width = frames.shape
+        is_alone = num_read > 0 and not averages
         if state is not None and len(state):
             memory = state[0]
-        else:
+        elif not is_alone:
             grey = frames.new_zeros(1, self.config.max_frames, *frames.shape[2:])
             memory = self.encode(grey).expand(batch_size, -1, -1, -1)  # the same for all videos
         if num_read:
-            memory = (self.encode(frames) + memory) / 2
+            clip = self.encode(frames)
+            memory = clip if is_alone else (clip + memory) / 2
         output = ContextOutput(features=(memory,), state=(memory,))
         return output if return_dict else output.to_tuple()
 
@@ -472,7 +487,7 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
         if state is None or isinstance(state, (tuple, list)) and not state:
             return
         height, width = (math.ceil(size / self.size_multiple) for size in frames.shape[-2:])
-        shape = (frames.shape[0], self.feature_channels, height, width)
+        shape = (frames.shape[0], *self.feature_channels, height, width)
         if not isinstance(state, (tuple, list)) or len(state) != 1 or tuple(state[0].shape) != shape:
             got = [tuple(each.shape) for each in state] if isinstance(state, (tuple, list)) else type(state).__name__
             raise ValueError(

@@ -112,6 +112,12 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         prediction_type (`str`, *optional*):
             What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the
             pipeline trusts its scheduler. A statement about the weights, as `drop_past`.
+        context_channels (`int`, *optional*, defaults to `0`):
+            Channels of the feature map of a context encoder, such as [`LGCVDContextEncoder`], which the network then looks at in
+            its middle and cannot do without (as LGC-VD's does, 2306.02562). 0: there is none.
+        residual (`bool`, *optional*, defaults to `False`):
+            Whether the network makes what a context encoder, such as [`RVDContextEncoder`], did not predict of the frames (as
+            RVD's does, 2203.09481). A statement about the weights, as `drop_past`.
 
     Raises
     ------
@@ -144,6 +150,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         drop_future: float = 0.5,
         num_train_timesteps: int = 1000,
         prediction_type: str | None = None,
+        context_channels: int = 0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -192,7 +200,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             channels = out_channels
             skip_channels += [out_channels] * (layers_per_block + (not is_last))
 
-        self.mid_block = MCVDMidBlock2D(channels, head_dim=attention_head_dim, **block_args)
+        self.mid_block = MCVDMidBlock2D(
+            channels, head_dim=attention_head_dim, context_channels=context_channels, **block_args
+        )
 
         self.up_blocks = nn.ModuleList()
         for level, out_channels in reversed(list(enumerate(block_out_channels))):
@@ -243,6 +253,11 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     def num_window_frames(self) -> int:
         """`T`, the number of frames of a window: past, current and future."""
         return self.config.num_past_frames + self.config.num_frames + self.config.num_future_frames
+
+    @property
+    def context_widths(self) -> tuple[int, ...]:
+        """Channels of each feature map of a context encoder that the network is told; none if it has none."""
+        return (self.config.context_channels,) if self.config.context_channels else ()
 
     @property
     def size_multiple(self) -> int:
@@ -309,6 +324,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         frame_indices: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         conditioning: Conditioning = None,
+        context: tuple[torch.Tensor, ...] | None = None,
         return_dict: bool = True,
     ) -> MCVDUNet2DOutput | tuple[torch.Tensor]:
         """
@@ -332,15 +348,19 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             conditioning (*optional*):
                 The result of [`~MCVDUNet2DModel.encode_conditioning`] for the same observed frames. `None` computes
                 it here. When given, the past and future frames of `sample` are not read.
+            context (`tuple[torch.Tensor]`, *optional*):
+                The `features` of a context encoder, one map `(B, context_channels, h, w)`, if the network has one.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return an [`MCVDUNet2DOutput`].
 
         Returns:
             [`MCVDUNet2DOutput`] or `tuple`: The prediction of shape `(B, T, C, H, W)`, zero outside the block.
 
         Raises:
-            ValueError: If the shape of `sample` or `roles` is not that of a window, or `segment_ids` is given.
+            ValueError: If the shape of `sample` or `roles` is not that of a window, `segment_ids` is given, or `context` is not
+                what the network needs.
         """
         self._check_inputs(sample, roles)
+        self._check_context(context, len(sample))
         if segment_ids is not None:
             raise ValueError(
                 "`segment_ids` must be None for MCVDUNet2DModel: its frames are stacked on channels, so it cannot keep"
@@ -385,7 +405,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         for block, cond in zip(self.down_blocks, _split(down_cond, len(self.down_blocks))):
             hidden_states, new_skips = self._run(block, hidden_states, emb, cond)
             skips += new_skips
-        hidden_states = self._run(self.mid_block, hidden_states, emb, mid_cond)
+        hidden_states = self._run(self.mid_block, hidden_states, emb, mid_cond, context[0] if context else None)
         for block, cond in zip(self.up_blocks, _split(up_cond, len(self.up_blocks))):
             block_skips = [skips.pop() for _ in block.resnets]
             hidden_states = self._run(block, hidden_states, emb, cond, block_skips)
@@ -425,6 +445,19 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         frames = torch.cat([sample[:, :past], sample[:, future:]], dim=1)
         is_observed = torch.cat([roles[:, :past], roles[:, future:]], dim=1) == OBSERVED
         return torch.where(is_observed[:, :, None, None, None], frames, 0).flatten(1, 2)
+
+    def _check_context(self, context: tuple[torch.Tensor, ...] | None, batch_size: int) -> None:
+        width = self.config.context_channels
+        shapes = [tuple(x.shape) for x in context or ()]
+        if len(shapes) == len(self.context_widths) and all(
+            len(shape) == 4 and shape[:2] == (batch_size, width) for shape in shapes
+        ):
+            return
+        raise ValueError(
+            f"`context` must be the features of a context encoder, one map ({batch_size}, {width}, h, w), got shapes {shapes}."
+            if width
+            else f"`context` must be None: this network has no memory (`context_channels` is 0), got shapes {shapes}."
+        )
 
     def _check_inputs(self, sample: torch.Tensor, roles: torch.Tensor) -> None:
         if sample.ndim != 5:
@@ -495,7 +528,7 @@ class MCVDDownBlock2D(nn.Module):
 
 
 class MCVDMidBlock2D(nn.Module):
-    """The coarsest level: residual block, attention, residual block."""
+    """The coarsest level: residual block, attention, residual block, and attention to a memory, if there is one."""
 
     def __init__(
         self,
@@ -505,20 +538,29 @@ class MCVDMidBlock2D(nn.Module):
         embedding_dim: int,
         dropout: float,
         spatin: tuple[int, int] | None,
+        context_channels: int = 0,
     ) -> None:
         super().__init__()
         args = {"embedding_dim": embedding_dim, "dropout": dropout, "spatin": spatin}
         self.resnets = nn.ModuleList([MCVDResnetBlock2D(channels, channels, **args) for _ in range(2)])
         self.attention = MCVDAttention(channels, head_dim)
+        self.memory_attention = None
+        if context_channels:
+            self.memory_attention = MCVDAttention(channels, head_dim, context_channels=context_channels)
 
     def encode_conditioning(self, frames: torch.Tensor, size: tuple[int, int]) -> tuple:
         return tuple(resnet.encode_conditioning(frames, size) for resnet in self.resnets)
 
-    def forward(self, hidden_states: torch.Tensor, emb: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, emb: torch.Tensor, cond: Conditioning, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
         first, second = _split(cond, 2)
         hidden_states = self.resnets[0](hidden_states, emb, first)
         hidden_states = self.attention(hidden_states)
-        return self.resnets[1](hidden_states, emb, second)
+        hidden_states = self.resnets[1](hidden_states, emb, second)
+        if self.memory_attention is not None:
+            hidden_states = self.memory_attention(hidden_states, context)
+        return hidden_states
 
 
 class MCVDUpBlock2D(nn.Module):
@@ -685,15 +727,24 @@ class MCVDFirResample2D(nn.Module):
 
 
 class MCVDAttnProcessor:
-    """Self-attention through Diffusers' dispatcher, so that `set_attention_backend` takes effect."""
+    """Attention through Diffusers' dispatcher, so that `set_attention_backend` takes effect."""
 
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: "MCVDAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, attn: "MCVDAttention", hidden_states: torch.Tensor, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
         residual = hidden_states  # (B, C, h, w)
         hidden_states = attn.norm(hidden_states).flatten(2).transpose(1, 2)  # (B, h*w, C)
-        if attn.fused_projections:
+        if attn.is_cross_attention:
+            context = attn.norm_context(context).flatten(2).transpose(1, 2)  # (B, n, D)
+            query = attn.to_q(hidden_states)
+            if attn.fused_projections:
+                key, value = attn.to_kv(context).chunk(2, dim=-1)
+            else:
+                key, value = attn.to_k(context), attn.to_v(context)
+        elif attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
@@ -707,30 +758,35 @@ class MCVDAttnProcessor:
 
 class MCVDAttention(nn.Module, AttentionModuleMixin):
     """
-    Self-attention over the pixels of a feature map, with the input added and the sum divided by the square root of 2.
+    Attention among the pixels of a feature map, or to those of another, with the input added and the sum divided by the square
+    root of 2.
 
     Args:
         channels (`int`): Channels of the feature map.
         head_dim (`int` or `None`): Channels of one head; one head if `None` or if there are fewer channels.
+        context_channels (`int`, *optional*): Channels of the other map; `None`: there is none.
     """
 
     _default_processor_cls = MCVDAttnProcessor
     _available_processors = [MCVDAttnProcessor]
 
-    def __init__(self, channels: int, head_dim: int | None) -> None:
+    def __init__(self, channels: int, head_dim: int | None, context_channels: int | None = None) -> None:
         super().__init__()
         self.heads = 1 if head_dim is None or channels < head_dim else channels // head_dim
         self.use_bias = True
-        self.is_cross_attention = False
+        self.is_cross_attention = context_channels is not None
         self.norm = nn.GroupNorm(_num_groups(channels), channels, eps=1e-6)
+        self.norm_context = None
+        if self.is_cross_attention:
+            self.norm_context = nn.GroupNorm(_num_groups(context_channels), context_channels, eps=1e-6)
         self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(context_channels or channels, channels)
+        self.to_v = nn.Linear(context_channels or channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
         self.set_processor(self._default_processor_cls())
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.processor(self, hidden_states)
+    def forward(self, hidden_states: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        return self.processor(self, hidden_states, context)
 
 
 def _sinusoids(label: torch.Tensor, width: int) -> torch.Tensor:
@@ -778,6 +834,7 @@ def _check_config(config) -> None:
         ("spatin_channels", 1, MOST_CHANNELS),
         ("layers_per_block", 1, 64),
         ("num_train_timesteps", 1, 1_000_000),
+        ("context_channels", 0, MOST_CHANNELS),
     ):
         if not is_count(config[name], least):
             raise ValueError(f"`{name}` must be an integer of at least {least}, got {config[name]!r}.")
@@ -791,6 +848,7 @@ def _check_config(config) -> None:
         ("conditioning", ("concat", "spatin")),
         ("prediction_type", (None, "epsilon", "v_prediction", "sample")),
         ("embed_past_kept", (False, True)),
+        ("residual", (False, True)),
     ):
         if config[name] not in allowed:
             raise ValueError(f"`{name}` must be one of {allowed}, got {config[name]!r}.")
@@ -799,6 +857,8 @@ def _check_config(config) -> None:
             '`conditioning="spatin"` needs past or future frames to normalise by: `num_past_frames` and'
             ' `num_future_frames` are both 0. Use "concat" for a network without given frames.'
         )
+    if 0 < config.context_channels < 4:
+        raise ValueError(f"`context_channels` must be 0 or at least 4, got {config.context_channels}.")
     widths, kinds = config.block_out_channels, config.down_block_types
     if not isinstance(widths, (list, tuple)) or not widths or not all(is_count(width, 4) for width in widths):
         raise ValueError(f"`block_out_channels` must be a list of integers of at least 4, got {widths!r}.")

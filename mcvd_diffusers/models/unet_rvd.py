@@ -89,6 +89,10 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             Probability with which no frame was given in training. A statement about the weights, as is the following.
         has_frame_gaps (`bool`, *optional*, defaults to `False`):
             Whether there were gaps between frames in training. If not, the pipeline gives consecutive ones.
+        num_context_frames (`int`, *optional*, defaults to `0`):
+            Given frames that the network is shown beside those it makes: none, since the encoder reads them.
+        residual (`bool`, *optional*, defaults to `True`):
+            Whether the network makes what the encoder's predictor leaves over, or whole frames. A statement, too.
 
     Raises
     ------
@@ -115,6 +119,8 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         prediction_type: str | None = None,
         drop_observed: float = 0.0,
         has_frame_gaps: bool = False,
+        num_context_frames: int = 0,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         _check_denoiser_config(self.config)
@@ -128,7 +134,7 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         self.time_embedding = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
         self.down_blocks, channels = nn.ModuleList(), in_channels
-        for level, (out_channels, extra) in enumerate(zip(block_out_channels, self._context_channels or [0] * levels)):
+        for level, (out_channels, extra) in enumerate(zip(block_out_channels, self.context_widths or [0] * levels)):
             has_downsample = level < levels - 1
             self.down_blocks.append(
                 RVDDownBlock2D(channels, out_channels, extra, has_downsample=has_downsample, **args)
@@ -147,7 +153,8 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         self.gradient_checkpointing = False
 
     @property
-    def _context_channels(self) -> tuple[int, ...]:
+    def context_widths(self) -> tuple[int, ...]:
+        """Channels of each map of the context, finest first."""
         given = self.config.context_channels
         return tuple(self.config.block_out_channels if given is None else given)
 
@@ -265,11 +272,11 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 raise ValueError(f"`{name}` must be integers, got {value.dtype}.")
             if value.shape != sample.shape[:2]:
                 raise ValueError(f"`{name}` must have shape {tuple(sample.shape[:2])}, got {tuple(value.shape)}.")
-        if not self._context_channels and not context:
+        if not self.context_widths and not context:
             return
         shapes = [
             (*sample.shape[:2], channels, *_map_size(sample.shape[-2:], level, self.size_multiple))
-            for level, channels in enumerate(self._context_channels)
+            for level, channels in enumerate(self.context_widths)
         ]
         got = context
         if isinstance(context, (tuple, list)) and all(torch.is_tensor(each) for each in context):
@@ -418,6 +425,16 @@ class RVDContextEncoder(ModelMixin, ConfigMixin):
     def clip_frames(self) -> None:
         """`None`: every frame is read, once and in order."""
         return None
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of each map of the features, finest first."""
+        return tuple(self.config.context_block_out_channels or ())
+
+    @property
+    def predicts_frames(self) -> bool:
+        """Whether it has a predictor, so that there is a mean."""
+        return self.predictor is not None
 
     def compile_repeated_blocks(self, *args, **kwargs) -> None:
         """
@@ -859,7 +876,8 @@ def _check_denoiser_config(config) -> None:
     _check_counts(
         config,
         in_channels=(1, MOST_CHANNELS),
-        max_frames=(1, 1_000_000),
+        max_frames=(1, 1),
+        num_context_frames=(0, 0),
         norm_num_groups=(1, MOST_CHANNELS),
         num_attention_heads=(1, 1024),
         attention_head_dim=(1, MOST_CHANNELS),
@@ -867,8 +885,9 @@ def _check_denoiser_config(config) -> None:
     )
     if not _is_number(config.drop_observed) or not 0 <= config.drop_observed <= 1:
         raise ValueError(f"`drop_observed` is a probability, got {config.drop_observed!r}.")
-    if not isinstance(config.has_frame_gaps, bool):
-        raise ValueError(f"`has_frame_gaps` must be one of (False, True), got {config.has_frame_gaps!r}.")
+    for name in ("has_frame_gaps", "residual"):
+        if not isinstance(config[name], bool):
+            raise ValueError(f"`{name}` must be one of (False, True), got {config[name]!r}.")
     if config.prediction_type not in (None, "epsilon", "v_prediction", "sample"):
         raise ValueError(
             f'`prediction_type` must be None, "epsilon", "v_prediction" or "sample", got {config.prediction_type!r}.'

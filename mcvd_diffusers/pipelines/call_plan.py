@@ -16,10 +16,11 @@ from mcvd_diffusers.frame_schedules import (
     blocks,
     consecutive,
     frame_schedule,
+    local_windows,
     schedule_name,
 )
 
-from .layouts import Layout, lay_out, takes_windows
+from .layouts import Layout, lay_out, num_made, shows_beside, takes_windows
 
 
 # A frame schedule whose windows depend on finished frames: of a distance between two of them, it makes windows.
@@ -95,6 +96,7 @@ def plan_windows(
     max_frames: int | None,
     step: int | None,
     may_replace: bool,
+    overwrites_given: bool = False,
 ) -> CallPlan:
     """
     The frame schedule that was asked for, that the pipeline carries, or that its network implies. A network of past, block and
@@ -106,6 +108,7 @@ def plan_windows(
         positions (`list[int]`): Of the given frames, in increasing order.
         schedule, max_frames, step: As in the pipeline's call.
         may_replace (`bool`): Whether given frames may stand where the network makes frames.
+        overwrites_given (`bool`): Whether windows of a network that makes what it is shown write these frames, too.
 
     Returns:
         [`CallPlan`]: The windows.
@@ -116,17 +119,27 @@ def plan_windows(
     config, is_endless = pipe.unet.config, total is None
     schedule = None if is_endless else schedule
     layout = partial(lay_out, config=config, may_replace=may_replace)
-    has_blocks = not takes_windows(config)
+    has_blocks, is_beside = not takes_windows(config), shows_beside(config)
     capacity = pipe.unet.num_window_frames if has_blocks else config.max_frames
     if max_frames is not None and max_frames > capacity:
         raise ValueError(f"`max_frames` is {max_frames}, but this network takes at most {capacity} frames at once.")
     max_frames_asked, max_frames = max_frames, max_frames or capacity
-    is_whole = not has_blocks and step is None and not is_endless and total <= max_frames
+    is_whole = not has_blocks and not is_beside and step is None and not is_endless and total <= max_frames
     if schedule is None and not is_endless and not is_whole:
         schedule = pipe.config.frame_schedule
-    if (max_frames_asked is not None or step is not None) and schedule is None and has_blocks:
+    if (
+        (max_frames_asked is not None or step is not None)
+        and (schedule is None or is_beside)
+        and (has_blocks or is_beside)
+    ):
+        if is_beside:
+            raise ValueError(
+                f"`max_frames` and `step` must be left out: windows of this network are {capacity} frames, of which"
+                f" {num_made(config)} are new."
+            )
         raise ValueError("`max_frames` and `step` belong to a `frame_schedule`: name one, or leave them out.")
-    if not is_endless and total > MOST_PLANNED_FRAMES and (schedule is not None or not has_blocks):
+    is_planned = schedule is not None or not (has_blocks or is_beside)
+    if not is_endless and total > MOST_PLANNED_FRAMES and is_planned:
         raise ValueError(
             f"`num_frames`: a video of {total:,} frames is not planned ahead, at most {MOST_PLANNED_FRAMES:,}. Make it in parts,"
             " each given the end of the one before, or call `stream` without `num_frames`."
@@ -149,6 +162,13 @@ def plan_windows(
     is_plain = isinstance(schedule, str) and schedule_name(schedule) == "autoreg" and step is max_frames_asked is None
     if has_blocks and (schedule is None or is_plain):
         return _plan_blocks(config, total, positions, layout)
+    if is_beside:
+        if schedule is not None and not is_plain:
+            raise ValueError(
+                f"`frame_schedule`: windows of this network follow one another, got {reprlib.repr(schedule)}. Leave it out, name"
+                ' "autoreg", or pass a list of Windows.'
+            )
+        return _plan_beside(config, total, positions, layout, overwrites_given=overwrites_given)
     if schedule is None and is_whole:
         missing = sorted(set(range(total)) - set(positions))
         return CallPlan.of([Window(tuple(positions), tuple(missing))], layout)
@@ -207,6 +227,33 @@ def _plan_blocks(config, total: int | None, positions: list[int], layout: Callab
     num_windows = None if num_frames is None else -(-num_frames // size)
     # Forwards, it may be very long.
     return CallPlan(list(windows) if has_future else windows, layout, num_windows, memory=past)
+
+
+def _plan_beside(
+    config,
+    total: int | None,
+    positions: list[int],
+    layout: Callable[[Window], Layout],
+    *,
+    overwrites_given: bool,
+) -> CallPlan:
+    """What a network implies that is shown frames beside its window."""
+    size, num_context = config.max_frames, config.num_context_frames
+    windows = local_windows(total, observed=positions, max_frames=size, num_context_frames=num_context)
+    if overwrites_given:  # a window that was shifted back writes its new frames only
+        windows = (
+            x
+            if x.observed and x.observed[-1] + 1 < x.latent[0]
+            else Window(x.observed, tuple(sorted({*x.observed, *x.latent})))
+            for x in windows
+        )
+    is_forwards = positions == list(range(len(positions)))
+    num_windows = None
+    if is_forwards and total is not None:
+        num_beyond = total - len(positions) - size + min(num_context, len(positions))
+        num_windows = 1 + max(0, -(-num_beyond // num_made(config)))
+    # Forwards, it may be very long.
+    return CallPlan(windows if is_forwards else list(windows), layout, num_windows, memory=size)
 
 
 def _own_windows(schedule: list, total: int | None, positions: list[int]) -> list[Window]:

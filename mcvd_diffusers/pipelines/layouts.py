@@ -1,8 +1,10 @@
 """
 Where a window's frames stand before a network, as its config says what it can read; and whether it was trained so.
 
-There are two kinds of network: of blocks, with a number of past and future frames around each (`MCVDUNet2DModel`), and of
-windows, with any frames in them (`SpaceTimeUNetModel`). [`takes_windows`] tells them apart.
+There are three kinds of network. Of blocks: with a number of past and future frames around each (`MCVDUNet2DModel`). Of windows,
+with any frames in them (`SpaceTimeUNetModel`); [`takes_windows`] tells these from blocks. And of windows of neighbouring frames,
+all of which are made, while a few of them, or none, are shown beside them ([`shows_beside`]: `LGCVDUNet2DModel`,
+`RVDUNet2DModel`).
 """
 
 from collections.abc import Collection, Mapping
@@ -43,12 +45,26 @@ def takes_windows(config: Mapping) -> bool:
     return "max_frames" in config
 
 
+def shows_beside(config: Mapping) -> bool:
+    """Whether a network makes all frames of its windows, and is shown given ones in slots of their own."""
+    return "num_context_frames" in config
+
+
+def num_made(config: Mapping) -> int:
+    """Frames that each window adds to a long video, by a network's config; of a network of windows its `max_frames`."""
+    if not takes_windows(config):
+        return config["num_frames"]
+    return config["max_frames"] - config.get("num_context_frames", 0)
+
+
 def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> Layout:
     """
     Where a window's frames stand for a network, as its config says what it can read.
 
     * A network of past, block and future (`num_past_frames`, ...) reads consecutive frames. A window with fewer latent
       frames than its block lies at the block's start, or, if it reads frames after itself, at its end.
+    * A network that is shown frames beside its window (`num_context_frames`) has slots for these, which may be ABSENT, and makes
+      all `max_frames` of the window.
     * A network of windows (`max_frames`) reads any frames if it was trained with gaps between them (`has_frame_gaps`), observed
       ones first. Else it reads consecutive frames, too.
 
@@ -80,6 +96,8 @@ def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> La
                 f" choose `max_frames` and `step` so that {past} are read at most, or give it Windows of these."
             )
         otherwise = dict.fromkeys(block, FrameRole.LATENT)
+    elif shows_beside(config):
+        return _beside(window, config, asked)
     else:
         most, frames = config["max_frames"], sorted({*window.observed, *window.latent})
         if len(frames) > most:
@@ -98,6 +116,23 @@ def lay_out(window: Window, config: Mapping, *, may_replace: bool = False) -> La
     roles = tuple(FrameRole.OBSERVED if p in observed else otherwise.get(p, FrameRole.ABSENT) for p in positions)
     slots = {position: slot for slot, position in enumerate(positions)}
     return Layout(tuple(positions), roles, tuple(slots[position] for position in window.latent))
+
+
+def _beside(window: Window, config: Mapping, asked: str) -> Layout:
+    """A window of which some frames are shown beside it: slots for them, then all its frames, LATENT."""
+    num_context, size = config["num_context_frames"], config["max_frames"]
+    frames = {*window.observed, *window.latent}
+    first = min(frames)
+    if len(window.observed) > num_context or max(frames) >= first + size:
+        raise ValueError(
+            f"{asked} makes {size} neighbouring frames, of which it is given at most {num_context}. Leave `frame_schedule` out,"
+            " or give it Windows of these."
+        )
+    shown = sorted(window.observed)
+    num_absent = num_context - len(shown)
+    roles = (FrameRole.OBSERVED,) * len(shown) + (FrameRole.ABSENT,) * num_absent + (FrameRole.LATENT,) * size
+    made = tuple(num_context + position - first for position in window.latent)
+    return Layout((*shown, *[first] * num_absent, *range(first, first + size)), roles, made)
 
 
 def _list(positions: tuple[int, ...]) -> str:
@@ -245,6 +280,48 @@ def check_windows(
         raise ValueError(
             f"`{guided_by}` compares given with absent frames, and this network never had"
             f" them {'given' if dropped == 1 else 'absent'} in training (`unet.config.drop_observed` is {dropped})."
+        )
+
+
+def check_beside(
+    config, layouts: list[Layout], *, given: Collection[int], guided_by: str | None, replacement, is_open: bool
+) -> None:
+    """
+    Whether a network that is shown frames beside its window was trained with, or without, them, as windows need it.
+
+    Args:
+        config, layouts, given, guided_by, replacement, is_open: As in [`check_blocks`].
+
+    Raises:
+        ValueError: If it was not, with the way out.
+    """
+    num_context, dropped = config["num_context_frames"], config["drop_observed"]
+    if replacement is not None:
+        raise ValueError(
+            f"`replacement` must be None for this network, which is shown given frames beside those it makes, got"
+            f" {replacement!r}: leave it out."
+        )
+    if guided_by is not None and (num_context == 0 or dropped in (0, 1)):
+        raise ValueError(
+            f"`{guided_by}` compares given with absent frames, and this network "
+            + (
+                "is shown none"
+                if num_context == 0
+                else f"never had them {'given' if dropped == 1 else 'absent'} in training (`unet.config.drop_observed` is"
+                f" {dropped})"
+            )
+            + ": leave it out."
+        )
+    if dropped == 1 and num_context and (given or is_open):
+        raise ValueError(
+            "This network never had given frames in training (`unet.config.drop_observed` is 1): it generates one window of"
+            f" {config['max_frames']} frames."
+        )
+    needs_given = dropped == 0 and not given
+    if needs_given or (num_context == 0 and 0 not in given):
+        raise ValueError(
+            "This network always had given frames in training (`unet.config.drop_observed` is 0): pass `past_frames`"
+            + (", `future_frames` or `observed_frames`." if num_context else ", one or more.")
         )
 
 

@@ -24,19 +24,25 @@ from diffusers.video_processor import VideoProcessor
 
 from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, Window, schedule_name
-from mcvd_diffusers.guidance import (
-    noise_level,
-    one_step_back,
-)
+from mcvd_diffusers.guidance import downsample, noise_level, one_step_back
 from mcvd_diffusers.hub import CheckedPipelineMixin
 from mcvd_diffusers.masking import FrameRole
-from mcvd_diffusers.models import MCVDUNet2DModel, SpaceTimeUNetModel
+from mcvd_diffusers.models import (
+    LGCVDContextEncoder,
+    LGCVDUNet2DModel,
+    MCVDUNet2DModel,
+    RVDContextEncoder,
+    RVDUNet2DModel,
+    SpaceTimeUNetModel,
+)
+from mcvd_diffusers.models.context import ContextOutput
 from mcvd_diffusers.models.space_time_layers import SpaceTimeAttnProcessor
 from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
+from .carried_context import CarriedContext, check_context_encoder
 from .frame_inputs import Frames
 from .guided_prediction import GuidedPrediction
 from .layouts import REPLACEMENTS, Layout
@@ -105,7 +111,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     This model inherits from [`DiffusionPipeline`]: see there for loading, saving, devices and offloading.
 
     Args:
-        unet ([`MCVDUNet2DModel`] or [`SpaceTimeUNetModel`]): The network.
+        unet ([`MCVDUNet2DModel`], [`SpaceTimeUNetModel`], [`LGCVDUNet2DModel`] or [`RVDUNet2DModel`]): The network.
         scheduler ([`SchedulerMixin`]):
             One of Diffusers' noise schedulers, with the noise schedule and the `prediction_type` of the training.
             Swap with `OtherScheduler.from_config(pipe.scheduler.config)`.
@@ -128,15 +134,19 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         step (`int`, *optional*): Default of the call's `step`.
         replacement (`str`, *optional*): Default of the call's `replacement`; `"noised"` for an unconditional network.
         reconstruction_guidance (`float`, *optional*, defaults to 0.0): Default of the call's `reconstruction_guidance`.
+        context_encoder ([`LGCVDContextEncoder`] or [`RVDContextEncoder`], *optional*):
+            What remembers the frames before a window, and may predict those in it: a network that was trained with one needs it.
+            It reads given and generated frames; what it knows is a value of each call, and carried from window to window. The
+            denoiser then makes `(frame - mean) / scale` with what the encoder predicts (by default 0 and 1).
     """
 
-    model_cpu_offload_seq = "unet"
-    _optional_components = ["guider"]
+    model_cpu_offload_seq = "context_encoder->unet"
+    _optional_components = ["guider", "context_encoder"]
     _callback_tensor_inputs = CALLBACK_INPUTS
 
     def __init__(
         self,
-        unet: MCVDUNet2DModel | SpaceTimeUNetModel,
+        unet: MCVDUNet2DModel | SpaceTimeUNetModel | LGCVDUNet2DModel | RVDUNet2DModel,
         scheduler: SchedulerMixin,
         final_denoise: bool = False,
         normalization: dict | None = None,
@@ -145,14 +155,16 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         step: int | None = None,
         replacement: str | None = None,
         reconstruction_guidance: float = 0.0,
+        context_encoder: LGCVDContextEncoder | RVDContextEncoder | None = None,
     ) -> None:
         super().__init__()
         for name, value, base in (
             ("unet", unet, torch.nn.Module),  # of this package, or such a one compiled
             ("scheduler", scheduler, SchedulerMixin),
             ("guider", guider, BaseGuidance),
+            ("context_encoder", context_encoder, torch.nn.Module),
         ):
-            if not isinstance(value, base) and not (name == "guider" and value is None):
+            if not isinstance(value, base) and not (name in self._optional_components and value is None):
                 raise ValueError(f"`{name}` must be an object, a {base.__name__}, got {reprlib.repr(value)}.")
         if not isinstance(final_denoise, bool):
             raise ValueError(f"`final_denoise` must be True or False, got {final_denoise!r}.")
@@ -165,7 +177,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         _check_defaults(**sampling)
         self.normalizer = FrameNormalizer.from_config(normalization)
         self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
-        self.register_modules(unet=unet, scheduler=scheduler, guider=guider)
+        check_context_encoder(context_encoder, unet)
+        self.register_modules(unet=unet, scheduler=scheduler, guider=guider, context_encoder=context_encoder)
         self.register_to_config(final_denoise=final_denoise, normalization=normalization, **sampling)
         self._guidance_scale, self._num_timesteps, self._block_index, self._interrupt = 1.0, 0, 0, False
         # Frames are brought into [0, 1] here, and given ones are returned as they came.
@@ -247,6 +260,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         reconstruction_guidance: float | None = None,
         low_resolution_frames: Frames | None = None,
         super_resolution_guidance: float = 1.0,
+        overwrite_given: bool = False,
         ensemble_size: int = 1,
         generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
@@ -327,6 +341,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 The frames to be made, seen small: their size divides that of the video, whose means over pixels they are.
             super_resolution_guidance (`float`, *optional*, defaults to 1.0):
                 Weight with which frames are moved so that they fit these; a gradient as above.
+            overwrite_given (`bool`, *optional*, defaults to `False`):
+                For networks that make the frames they are shown anew (LGC-VD's): whether these take the place of the frames that
+                were there, given ones and those of the window before, as in the original's code. By default a given frame is
+                returned as it came, and a frame that was made stays.
             ensemble_size (`int`, *optional*, defaults to 1): How many different videos to make for each input.
             generator (`torch.Generator`, `list[torch.Generator]` or [`NoiseSequence`], *optional*):
                 Randomness. Each video, ensemble member and block has a random stream of its own, seeded by a number
@@ -378,6 +396,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         made = {}
         for window, block in self._generate(request):
             made.update(zip(window.latent, block.unbind(dim=1)))
+        if not return_given_frames:  # what was made in the place of given ones
+            made = {position: frame for position, frame in made.items() if position not in request.as_given}
         positions = sorted(made)
         frames = torch.stack([made[position] for position in positions], dim=1)
         if output_type != "latent":
@@ -443,6 +463,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 "`frame_schedule` is adaptive, so that each video has windows of its own: call the pipeline, or stream by"
                 " another schedule."
             )
+        if request.overwrites_given:
+            raise ValueError(
+                "`overwrite_given=True` changes frames that a stream has given away: call the pipeline, or leave it out."
+            )
         self._begin(request)
 
         def run() -> Iterator:
@@ -471,7 +495,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         num_videos = request.num_videos
         chunk_size = request.max_batch_size or num_videos * max(map(len, request.batches or [[0]]))
         num_steps = request.num_steps * request.step_options["num_resamples"]
-        plan = request.plan
+        plan, carried = request.plan, None
+        if self.context_encoder is not None:
+            carried = CarriedContext(self.context_encoder, self.unet.config, request.given)
 
         def total() -> float:
             if plan.num_windows is None:
@@ -486,6 +512,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             bar.set_description(f"block {jobs[0][0] + 1}/{plan.num_windows or '?'}")
             layouts = [plan.lay_out(window) for _, window in jobs]
             conditions = self._fill_windows(layouts, frames, request)  # a row for each window and video
+            context = None
+            if carried is not None:  # then there is one window
+                context = carried.before(jobs[0][1], layouts[0], conditions["sample"][:, :0])
             made = []
             while len(made) < len(jobs) * num_videos:
                 chunk = slice(len(made), min(len(made) + chunk_size, len(jobs) * num_videos))
@@ -505,6 +534,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                         **{name: x if x is None else x[chunk] for name, x in conditions.items()},
                         generator=generator,
                         latents=initial,
+                        context=None if context is None else context.rows(chunk),
                         bar=bar,
                         **request.step_options,
                     )
@@ -522,7 +552,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 )
             latent_slots = [slot for slot, role in enumerate(layouts[0].roles) if role == FrameRole.LATENT]
             chosen = [[latent_slots.index(slot) for slot in layout.made] for layout in layouts]
-            return [block[:, slots] for block, slots in zip(made.split(num_videos), chosen)]
+            blocks = [block[:, slots] for block, slots in zip(made.split(num_videos), chosen)]
+            if carried is not None:
+                carried.add(jobs[0][1].latent, blocks[0])
+            return blocks
 
         with self.progress_bar(total=total()) as bar:
             if plan.adaptive is not None:
@@ -600,6 +633,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         *,
         frame_indices: torch.Tensor | None = None,
         low_resolution: torch.Tensor | None = None,
+        context: ContextOutput | None = None,
         generator: list[torch.Generator] | torch.Generator | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
         num_inference_steps: int = 100,
@@ -628,6 +662,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video; consecutive if not given.
             low_resolution (`torch.Tensor` of shape `(B, T, C, h, w)`, in `[-1, 1]`, *optional*):
                 What frames look like small; NaN where that is not known.
+            context ([`ContextOutput`], *optional*):
+                What the pipeline's context encoder knows of the frames before the window, with a `mean` for each LATENT frame, if
+                any.
             generator (`list[torch.Generator]`, *optional*):
                 One random stream for each video, or one for all; or a [`NoiseSequence`].
             latents (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*): The initial noise, N(0, 1).
@@ -666,6 +703,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         latents = draw(shape) if latents is None else latents.to(device, torch.float32)
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self._guidance_scale = guidance_scale
+        context = ContextOutput() if context is None else context
+        if context.mean is not None:
+            mean = context.mean.to(device, torch.float32)
+            if low_resolution is not None:  # of what is denoised
+                low_resolution = low_resolution.to(sample)
+                small = downsample(mean, low_resolution.shape[-2:])
+                low_resolution = low_resolution.index_add(1, slots, small, alpha=-1) / context.scale
         predict = GuidedPrediction(
             self,
             sample,
@@ -674,6 +718,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             slots=slots,
             low_resolution=low_resolution,
             draw=draw,
+            context=context.features,
             num_steps=len(steps),
             history_guidance=history_guidance,
             replacement=replacement,
@@ -711,7 +756,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             label_timestep = steps.new_tensor(self.unet.config.num_train_timesteps - len(steps))
             sigma = (1 - self.scheduler.alphas_cumprod[steps[-1].long()]) ** 0.5
             latents = latents - sigma.to(latents) * predict(latents, label_timestep, len(steps) - 1)
-        return latents
+        return latents if context.mean is None else mean + context.scale * latents
 
     def _step_back(
         self,
@@ -768,6 +813,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """Generated frames (num_videos, n, C, H, W) at positions, with the given ones as they came, or as the network sees them."""
         video = dict(zip(positions, frames.unbind(dim=1)))
         for position, frame in request.as_given.items():
+            if position in video:  # overwritten
+                continue
             repeated = frame.repeat_interleave(request.ensemble_size, dim=0)
             video[position] = (request.given[position] if is_latent else repeated).to(frames)
         return torch.stack([video[position] for position in sorted(video)], dim=1)
@@ -786,7 +833,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         import: Diffusers' table imports the processors of all its networks.
         """
         for processor, residual in (
-            (MCVDAttnProcessor, lambda attn, hidden_states: hidden_states / 2**0.5),
+            (MCVDAttnProcessor, lambda attn, hidden_states, context=None: hidden_states / 2**0.5),
             (SpaceTimeAttnProcessor, lambda attn, hidden_states, context: hidden_states),
         ):
             AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(residual))

@@ -20,8 +20,19 @@ from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.randomness import NoiseSequence
 
 from .call_plan import CallPlan, plan_windows
+from .carried_context import read_up_to
 from .frame_inputs import Frames, read_frames
-from .layouts import REPLACEMENTS, Layout, check_blocks, check_holes, check_windows, replaced_sides, takes_windows
+from .layouts import (
+    REPLACEMENTS,
+    Layout,
+    check_beside,
+    check_blocks,
+    check_holes,
+    check_windows,
+    replaced_sides,
+    shows_beside,
+    takes_windows,
+)
 from .scheduler_checks import check_no_memory, check_scheduler
 
 
@@ -60,6 +71,7 @@ class Call:
     reconstruction_guidance: float | None = None
     low_resolution_frames: Frames | None = None
     super_resolution_guidance: float = 1.0
+    overwrite_given: bool = False
     ensemble_size: int = 1
     generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None
     latents: torch.Tensor | None = None
@@ -127,6 +139,7 @@ class Request:
     generator_device: torch.device
     latents: torch.Tensor | None
     max_batch_size: int | None
+    overwrites_given: bool
     frame_embedding: Callable | None
     num_steps: int  # of a window, each made `num_resamples` times
     step_options: dict  # what `denoise` takes
@@ -175,6 +188,7 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         max_frames=call.max_frames,
         step=call.step,
         may_replace=call.replacement is not None,
+        overwrites_given=call.overwrite_given,
     )
     named = call.frame_schedule or pipe.config.frame_schedule
     is_adaptive = isinstance(named, str) and schedule_name(named) in ADAPTIVE_FRAME_SCHEDULES
@@ -215,7 +229,10 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
     source = generator[0] if isinstance(generator, list) else generator
     return Request(
         plan=plan,
-        batches=plan.batches(given.num_video_frames, given.positions, call.max_parallel_windows),
+        # A context encoder reads what one window makes before the next.
+        batches=None
+        if pipe.context_encoder is not None
+        else plan.batches(given.num_video_frames, given.positions, call.max_parallel_windows),
         offsets=offsets,
         num_latents=num_latents[0] if layouts else 0,
         given={position: inside(frame) for position, frame in given.frames.items()},
@@ -228,6 +245,7 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         generator_device=source.device if isinstance(source, torch.Generator) else device,
         latents=call.latents,
         max_batch_size=call.max_batch_size,
+        overwrites_given=call.overwrite_given,
         frame_embedding=call.frame_embedding,
         num_steps=num_steps,
         step_options={name: getattr(call, name) for name in STEP_OPTIONS},
@@ -274,6 +292,13 @@ def _check_values(pipe, call: Call) -> Call:
     num_channels = pipe.normalizer.num_channels(config.in_channels)
     if call.output_type == "pil" and num_channels not in (1, 3, 4):
         raise ValueError(f'`output_type="pil"`: frames of {num_channels} channels are no images; use "np" or "pt".')
+    if not isinstance(call.overwrite_given, (bool, np.bool_)):
+        raise ValueError(f"`overwrite_given` must be True or False, got {call.overwrite_given!r}.")
+    if call.overwrite_given and not (shows_beside(config) and config.num_context_frames):
+        raise ValueError(
+            "`overwrite_given=True` is for networks that make given frames anew (LGCVDUNet2DModel); this one does not: leave it"
+            " out."
+        )
     tensor_inputs = call.callback_on_step_end_tensor_inputs
     if isinstance(call.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
         tensor_inputs = call.callback_on_step_end.tensor_inputs
@@ -308,8 +333,10 @@ def _read_given(pipe, call: Call) -> Given:
         raise ValueError("`observed_frames` and `observed_positions` go together: one position for each frame.")
     num_channels = pipe.normalizer.num_channels(config.in_channels)
     read = partial(read_frames, num_channels=num_channels, normalizer=pipe.normalizer)
+    more = ("observed_frames",) if pipe.context_encoder is None else ("observed_frames", "past_frames")
     frames = {
-        name: read(name, value, most=None if name == "observed_frames" else config.get(f"num_{name}"))
+        # A context encoder reads all that there are.
+        name: read(name, value, most=None if name in more else config.get(f"num_{name}"))
         for name in ("past_frames", "future_frames", "observed_frames")
         if (value := getattr(call, name)) is not None
     }
@@ -329,6 +356,7 @@ def _read_given(pipe, call: Call) -> Given:
             frames[name].shape[1] if name in frames else 0 for name in ("past_frames", "future_frames")
         )
         room = config.max_frames - num_past - num_future if takes_windows(config) else config.num_frames
+        room = config.max_frames - min(num_past, config.num_context_frames) if shows_beside(config) else room
         total = num_past + (call.num_frames or max(1, room)) + num_future
         positions = [*range(num_past), *range(total - num_future, total)]
         as_given = dict(zip(positions, itertools.chain(*(x.unbind(dim=1) for x in frames.values()))))
@@ -525,7 +553,8 @@ def _check_windows(
 ) -> None:
     """Whether the network was trained for the windows that are known."""
     config = pipe.unet.config
-    if given and windows and not any(window.observed for window in windows) and not plan.reads_nothing:
+    reads_nothing = plan.reads_nothing or (shows_beside(config) and not config.num_context_frames)
+    if given and windows and not any(window.observed for window in windows) and not reads_nothing:
         raise ValueError(
             f"`step` and `max_frames` leave no place for given frames: windows make {max(len(x.latent) for x in windows)} frames"
             " each. Choose a smaller `step`."
@@ -533,7 +562,11 @@ def _check_windows(
     guided_by = "guidance_scale" if call.guidance_scale != 1 else "history_guidance" if call.history_guidance else None
     guided_by = "guider" if pipe.guider is not None else guided_by
     needs = {"given": given, "guided_by": guided_by, "replacement": call.replacement, "is_open": plan.is_open}
-    if takes_windows(config):
+    if pipe.context_encoder is not None:
+        _check_context(pipe, call, plan, windows, layouts, given=given, guided_by=guided_by)
+    if shows_beside(config):
+        check_beside(config, layouts, **needs)
+    elif takes_windows(config):
         check_windows(config, layouts, **needs)
         if guided_by is not None and not getattr(pipe.unet, "keeps_segments_apart", config.has_frame_gaps):
             check_holes(layouts, guided_by=guided_by, history_guidance=call.history_guidance)
@@ -549,6 +582,37 @@ def _check_windows(
                 f"`history_guidance` names frames {missing}, but windows read at most {most} given frames: numbers are from 0 to"
                 f" {most - 1}, or from -1 to {-most} counted from the last."
             )
+
+
+def _check_context(
+    pipe,
+    call: Call,
+    plan: CallPlan,
+    windows: list[Window],
+    layouts: list[Layout],
+    *,
+    given: Mapping,
+    guided_by: str | None,
+) -> None:
+    """Whether a context encoder can read what it needs before each window."""
+    if plan.windows is None:
+        raise ValueError(
+            "`frame_schedule`: this pipeline's `context_encoder` reads frames in the order of time, so that an adaptive schedule"
+            " cannot be used: leave it out."
+        )
+    clip_frames = pipe.context_encoder.clip_frames
+    if clip_frames is None and (guided_by is not None or call.replacement is not None):
+        way_out = "set `pipe.guider = None`" if guided_by == "guider" else "leave it out"
+        raise ValueError(
+            f"`{guided_by or 'replacement'}`: this network makes what its `context_encoder` did not predict, so that predictions with and without given"
+            f" frames, or frames that are put in, cannot be compared: {way_out}."
+        )
+    ends = [read_up_to(window, layout, clip_frames) for window, layout in zip(windows, layouts)]
+    if 0 in given and ends != sorted(ends):
+        raise ValueError(
+            "`frame_schedule`: this pipeline's `context_encoder` reads frames in the order of time, and the windows go back: leave"
+            " it out, or order them."
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------

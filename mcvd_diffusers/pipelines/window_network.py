@@ -7,7 +7,7 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from mcvd_diffusers.masking import FrameRole
 
-from .layouts import takes_windows
+from .layouts import shows_beside, takes_windows
 
 
 @dataclass
@@ -36,6 +36,7 @@ class WindowNetwork:
         slots (`torch.Tensor` of shape `(k,)`): Where the frames to be made stand.
         noised_slots (`torch.Tensor` of shape `(n,)`): Where given frames stand that are put in as noisy as the others.
         cache_conditioning (`bool`): Whether what depends on given frames only is computed once.
+        context (`tuple[torch.Tensor, ...]`, *optional*): What a context encoder tells it, each with the batch first.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class WindowNetwork:
         slots: torch.Tensor,
         noised_slots: torch.Tensor,
         cache_conditioning: bool,
+        context: tuple[torch.Tensor, ...] = (),
     ) -> None:
         self._unet, self._sample, self._views = unet, sample, views
         self._slots, self._noised_slots = slots, noised_slots
@@ -55,7 +57,8 @@ class WindowNetwork:
         are_there = [roles != FrameRole.ABSENT for roles in views]
         # A network of windows need not see frames that are not there, if it knows where the others are, or these are neighbours;
         # views are then of different lengths.
-        drops = takes_windows(unet.config) and all(bool((x == x[:1]).all()) for x in are_there)
+        drops = takes_windows(unet.config) and not shows_beside(unet.config)
+        drops = drops and all(bool((x == x[:1]).all()) for x in are_there)
         drops = drops and (unet.config.has_frame_gaps or all(_is_run(x[0]) for x in are_there))
         self._calls = []
         for group in [[roles] for roles in views] if drops else [views]:
@@ -65,6 +68,9 @@ class WindowNetwork:
             # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
             if cache_conditioning and hasattr(unet, "encode_conditioning") and not _is_group_offload_enabled(unet):
                 options["conditioning"] = unet.encode_conditioning(window, roles)
+            if context:
+                copies = (x.to(device=window.device, dtype=unet.dtype) for x in context)
+                options["context"] = tuple(x.repeat(len(group), *[1] * (x.ndim - 1)) for x in copies)
             indices = frame_indices.repeat(len(group), 1)[:, seen]
             places = torch.searchsorted(seen, slots), torch.searchsorted(seen, noised_slots)
             # A network of windows asks its roles whether any frame is ABSENT: on the CPU no device has to wait for that.

@@ -1,0 +1,119 @@
+"""What a context encoder knows of the videos of a call, carried from window to window."""
+
+from collections.abc import Mapping
+
+import torch
+
+from mcvd_diffusers.frame_schedules import Window
+from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.models.context import ContextOutput
+
+from .layouts import Layout, num_made
+
+
+def read_up_to(window: Window, layout: Layout, clip_frames: int | None) -> int:
+    """
+    How far an encoder reads before a window: all frames before this position.
+
+    A memory of clips reads what is finished. A recurrent encoder, which says what frames are to be expected, reads what lies
+    before the first one that the network makes, though that one be thrown away.
+    """
+    if clip_frames is not None:
+        return min(set(window.latent) - set(window.observed))
+    return min(layout.positions_of(FrameRole.LATENT))
+
+
+def check_context_encoder(encoder: torch.nn.Module | None, unet: torch.nn.Module) -> None:
+    """
+    Whether a network and a context encoder were made for each other.
+
+    Args:
+        encoder (`torch.nn.Module`, *optional*): The encoder.
+        unet (`torch.nn.Module`): The network.
+
+    Raises:
+        ValueError: If one needs another, or none.
+    """
+    needed, is_residual = tuple(getattr(unet, "context_widths", ())), bool(unet.config.get("residual", False))
+    if encoder is None:
+        if needed or is_residual:
+            raise ValueError(
+                "`context_encoder` must be given: this network was trained with one, which knows what lies before a window."
+            )
+        return
+    if not hasattr(encoder, "clip_frames"):
+        raise ValueError(f"`context_encoder` must be a context encoder, got a {type(encoder).__name__}.")
+    told = tuple(encoder.feature_channels)
+    if told != needed or encoder.config.in_channels != unet.config.in_channels:
+        raise ValueError(
+            f"`context_encoder` reads {encoder.config.in_channels} channels and tells maps of {told}, and the network reads"
+            f" {unet.config.in_channels} and is told {needed}: they were not trained together."
+        )
+    if encoder.predicts_frames != is_residual:
+        raise ValueError(
+            f"`context_encoder` {'predicts' if encoder.predicts_frames else 'does not predict'} frames, and the network"
+            f" {'makes what one did not' if is_residual else 'makes whole frames'} (`unet.config.residual` is {is_residual}): they"
+            " were not trained together."
+        )
+
+
+class CarriedContext:
+    """
+    The state of a context encoder over the windows of a call. There is one for each call, so that no video sees another's.
+
+    An encoder without `clip_frames` reads every frame once, in the order of time. One with reads clips of so many frames, the
+    last of which ends before the window; where more frames are given than that, also clips before, as far apart as windows are.
+
+    Args:
+        encoder (`torch.nn.Module`): The encoder.
+        config: Of the network that is told what it knows.
+        given (`Mapping[int, torch.Tensor]`): The given frames by position, each `(B, C, H, W)`.
+    """
+
+    def __init__(self, encoder: torch.nn.Module, config: Mapping, given: Mapping[int, torch.Tensor]) -> None:
+        self._encoder, self._stride = encoder, num_made(config)
+        self._num_predicted = config.get("num_frames", 1)
+        self._frames, self._state, self._end = dict(given), None, 0
+
+    def add(self, positions: tuple[int, ...], block: torch.Tensor) -> None:
+        """Frames are finished: `(B, n, C, H, W)` at their positions."""
+        self._frames.update(zip(positions, block.unbind(dim=1)))
+
+    def before(self, window: Window, layout: Layout, empty: torch.Tensor) -> ContextOutput:
+        """
+        What is known before a window, all finished frames before it having been read.
+
+        Args:
+            window ([`Window`]), layout ([`Layout`]): The window, and how it stands before the network.
+            empty (`torch.Tensor` of shape `(B, 0, C, H, W)`): No frame of each video, on the device.
+
+        Returns:
+            [`ContextOutput`]: It; without anything, if nothing has been read and the encoder knows nothing then.
+        """
+        clip_frames = self._encoder.clip_frames
+        end = read_up_to(window, layout, clip_frames)
+        if clip_frames is None:
+            parts = [range(self._end, end)] if end > self._end else []
+        else:
+            ends = range(end, max(self._end, clip_frames - 1), -self._stride)
+            parts = [range(last - clip_frames, last) for last in reversed(ends)]
+        parts = [part for part in parts if all(position in self._frames for position in part)]
+        context = None
+        for part in parts:
+            frames = torch.stack([self._frames[position] for position in part], dim=1)
+            context = self._encode(frames.to(empty))
+            self._end = part.stop
+        if context is None:
+            if self._state is None and clip_frames is None:
+                return ContextOutput()
+            context = self._encode(empty)
+        # What later windows read begins no earlier than this.
+        first_needed = self._end if clip_frames is None else end - clip_frames
+        self._frames = {position: frame for position, frame in self._frames.items() if position >= first_needed}
+        return context
+
+    def _encode(self, frames: torch.Tensor) -> ContextOutput:
+        frames = frames.to(self._encoder.dtype)
+        context = self._encoder(frames, self._state, num_frames=self._num_predicted)
+        self._state = context.state
+        return context
