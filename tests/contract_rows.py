@@ -264,13 +264,13 @@ def lgcvd_network() -> NetworkRow:
 
 
 MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
-NETWORKS = MCVD_NETWORKS + [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
-NETWORKS += [lgcvd_network(), rvd_network()]
+SPACE_TIME_NETWORKS = [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
+NETWORKS = MCVD_NETWORKS + SPACE_TIME_NETWORKS + [lgcvd_network(), rvd_network()]
 PIPELINES = [mcvd_pipeline(network, task) for network in MCVD_NETWORKS for task in ("prediction", "interpolation")] + [
     mcvd_pipeline(NETWORKS[0], "generation")
 ]
 PIPELINES += [
     space_time_pipeline(network, task)
-    for network in NETWORKS[2:5]
+    for network in SPACE_TIME_NETWORKS
     for task in ("prediction", {"fdm": "infilling", "ramvid": "interpolation", "vdm": "generation"}[network.name])
 ]
