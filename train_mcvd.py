@@ -671,12 +671,12 @@ class RunMeter(LossMeter):
     ) -> None:
         super().__init__(num_train_timesteps=noise_scheduler.config.num_train_timesteps, device=accelerator.device)
         self._accelerator, self._components, self._method = accelerator, components, method
-        self._flops_per_clip = self._flops_at_most = None
-        self._num_clips, self._since = 0, time.perf_counter()
+        self._flops_per_window = self._flops_at_most = None
+        self._num_windows, self._since = 0, time.perf_counter()
 
     def add(self, losses: torch.Tensor, *args) -> None:
         super().add(losses, *args)
-        self._num_clips += len(losses) * self._accelerator.num_processes
+        self._num_windows += len(losses) * self._accelerator.num_processes
 
     def skip(self, seconds: float) -> None:
         """So much time was not training."""
@@ -684,22 +684,22 @@ class RunMeter(LossMeter):
 
     def read(self) -> dict[str, float]:
         """The values, on all processes; then all begins anew."""
-        clips_per_second = self._num_clips / (time.perf_counter() - self._since)
-        if self._flops_per_clip is None:
+        windows_per_second = self._num_windows / (time.perf_counter() - self._since)
+        if self._flops_per_window is None:
             types = {"bf16": torch.bfloat16, "fp16": torch.float16}
             kind = types.get(self._accelerator.mixed_precision, torch.float32)
             height, width = self._method.settings.size
             num_frames = self._method.num_seen_frames
             unet, encoder = (dict(self._components.items()).get(name) for name in ("unet", "context_encoder"))
-            self._flops_per_clip = training_flops(  # which is counted once for each window of a clip
+            self._flops_per_window = training_flops(
                 unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
             )
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
-            "clips_per_second": clips_per_second,
-            "flops_utilisation": clips_per_second * self._flops_per_clip / self._flops_at_most,
+            "clips_per_second": windows_per_second / self._method.num_stages,
+            "flops_utilisation": windows_per_second * self._flops_per_window / self._flops_at_most,
         }
-        self._num_clips, self._since = 0, time.perf_counter()
+        self._num_windows, self._since = 0, time.perf_counter()
         return values
 
 

@@ -72,7 +72,7 @@ def make_validation_videos(
     """
     Make videos of held-out clips for each of [`validation_tasks`], with the same noise every time.
 
-    Of a network of past, block and future the block is made. Of one that reads any frames, it is what follows the first frames
+    Of a network of past, block and future the block is made; with a context encoder, all that follows. Of one that reads any frames, it is what follows the first frames
     of a window, as many as a long video goes on from, or what lies between the first and the last.
 
     Nothing is drawn from the global random stream, and the network is left in the mode in which it was. The pipeline's
@@ -130,7 +130,7 @@ def _make_videos(
         if is_stop_asked():
             break
         task = words.replace(" ", "_")
-        start, num_before, size, num_after = _split(pipeline, words)
+        start, num_before, size, num_after = _split(pipeline, words, given.shape[1])
         parts = [num_before, size, num_after]
         before_units, _, after_units = given[:, start : start + sum(parts)].split(parts, dim=1)
         before, block, after = video[:, start : start + sum(parts)].split(parts, dim=1)
@@ -179,9 +179,12 @@ def _make_videos(
     return made
 
 
-def _split(pipeline, task: str) -> tuple[int, int, int, int]:
+def _split(pipeline, task: str, num_clip_frames: int) -> tuple[int, int, int, int]:
     """Where a task's frames begin in a clip, how many are given before those that are made, how many are made, and given after."""
     config = pipeline.unet.config
+    if pipeline.context_encoder is not None and task == "prediction":  # all of the clip, so that what is remembered shows
+        past = config.get("num_past_frames", config.get("num_context_frames")) or num_clip_frames // 2
+        return 0, past, num_clip_frames - past, 0
     if "max_frames" not in config:
         past, future = config.num_past_frames, config.num_future_frames
         has_past, has_future = task in ("prediction", "interpolation"), task in ("past prediction", "interpolation")
