@@ -84,7 +84,7 @@ from mcvd_diffusers.training_log import LossMeter, Trackers
 from mcvd_diffusers.validation import make_validation_videos, validation_tasks
 
 
-__all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "parse_args"]
+__all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "make_unet", "parse_args"]
 
 logger = get_logger("train_mcvd", log_level="INFO")
 
@@ -145,6 +145,11 @@ def way_out_of(message: str, settings: Settings) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------
 # What is trained
+
+
+def make_unet(settings: Settings) -> torch.nn.Module:
+    """The network: new from the settings, or a saved one to go on with."""
+    return make_method(settings).make_network()
 
 
 def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
@@ -309,6 +314,39 @@ def train(
     accelerator.wait_for_everyone()
 
     meter = RunMeter(method, accelerator, components, noise_scheduler)
+
+    def learn(part: Part, stage: int = 0) -> None:
+        """Forward and backward: the gradient of a batch in one stage of an update."""
+        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, rank, *[stage][:stage]))
+        clips = {**part.batch, "video": train_set.encode(part.batch["video"].to(device, non_blocking=True))}
+        if stage == 0:  # which frames are given, and which learned
+            drawn = method.draw(clips, part.generators)
+        else:
+            drawn = method.draw_next(part.drawn, clips, part.estimate)
+        timesteps = draw_timesteps(noise_scheduler, batch_size, generator=part.generators)
+        part.drawn, part.timesteps, part.losses, part.estimate = drawn, timesteps, None, None
+        has_next = stage + 1 < method.num_stages
+        with accelerator.accumulate(*wrapped):
+            learned = denoising_loss(
+                unet,
+                noise_scheduler,
+                drawn.video,
+                drawn.roles,
+                generator=part.generators,
+                timesteps=timesteps,
+                frame_indices=drawn.frame_indices,
+                segment_ids=drawn.segment_ids,
+                context=method.encode(encoder, drawn),
+                loss_type=training.loss_type,
+                reduction=training.loss_reduction,
+                return_estimate=has_next,
+            )
+            losses, part.estimate = learned if has_next else (learned, None)
+            num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
+            accelerator.backward(losses.sum() / num_learned.clamp(min=1))
+        part.losses = losses.detach()
+        meter.add(part.losses, timesteps, drawn.roles, drawn.segment_ids)
+
     step = progress.num_samples // (world_size * batch_size)
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
@@ -325,48 +363,17 @@ def train(
             first = (step * world_size + rank) * batch_size
             numbers = range(first, first + batch_size)
             window.append(Part(step, batch, numbers, sample_generators(training.seed, numbers, device)))
-            if len(window) < training.gradient_accumulation_steps:
+            learn(window[-1])
+            if not accelerator.sync_gradients:
                 if stop.is_asked and world_size == 1:  # the update that was begun is made anew when training goes on
                     break
                 continue
 
-            # An update: on all processes, or on none. It may learn windows one after the other, each from what the network made
-            # of the one before.
+            # An update: on all processes, or on none. Its further stages learn from what the network made of the clips before.
             with contextlib.ExitStack() as changing:
                 for stage in range(method.num_stages):
-                    has_next = stage + 1 < method.num_stages
-                    for part in window:
-                        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, rank, *[stage][:stage]))
-                        clips = train_set.encode(part.batch["video"].to(device, non_blocking=True))
-                        batch = {**part.batch, "video": clips}
-                        # Which frames are given, and which learned.
-                        drawn = (
-                            method.draw(batch, part.generators)
-                            if stage == 0
-                            else method.draw_next(part.drawn, batch, part.estimate)
-                        )
-                        timesteps = draw_timesteps(noise_scheduler, batch_size, generator=part.generators)
-                        with accelerator.accumulate(*wrapped):
-                            learned = denoising_loss(
-                                unet,
-                                noise_scheduler,
-                                drawn.video,
-                                drawn.roles,
-                                generator=part.generators,
-                                timesteps=timesteps,
-                                frame_indices=drawn.frame_indices,
-                                segment_ids=drawn.segment_ids,
-                                context=method.encode(encoder, drawn),
-                                loss_type=training.loss_type,
-                                reduction=training.loss_reduction,
-                                return_estimate=has_next,
-                            )
-                            losses, estimate = learned if has_next else (learned, None)
-                            # All, unless a whole block is padding.
-                            num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()
-                            accelerator.backward(losses.sum() / num_learned.clamp(min=1))
-                        part.learned(drawn, timesteps, losses.detach(), estimate)
-                        meter.add(losses.detach(), timesteps, drawn.roles, drawn.segment_ids)
+                    for part in window if stage else ():
+                        learn(part, stage)
                     grad_norm = accelerator.clip_grad_norm_(components.parameters(), training.max_grad_norm)
                     are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
                     seconds = seconds_before + time.perf_counter() - started
@@ -454,7 +461,7 @@ def train(
     batches.close()  # a worker that dies from here on is of no interest
     stage = f"after {progress.update:,} of {training.max_train_steps:,} updates"
     if failure is not None and is_out_of_memory(failure):  # what was computed is in the way of saving
-        batch = clips = drawn = losses = estimate = None
+        batch = None
         traceback.clear_frames(failure.__traceback__)
         failure.__traceback__ = None
         components.zero_grad(set_to_none=True)
@@ -651,12 +658,6 @@ class Part:
     timesteps: torch.Tensor | None = None
     losses: torch.Tensor | None = None
     estimate: torch.Tensor | None = None
-
-    def learned(
-        self, drawn: TrainingWindow, timesteps: torch.Tensor, losses: torch.Tensor, estimate: torch.Tensor | None
-    ) -> None:
-        """Windows were learned."""
-        self.drawn, self.timesteps, self.losses, self.estimate = drawn, timesteps, losses, estimate
 
     def without_tensors(self) -> "Part":
         """The batch alone."""

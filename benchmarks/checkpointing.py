@@ -144,7 +144,10 @@ class Training:
         """What `RunFolder` does."""
         return self.writer.save(
             self.num_updates,
-            tensors=training_tensors(self.network, self.averaged, self.plain_optimizer),
+            tensors=training_tensors(
+                *(torch.nn.ModuleDict({"unet": network}) for network in (self.network, self.averaged)),
+                self.plain_optimizer,
+            ),
             texts={},
             facts={},
         )

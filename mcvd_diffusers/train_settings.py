@@ -424,7 +424,6 @@ METHOD_DEFAULTS = {
     "drop_observed": {"ramvid": 0.25},
     "num_joint_images": {"vdm": 4},
     "residual": {"mcvd": False, "rvd": True},
-    "residual_scale": {"mcvd": 1.0, "rvd": 1.0},
     "own_predictions": {"mcvd": False, "lgcvd": True},
     "task_shares": {"lgcvd": list(LGCVD_TASK_SHARES)},
     "loss_type": {**dict.fromkeys(("mcvd", "ramvid", "fdm", "vdm"), "l2"), "lgcvd": "l1", "rvd": "l1"},
@@ -889,6 +888,8 @@ def _fill_in_defaults(settings: Settings) -> None:
         group = model if hasattr(model, name) else settings.training
         if getattr(group, name) is None:
             setattr(group, name, values.get(method))
+    if model.residual and model.residual_scale is None:
+        model.residual_scale = 1.0
     if method == "ramvid" and settings.training.max_observed is None:
         settings.training.max_observed = max(1, min(4, model.max_frames - 1))
     if method == "fdm" and model.clip_frames is None:

@@ -182,7 +182,9 @@ def _make_videos(
 def _split(pipeline, task: str, num_clip_frames: int) -> tuple[int, int, int, int]:
     """Where a task's frames begin in a clip, how many are given before those that are made, how many are made, and given after."""
     config = pipeline.unet.config
-    if pipeline.context_encoder is not None and task == "prediction":  # all of the clip, so that what is remembered shows
+    if (
+        pipeline.context_encoder is not None and task == "prediction"
+    ):  # all of the clip, so that what is remembered shows
         past = config.get("num_past_frames", config.get("num_context_frames")) or num_clip_frames // 2
         return 0, past, num_clip_frames - past, 0
     if "max_frames" not in config:

@@ -579,14 +579,15 @@ def make_training(width=6, has_average=True):
     for _ in range(2):
         network(torch.randn(3, 4)).sum().backward()
         optimizer.step()
-    return network, averaged if has_average else None, optimizer
+    components, averaged = (torch.nn.ModuleDict({"unet": x}) for x in (network, averaged))
+    return components, averaged if has_average else None, optimizer
 
 
 def new_training(width=6, has_average=True):
-    network, averaged, _ = make_training(width, has_average)
-    for parameter in network.parameters():
+    components, averaged, _ = make_training(width, has_average)
+    for parameter in components.parameters():
         parameter.data.zero_()
-    return network, averaged, torch.optim.AdamW(network.parameters(), lr=0.2)
+    return components, averaged, torch.optim.AdamW(components.parameters(), lr=0.2)
 
 
 @pytest.mark.parametrize("has_average", [True, False])
@@ -601,9 +602,9 @@ def test_a_training_comes_back_to_the_last_bit(has_average, tmp_path):
         assert group.keys() == theirs[name].keys() and group
         assert all(torch.equal(x, theirs[name][key]) for key, x in group.items())
     assert other[2].param_groups[0]["lr"] == 0.2
-    for network, _, optimizer in (training, other):
+    for components, _, optimizer in (training, other):
         optimizer.zero_grad()
-        network.eval()(torch.ones(3, 4)).sum().backward()
+        components["unet"].eval()(torch.ones(3, 4)).sum().backward()
         for group in optimizer.param_groups:
             group["lr"] = 0.1
         optimizer.step()

@@ -113,17 +113,17 @@ def test_the_docstring_of_a_call_holds_an_example(row):
 
 
 @each_class
-def test_the_denoiser_is_called_unet_and_comes_first_in_the_offload_order(row):
+def test_the_denoiser_is_called_unet_and_comes_after_what_it_is_told_in_the_offload_order(row):
     pipe = row.make()
     assert isinstance(pipe.unet, row.network.network_class)
-    assert pipe.model_cpu_offload_seq.split("->")[0] == "unet"
+    assert pipe.model_cpu_offload_seq.split("->") == ["context_encoder", "unet"]
     assert "latents" in pipe._callback_tensor_inputs
 
 
 @each_class
 def test_components_are_those_of_init_and_make_the_same_pipeline(row):
     pipe = row.make()
-    assert set(pipe.components) == {"unet", "scheduler", "guider"}
+    assert set(pipe.components) == {"unet", "scheduler", "guider", "context_encoder"}
     again = type(pipe)(**pipe.components)
     again.set_progress_bar_config(disable=True)
     assert all(again.components[name] is component for name, component in pipe.components.items())

@@ -292,7 +292,7 @@ class Spy(LGCVDContextEncoder):
 
     def encode(self, clip):
         self.clips = [*getattr(self, "clips", []), clip]
-        row = F.one_hot(torch.tensor(len(self.clips) - 1), self.feature_channels).float()
+        row = F.one_hot(torch.tensor(len(self.clips) - 1), self.feature_channels[0]).float()
         return row[None, :, None, None].expand(len(clip), -1, clip.shape[-2] // 2, clip.shape[-1] // 2)
 
 
@@ -525,7 +525,7 @@ def test_saved_and_loaded_encoder_is_bit_equal(tmp_path):
     encoder, clip = make(LGCVDContextEncoder), noise(2, 3, 1, 8, 8)
     encoder.save_pretrained(tmp_path)
     loaded = LGCVDContextEncoder.from_pretrained(tmp_path)
-    assert not loaded.training and loaded.clip_frames == 3 and loaded.feature_channels == 16
+    assert not loaded.training and loaded.clip_frames == 3 and loaded.feature_channels == (16,)
     assert torch.equal(loaded(clip).features[0], encoder(clip).features[0])
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="diffusion_pytorch_model"):

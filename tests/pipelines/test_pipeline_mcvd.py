@@ -1075,5 +1075,6 @@ def test_what_a_call_is_checked_for_are_the_arguments_of_the_pipeline():
 
 def test_what_the_sampling_loop_takes_of_a_call():
     arguments = inspect.signature(MCVDPipeline.denoise).parameters
-    of_the_window = {"self", "sample", "roles", "frame_indices", "low_resolution", "generator", "latents", "bar"}
+    of_the_window = {"self", "sample", "roles", "frame_indices", "low_resolution", "context", "generator", "latents"}
+    of_the_window.add("bar")
     assert set(STEP_OPTIONS) == set(arguments) - of_the_window
