@@ -17,16 +17,25 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
-from safetensors import SafetensorError
 
 from mcvd_diffusers.atomic import new_folder
 from mcvd_diffusers.masking import tasks_of_config
-from mcvd_diffusers.model_card import CardFacts, plain_text, write_card
+from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.models import SpaceTimeUNetModel
 from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_space_time
-from .conversion import Conversion, compare_outputs, sha256_of
+from .conversion import (
+    MOST_PIXELS,
+    Conversion,
+    card_source,
+    card_verification,
+    check_count,
+    compare_outputs,
+    run_comparison,
+    save_pipeline,
+    sha256_of,
+)
 from .port_diffusion import (
     DENOISER,
     check_betas,
@@ -40,7 +49,7 @@ from .space_time_weights import Recognised, convert_space_time_weights, recognis
 from .untrusted import CheckpointError, check_storage_bytes, load_checkpoint
 
 
-MOST_PIXELS, MOST_FRAMES = 65_536, 1_000_000
+MOST_FRAMES = 1_000_000
 
 # Parts of names by which one of the three is known, however damaged the rest is.
 _BEGINNINGS = (
@@ -149,8 +158,7 @@ def convert_space_time(
         ("image_size", image_size, MOST_PIXELS),
         ("max_frames", max_frames, MOST_FRAMES),
     ):
-        if value is not None and (type(value) is not int or not 1 <= value <= most):
-            raise CheckpointError(f"`{name}` must be an integer from 1 to {most:,}, got {value!r}.")
+        check_count(name, value, most)
     found = _find_weights(content, weights, checkpoint.name)
     what = f"{checkpoint.name} ({'averaged' if found.weights == 'ema' else 'raw'} weights)"
     if not found.is_stated:
@@ -211,18 +219,10 @@ def convert_space_time(
     with new_folder(output) as folder:
         unet.load_state_dict(converted, strict=True, assign=True)
         pipeline = MCVDPipeline(unet=unet.eval(), scheduler=scheduler, **_sampling(system, unet.config.max_frames))
-        try:
-            pipeline.save_pretrained(folder)
-        except SafetensorError as error:
-            raise OSError(f"{output} cannot be written: {error}") from error
+        save_pipeline(pipeline, folder, output)
         del pipeline, unet, converted
         if verify:
-            try:
-                result.max_difference, sentence = _compare(folder, state, recognised)
-            except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
-                raise CheckpointError(
-                    f"The verification does not run here: {error}. Convert without `--verify`."
-                ) from error
+            result.max_difference, sentence = run_comparison(_compare, folder, state, recognised)
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
@@ -468,23 +468,6 @@ def _describe(result: Conversion, options: dict, num_timesteps: int) -> CardFact
     """The model card's facts, from what is known. No dates and no paths: the same conversion gives the same card."""
     system = result.system
     repository = _REPOSITORIES[system]
-    weights = "their moving average (EMA)" if result.weights == "ema" else "the raw ones"
-    source = [
-        f"Converted from a checkpoint of {_TITLES[system]} ([{repository}](https://github.com/{repository})) by"
-        " `mcvd-diffusers convert`.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| file | `{plain_text(result.checkpoint.name)}` |",
-        f"| its SHA-256 | `{result.sha256}` |",
-        f"| config | {result.config} |",
-        f"| weights | {weights} |",
-    ]
-    if result.notes:
-        source += ["", *(f"- {note}" for note in result.notes)]
-    verified = [f"- {sentence}" for sentence in result.verified]
-    not_verified = [*result.not_verified, "The original code itself was not run on this checkpoint."]
-    verified += ["", "Not verified:", "", *(f"- {sentence}" for sentence in not_verified)]
     setting = {
         "learning rate": options.get("lr"),
         "batch size": options.get("batch_size"),
@@ -498,6 +481,8 @@ def _describe(result: Conversion, options: dict, num_timesteps: int) -> CardFact
         tasks=result.tasks,
         num_inference_steps=min(num_timesteps, 1000),
         training={name: value for name, value in setting.items() if value is not None},
-        source="\n".join(source),
-        verification="\n".join(verified),
+        source=card_source(
+            result, f"{_TITLES[system]} ([{repository}](https://github.com/{repository}))", result.config
+        ),
+        verification=card_verification(result),
     )
