@@ -117,7 +117,7 @@ def convert_lgcvd(
     unet, encoder = _make_networks(found, image_size or _IMAGE_SIZE, num_timesteps, what)
 
     loaded, loaded_buffers, _ = _read(load_checkpoint(checkpoint, content), keys, what)
-    betas = loaded_buffers["betas"].double().clone() if "betas" in loaded_buffers else None
+    betas = loaded_buffers["betas"].detach().double().clone() if "betas" in loaded_buffers else None
     used = [(prefix, row) for prefix, each in found.items() for row in each.rows]
     check_storage_bytes(
         checkpoint,

@@ -185,7 +185,7 @@ def convert_space_time(
 
     loaded = load_checkpoint(checkpoint, content)
     state, loaded_buffers = _tensors(_part(loaded, found.keys), what)
-    betas = loaded_buffers["betas"].double().clone() if "betas" in loaded_buffers else None
+    betas = loaded_buffers["betas"].detach().double().clone() if "betas" in loaded_buffers else None
     used = [row.theirs for row in recognised.rows]
     check_storage_bytes(checkpoint, [records[name] for name in used], [state[name] for name in used])
     del loaded, loaded_buffers
