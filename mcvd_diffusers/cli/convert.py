@@ -17,8 +17,8 @@ def add_convert(commands) -> None:
         "convert",
         allow_abbrev=False,
         help="a checkpoint of the original code -> a pipeline folder",
-        description="Convert a checkpoint of the original MCVD code, or of RaMViD, FDM or VDM's public port, into a folder for"
-        " MCVDPipeline.from_pretrained. Which of them it is, the names in the file tell.",
+        description="Convert a checkpoint of the original MCVD code, or of RaMViD, FDM, VDM's public port or LGC-VD, into a folder"
+        " for MCVDPipeline.from_pretrained. Which of them it is, the names in the file tell.",
         epilog="The checkpoint is read as untrusted: whatever it holds, no code of it is run.\n\npresets:\n  "
         + "\n  ".join(ORIGINAL_NAMES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,12 +44,24 @@ def add_convert(commands) -> None:
         help="compare the converted network's output with a second implementation on the original's state dict",
     )
     others = parser.add_argument_group(
-        "RaMViD, FDM and VDM's port", "what nothing in these checkpoints may tell; the report says what was assumed"
+        "RaMViD, FDM, VDM's port and LGC-VD",
+        "what nothing in these checkpoints may tell; the report says what was assumed",
     )
-    others.add_argument("--num_heads", type=int, metavar="N", help="heads of attention, if not the published 4")
+    others.add_argument(
+        "--num_heads", type=int, metavar="N", help="heads of attention, if not the published 4 (not LGC-VD)"
+    )
     others.add_argument("--image_size", type=int, metavar="N", help="height and width of the training's frames (64)")
     others.add_argument(
-        "--max_frames", type=int, metavar="N", help="frames of a window in training (20; for VDM's port 16)"
+        "--max_frames",
+        type=int,
+        metavar="N",
+        help="frames of a window in training (20; for VDM's port 16; not LGC-VD)",
+    )
+    others.add_argument(
+        "--attention_head_dim",
+        type=int,
+        metavar="N",
+        help="LGC-VD: channels of a head of attention, if not the published 128",
     )
     parser.set_defaults(run=_convert)
 
@@ -68,6 +80,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             num_heads=arguments.num_heads,
             image_size=arguments.image_size,
             max_frames=arguments.max_frames,
+            attention_head_dim=arguments.attention_head_dim,
         )
     except (CheckpointError, OSError) as error:
         print(f"mcvd-diffusers convert: {printable(str(error))}", file=sys.stderr)
@@ -79,7 +92,9 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _report(result: Conversion) -> str:
     weights = "moving average (EMA)" if result.weights == "ema" else "raw"
     after = "an unknown number of" if result.step is None else f"{result.step:,}"
-    system = {"mcvd": "", "ramvid": "RaMViD: ", "fdm": "FDM: ", "vdm": "VDM's public port: "}[result.system]
+    system = {"mcvd": "", "ramvid": "RaMViD: ", "fdm": "FDM: ", "vdm": "VDM's public port: ", "lgcvd": "LGC-VD: "}[
+        result.system
+    ]
     lines = [
         ("from", f"{system}{result.checkpoint}, with {result.config}"),
         ("sha256", result.sha256),

@@ -1,4 +1,4 @@
-"""Checkpoints of the original MCVD code, of RaMViD, FDM and VDM's port -> pipeline folders. The files are read as untrusted."""
+"""Checkpoints of the original MCVD code, of RaMViD, FDM, VDM's port and LGC-VD -> pipeline folders. The files are read as untrusted."""
 
 from .conversion import Conversion
 from .convert import convert_checkpoint

@@ -1,11 +1,15 @@
 """What a conversion did, and what all conversions have in common: the record, a file's digest, the comparison of outputs."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+
+from mcvd_diffusers.model_card import plain_text
+from mcvd_diffusers.pipelines import MCVDPipeline
 
 from .components import bound
 from .untrusted import CheckpointError
@@ -14,6 +18,8 @@ from .untrusted import CheckpointError
 # Largest difference between two float32 implementations, relative to the largest output. Rounding gives 1e-6 to 1e-5 on
 # all shapes of the tests.
 VERIFY_TOLERANCE = 1e-4
+
+MOST_PIXELS = 65_536
 
 
 @dataclass
@@ -27,9 +33,9 @@ class Conversion:
         sha256 (`str`): Of the checkpoint's file.
         weights (`str`): `"ema"` or `"model"`.
         step, epoch (`int`, *optional*): Of the training, as the file says, if it does.
-        num_parameters (`int`): Of the network.
+        num_parameters (`int`): Of the network, and its encoder if it has one.
         tasks (`list[str]`): What the network was trained for.
-        system (`str`): `"mcvd"`, `"ramvid"`, `"fdm"` or `"vdm"`.
+        system (`str`): `"mcvd"`, `"ramvid"`, `"fdm"`, `"vdm"` or `"lgcvd"`.
         stray (`list[str]`): Options of the config that are not known, and were ignored.
         notes (`list[str]`): What is converted in another way than to be expected.
         verified (`list[str]`): What was checked, in sentences.
@@ -54,6 +60,17 @@ class Conversion:
     max_difference: float | None = None
 
 
+def check_count(name: str, value: int | None, most: int) -> None:
+    """
+    Refuse an option that is no count.
+
+    Raises:
+        CheckpointError: If it is neither `None` nor an integer from 1 to `most`.
+    """
+    if value is not None and (type(value) is not int or not 1 <= value <= most):
+        raise CheckpointError(f"`{name}` must be an integer from 1 to {most:,}, got {value!r}.")
+
+
 def sha256_of(path: Path) -> str:
     """
     The digest of a file.
@@ -68,13 +85,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compare_outputs(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], how: str) -> tuple[float, str]:
+def save_pipeline(pipeline: MCVDPipeline, folder: Path, output: Path) -> None:
+    """
+    Write a pipeline into the folder that is to become the output.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        pipeline.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"{output} cannot be written: {error}") from error
+
+
+def run_comparison(compare: Callable[..., tuple[float, str]], *source) -> tuple[float, str]:
+    """`compare(*source)`, with an error that says what to do if there is not memory enough."""
+    try:
+        return compare(*source)
+    except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
+        raise CheckpointError(f"The verification does not run here: {error}. Convert without `--verify`.") from error
+
+
+def compare_outputs(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], how: str, network: str = "network"
+) -> tuple[float, str]:
     """
     Hold a converted network's outputs against those of the second implementation.
 
     Args:
         pairs (iterable of pairs of `torch.Tensor`): Ours and theirs; each pair is computed when its turn comes.
         how (`str`): On what they were compared, for the sentence.
+        network (`str`, *optional*, defaults to `"network"`): What it is called, where there are several.
 
     Returns:
         `tuple[float, str]`: The largest difference, and a sentence that says what was done.
@@ -86,21 +127,62 @@ def compare_outputs(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], how: str
     for ours, theirs in pairs:
         if not (ours.isfinite().all() and theirs.isfinite().all()):
             raise CheckpointError(
-                "The converted network's output is NaN or infinite: these weights are too large. Nothing was written."
+                f"The converted {network}'s output is NaN or infinite: these weights are too large. Nothing was written."
             )
         largest = max(largest, float((ours - theirs).abs().max()))
         scale = max(scale, float(theirs.abs().max()))
     if scale == 0:
         raise CheckpointError(
-            "The network's output is zero everywhere, so there is nothing to compare. Nothing was written."
+            f"The {network}'s output is zero everywhere, so there is nothing to compare. Nothing was written."
         )
     if not largest <= VERIFY_TOLERANCE * scale:
         raise CheckpointError(
-            f"The converted network differs from the second implementation by {largest:.2e}, where the largest output is"
+            f"The converted {network} differs from the second implementation by {largest:.2e}, where the largest output is"
             f" {scale:.2e}: the conversion is wrong. Nothing was written. Please report the config and this message."
         )
     return largest, (
-        "The folder was loaded again, and its network compared with a second, independent implementation that runs on the"
+        f"The folder was loaded again, and its {network} compared with a second, independent implementation that runs on the"
         f" source file's own state dict, {how}: the largest difference is below {bound(largest)}, the largest output"
         f" {scale:.2g}."
     )
+
+
+def card_source(result: Conversion, of: str, config: str) -> str:
+    """
+    Where weights come from, for the model card. No dates and no paths: the same conversion gives the same card.
+
+    Args:
+        result ([`Conversion`]): What was done.
+        of (`str`): Whose checkpoint it was, in Markdown.
+        config (`str`): Where settings come from, in Markdown.
+
+    Returns:
+        `str`: In Markdown.
+    """
+    source = [
+        f"Converted from a checkpoint of {of} by `mcvd-diffusers convert`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| file | `{plain_text(result.checkpoint.name)}` |",
+        f"| its SHA-256 | `{result.sha256}` |",
+        f"| config | {config} |",
+        f"| weights | {'their moving average (EMA)' if result.weights == 'ema' else 'the raw ones'} |",
+    ]
+    if result.stray:
+        source += [
+            "",
+            "Options of the config that are not known and were ignored: "
+            + ", ".join(f"`{plain_text(name)}`" for name in result.stray[:50])
+            + ".",
+        ]
+    if result.notes:
+        source += ["", *(f"- {note}" for note in result.notes)]
+    return "\n".join(source)
+
+
+def card_verification(result: Conversion) -> str:
+    """What was checked and what was not, for the model card, in Markdown."""
+    not_verified = [*result.not_verified, "The original code itself was not run on this checkpoint."]
+    sections = [*(f"- {sentence}" for sentence in result.verified), "", "Not verified:", ""]
+    return "\n".join([*sections, *(f"- {sentence}" for sentence in not_verified)])

@@ -1,6 +1,7 @@
 """From a checkpoint of the original MCVD code to a pipeline folder, top to bottom: [`convert_checkpoint`].
 
-Checkpoints of RaMViD, FDM and VDM's public port go their own way from there: [`convert_space_time`].
+Checkpoints of RaMViD, FDM and VDM's public port go their own way from there: [`convert_space_time`]; LGC-VD's, too:
+[`convert_lgcvd`].
 
 What a `.pt` file and its `config.yml` say is believed only as far as the two agree and fit the paper's network. The
 weights pass through a table of keys ([`original_weights`]); nothing is guessed, nothing is left over.
@@ -12,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from mcvd_diffusers.atomic import check_new_folder, new_folder
 from mcvd_diffusers.masking import trained_tasks
@@ -22,7 +22,16 @@ from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_network
 from .components import as_yaml, check_schedule, make_scheduler, make_unet, read_schedule, reconcile
-from .conversion import Conversion, compare_outputs, sha256_of
+from .conversion import (
+    Conversion,
+    card_source,
+    card_verification,
+    compare_outputs,
+    run_comparison,
+    save_pipeline,
+    sha256_of,
+)
+from .convert_lgcvd import convert_lgcvd, is_lgcvd
 from .convert_space_time import convert_space_time, is_space_time
 from .original_config import OriginalConfig, config_of_preset, presets_that_fit, read_config
 from .original_weights import (
@@ -52,10 +61,11 @@ def convert_checkpoint(
     num_heads: int | None = None,
     image_size: int | None = None,
     max_frames: int | None = None,
+    attention_head_dim: int | None = None,
 ) -> Conversion:
     """
-    Convert a checkpoint of the original code (voletiv/mcvd-pytorch), or of RaMViD, FDM or VDM's public port, into a folder
-    for [`~DiffusionPipeline.from_pretrained`]: network, scheduler, model card. Which of them it is, its names tell.
+    Convert a checkpoint of the original code (voletiv/mcvd-pytorch), or of RaMViD, FDM, VDM's public port or LGC-VD, into a
+    folder for [`~DiffusionPipeline.from_pretrained`]: networks, scheduler, model card. Which of them it is, its names tell.
 
     The file is read as untrusted: see [`untrusted`]. The folder appears when it is complete, or not at all. Converting
     again gives the same bytes.
@@ -63,8 +73,8 @@ def convert_checkpoint(
     Args:
         checkpoint (`str` or `os.PathLike`):
             A `.pt` file of the original, or the folder in which it lies beside its `config.yml` (also the folder above,
-            whose `logs` that is). Of several in a folder, the one after the most updates. Those of RaMViD, FDM and VDM's
-            port need no config.
+            whose `logs` that is). Of several in a folder, the one after the most updates. Those of RaMViD, FDM,
+            VDM's port and LGC-VD need no config.
         output (`str` or `os.PathLike`): Folder to write; must not exist, or be empty.
         config (`str` or `os.PathLike`, *optional*): The run's `config.yml`, if it does not lie beside the checkpoint.
         preset (`str`, *optional*):
@@ -78,7 +88,8 @@ def convert_checkpoint(
             original's state dict. A difference ends the conversion.
         num_heads (`int`, *optional*): Of RaMViD's and FDM's attention, if not the published 4.
         image_size (`int`, *optional*): Height and width of frames, where no config says it; by default 64.
-        max_frames (`int`, *optional*): Frames of a window, where no config says it; by default those published.
+        max_frames (`int`, *optional*): Frames of a window, where no config and no shape says it; by default those published.
+        attention_head_dim (`int`, *optional*): Channels of a head of LGC-VD's attention, if not the published 128.
 
     Returns:
         [`Conversion`]: What was done.
@@ -96,20 +107,21 @@ def convert_checkpoint(
     checkpoint, num_checkpoints = _find_checkpoint(_path("CHECKPOINT", checkpoint), weights)
     # What the file declares. Nothing is loaded yet.
     content = inspect_checkpoint(checkpoint)
-    asked = {"num_heads": num_heads, "image_size": image_size, "max_frames": max_frames}
-    for_others = {"--config": config, "--preset": preset} if is_space_time(content) else asked
-    given = next((name for name, value in for_others.items() if value is not None), None)
-    if given is not None:
-        raise CheckpointError(
-            f"`{given}` is for MCVD's checkpoints; {checkpoint.name} is one of another system, whose names and shapes tell"
-            " what its network is."
-            if is_space_time(content)
-            else f"`{given}` is for checkpoints of RaMViD, FDM and VDM's port; for this one, its config says it."
-        )
-    if is_space_time(content):
+    asked = {
+        "num_heads": num_heads,
+        "image_size": image_size,
+        "max_frames": max_frames,
+        "attention_head_dim": attention_head_dim,
+    }
+    system = "lgcvd" if is_lgcvd(content) else "space_time" if is_space_time(content) else "mcvd"
+    given = {"--config": config, "--preset": preset} | asked
+    _check_options([name for name, value in given.items() if value is not None], system, checkpoint.name)
+    if system != "mcvd":
         chosen = f"Of {num_checkpoints} checkpoints in the folder, {checkpoint.name} was chosen."
         notes = [chosen] if num_checkpoints > 1 else []
-        return convert_space_time(checkpoint, content, output, weights=weights, verify=verify, notes=notes, **asked)
+        convert_other = convert_lgcvd if system == "lgcvd" else convert_space_time
+        asked = {name: value for name, value in asked.items() if system in _OPTIONS[name][1]}
+        return convert_other(checkpoint, content, output, weights=weights, verify=verify, notes=notes, **asked)
     if preset is not None:
         original = config_of_preset(preset)
     else:
@@ -169,18 +181,42 @@ def convert_checkpoint(
         # `assign` puts the weights, mapped from the file, in place of those on the meta device.
         unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
         pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
-        try:
-            pipeline.save_pretrained(folder)
-        except SafetensorError as error:
-            raise OSError(f"{output} cannot be written: {error}") from error
+        save_pipeline(pipeline, folder, output)
         del pipeline, unet
         if verify:
-            result.max_difference, sentence = _verify(folder, state, original, architecture)
+            result.max_difference, sentence = run_comparison(_compare, folder, state, original, architecture)
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
         write_card(folder, _describe(result, original, folder))
     return result
+
+
+# Whose checkpoints an option is for: in words, and by which way they go.
+_SPACE_TIME = "checkpoints of RaMViD, FDM and VDM's port"
+_OPTIONS = {
+    "--config": ("MCVD's checkpoints", ("mcvd",)),
+    "--preset": ("MCVD's checkpoints", ("mcvd",)),
+    "num_heads": (_SPACE_TIME, ("space_time",)),
+    "image_size": (f"{_SPACE_TIME}, and of LGC-VD", ("space_time", "lgcvd")),
+    "max_frames": (_SPACE_TIME, ("space_time",)),
+    "attention_head_dim": ("checkpoints of LGC-VD", ("lgcvd",)),
+}
+
+
+def _check_options(given: list[str], system: str, name: str) -> None:
+    """Refuse what is for checkpoints of other systems."""
+    for option in given:
+        words, systems = _OPTIONS[option]
+        if system not in systems:
+            raise CheckpointError(
+                f"`{option}` is for {words}; "
+                + (
+                    "for this one, its config says it."
+                    if system == "mcvd"
+                    else f"{name} is one of another system, whose names and shapes tell what its network is."
+                )
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -197,7 +233,7 @@ def _path(argument: str, path: str | os.PathLike) -> Path:
         raise CheckpointError(f"{argument} {str(path)!r} is no path: {error}") from error
 
 
-# What RaMViD, FDM and VDM's port save, with the number of updates (the port's: of its milestones).
+# What RaMViD, FDM, VDM's port and LGC-VD save, with the number of updates (the last two: of their milestones).
 _OF_OTHERS = re.compile(r"(ema_[0-9.]{1,20}_|model-?)(\d{1,12})")
 
 
@@ -246,7 +282,7 @@ def _find_config(checkpoint: Path) -> Path:
     raise CheckpointError(
         f"There is no config.yml beside {checkpoint}. Pass it with `--config`; if it is lost, and the model is one of those"
         " published, name it with `--preset`. (It is taken for one of MCVD's: the names of its weights are not those of"
-        " RaMViD, FDM or VDM's port, whose checkpoints need no config.)"
+        " RaMViD, FDM, VDM's port or LGC-VD, whose checkpoints need no config.)"
     )
 
 
@@ -301,14 +337,6 @@ def _tensors(item: dict, what: str) -> dict[str, TensorRecord]:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Proof
-
-
-def _verify(folder: Path, *source) -> tuple[float, str]:
-    """`_compare`, with an error that says what to do if there is not memory enough."""
-    try:
-        return _compare(folder, *source)
-    except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
-        raise CheckpointError(f"The verification does not run here: {error}. Convert without `--verify`.") from error
 
 
 @torch.no_grad()
@@ -462,29 +490,6 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> Car
         "updates": result.step,
         "epochs": result.epoch,
     }
-    source = [
-        "Converted from a checkpoint of the original code"
-        " ([voletiv/mcvd-pytorch](https://github.com/voletiv/mcvd-pytorch)) by `mcvd-diffusers convert`.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| file | `{plain_text(result.checkpoint.name)}` |",
-        f"| its SHA-256 | `{result.sha256}` |",
-        f"| config | `{plain_text(result.config)}` |",
-        f"| weights | {'their moving average (EMA)' if result.weights == 'ema' else 'the raw ones'} |",
-    ]
-    if result.stray:
-        source += [
-            "",
-            "Options of the config that are not known and were ignored: "
-            + ", ".join(f"`{plain_text(name)}`" for name in result.stray[:50])
-            + ".",
-        ]
-    if result.notes:
-        source += ["", *(f"- {note}" for note in result.notes)]
-    verified = [f"- {sentence}" for sentence in result.verified]
-    not_verified = [*result.not_verified, "The original code itself was not run on this checkpoint."]
-    verified += ["", "Not verified:", "", *(f"- {sentence}" for sentence in not_verified)]
     steps_of_original = _odd_timesteps(original)
     return CardFacts(
         name=f"mcvd-{'spatin' if unet['conditioning'] == 'spatin' else 'concat'}",  # the same wherever it is written
@@ -494,6 +499,10 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> Car
         timesteps=steps_of_original and [steps_of_original.start, steps_of_original.stop, steps_of_original.step],
         num_predicted_frames=original["sampling.num_frames_pred"],
         training={name: value for name, value in setting.items() if value is not None},
-        source="\n".join(source),
-        verification="\n".join(verified),
+        source=card_source(
+            result,
+            "the original code ([voletiv/mcvd-pytorch](https://github.com/voletiv/mcvd-pytorch))",
+            f"`{plain_text(result.config)}`",
+        ),
+        verification=card_verification(result),
     )

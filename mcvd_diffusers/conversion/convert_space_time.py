@@ -17,46 +17,45 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
-from safetensors import SafetensorError
 
 from mcvd_diffusers.atomic import new_folder
 from mcvd_diffusers.masking import tasks_of_config
-from mcvd_diffusers.model_card import CardFacts, plain_text, write_card
+from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.models import SpaceTimeUNetModel
 from mcvd_diffusers.pipelines import MCVDPipeline
 
 from . import reference_space_time
-from .components import bound
-from .conversion import Conversion, compare_outputs, sha256_of
-from .original_config import MAX_NOISE_LEVELS
-from .original_weights import without_module_prefix
+from .conversion import (
+    MOST_PIXELS,
+    Conversion,
+    card_source,
+    card_verification,
+    check_count,
+    compare_outputs,
+    run_comparison,
+    save_pipeline,
+    sha256_of,
+)
+from .port_diffusion import (
+    DENOISER,
+    check_betas,
+    checked_step,
+    find_weights,
+    make_cosine_scheduler,
+    num_noise_levels,
+    split_state,
+)
 from .space_time_weights import Recognised, convert_space_time_weights, recognise
-from .untrusted import CheckpointError, TensorRecord, check_storage_bytes, load_checkpoint
+from .untrusted import CheckpointError, check_storage_bytes, load_checkpoint
 
 
-MOST_PIXELS, MOST_FRAMES = 65_536, 1_000_000
+MOST_FRAMES = 1_000_000
 
 # Parts of names by which one of the three is known, however damaged the rest is.
 _BEGINNINGS = (
     *("input_blocks.", "middle_block.", "output_blocks.", "time_embed."),
     *("downs.", "ups.", "mid_block1.", "mid_block2.", "init_conv.", "init_temporal_attn.", "time_rel_pos_bias."),
 )
-_PREFIX = "denoise_fn."
-# The port's diffusion beside its network. All follow from the betas.
-_BUFFERS = {
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-}
 _FILE_NAME = re.compile(r"(ema_[0-9.]{1,20}_|model)([0-9]{1,12})")
 
 # Published settings that no shape tells: training frames, and how often nothing was given.
@@ -120,7 +119,7 @@ def is_space_time(content: object) -> bool:
 
 def _looks_like_one(state: object) -> bool:
     names = state if isinstance(state, dict) else ()
-    bare = (name.removeprefix("module.").removeprefix(_PREFIX) for name in names if isinstance(name, str))
+    bare = (name.removeprefix("module.").removeprefix(DENOISER) for name in names if isinstance(name, str))
     return any(name.startswith(_BEGINNINGS) for name in bare)
 
 
@@ -159,8 +158,7 @@ def convert_space_time(
         ("image_size", image_size, MOST_PIXELS),
         ("max_frames", max_frames, MOST_FRAMES),
     ):
-        if value is not None and (type(value) is not int or not 1 <= value <= most):
-            raise CheckpointError(f"`{name}` must be an integer from 1 to {most:,}, got {value!r}.")
+        check_count(name, value, most)
     found = _find_weights(content, weights, checkpoint.name)
     what = f"{checkpoint.name} ({'averaged' if found.weights == 'ema' else 'raw'} weights)"
     if not found.is_stated:
@@ -182,12 +180,12 @@ def convert_space_time(
         )
     size = _agree("image_size", image_size, options, what)
     frames = _agree("max_frames", max_frames, options, what)
-    num_timesteps = _num_timesteps(buffers, options, what)
+    num_timesteps = num_noise_levels(buffers, options.get("diffusion_steps", 1000), what)
     unet = _make_unet(recognised, size, frames, num_timesteps, options, what)
 
     loaded = load_checkpoint(checkpoint, content)
     state, loaded_buffers = _tensors(_part(loaded, found.keys), what)
-    betas = loaded_buffers["betas"].double().clone() if "betas" in loaded_buffers else None
+    betas = loaded_buffers["betas"].detach().double().clone() if "betas" in loaded_buffers else None
     used = [row.theirs for row in recognised.rows]
     check_storage_bytes(checkpoint, [records[name] for name in used], [state[name] for name in used])
     del loaded, loaded_buffers
@@ -216,23 +214,15 @@ def convert_space_time(
         " in its shape; none is missing or left over."
     )
     if betas is not None:
-        result.verified.append(_check_betas(betas, scheduler, what))
+        result.verified.append(check_betas(betas, scheduler, "the port", what))
 
     with new_folder(output) as folder:
         unet.load_state_dict(converted, strict=True, assign=True)
         pipeline = MCVDPipeline(unet=unet.eval(), scheduler=scheduler, **_sampling(system, unet.config.max_frames))
-        try:
-            pipeline.save_pretrained(folder)
-        except SafetensorError as error:
-            raise OSError(f"{output} cannot be written: {error}") from error
+        save_pipeline(pipeline, folder, output)
         del pipeline, unet, converted
         if verify:
-            try:
-                result.max_difference, sentence = _compare(folder, state, recognised)
-            except (MemoryError, RuntimeError) as error:  # torch's allocator raises the latter
-                raise CheckpointError(
-                    f"The verification does not run here: {error}. Convert without `--verify`."
-                ) from error
+            result.max_difference, sentence = run_comparison(_compare, folder, state, recognised)
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
@@ -255,21 +245,10 @@ def _find_weights(content: dict, weights: str | None, name: str) -> _Found:
             raise CheckpointError(
                 f"{name} must hold a state dict as `state_dict` and settings as `config`, as FDM's do."
             )
-        step = number if step is None else step
-        if step is not None and (type(step) is not int or step < 0):
-            raise CheckpointError(f"{name}: `step` must be a number of updates, got {str(step)[:80]!r}.")
+        step = checked_step(number if step is None else step, name)
         keys = ("state_dict",)
     elif "model" in content or "ema" in content:  # the port
-        here = [key for key in ("ema", "model") if isinstance(content.get(key), dict)]
-        chosen = weights or next(iter(here), None)
-        if chosen not in here:
-            raise CheckpointError(
-                f"{name} has no {'average of the weights' if chosen == 'ema' else 'state dict'} as `{chosen}`; it has"
-                f" {', '.join(here) or 'neither `ema` nor `model`'}."
-            )
-        step = content.get("step")
-        if step is not None and (type(step) is not int or step < 0):
-            raise CheckpointError(f"{name}: `step` must be a number of updates, got {str(step)[:80]!r}.")
+        chosen, step = find_weights(content, weights, name)
         return _Found((chosen,), chosen, step)
     else:
         keys, step, config = (), number, {}
@@ -290,21 +269,8 @@ def _part(content, keys: tuple[str, ...]):
 
 def _tensors(state: dict, what: str) -> tuple[dict, dict]:
     """The network's tensors by the names that it alone has, and those of the diffusion around it."""
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, (TensorRecord, torch.Tensor)):
-            raise CheckpointError(f"{what} must map names to tensors; {str(name)[:80]!r} is a {type(value).__name__}.")
-        if not value.dtype.is_floating_point:
-            raise CheckpointError(f"{what}: {name[:80]} holds {value.dtype}, but weights are floating point numbers.")
-    state = without_module_prefix(state, what)
-    if not any(name.startswith(_PREFIX) for name in state):
-        return state, {}
-    network = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
-    buffers = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
-    unknown = sorted(buffers.keys() - _BUFFERS)
-    if unknown:
-        names = ", ".join(repr(name[:80]) for name in unknown[:5])
-        raise CheckpointError(f"{what} has names that are not of the port's diffusion: {names}.")
-    return network, buffers
+    networks, buffers = split_state(state, what, prefixes=(DENOISER,), title="the port")
+    return networks[DENOISER], buffers
 
 
 def _fdm_options(config: Mapping, what: str) -> dict:
@@ -347,20 +313,6 @@ def _agree(name: str, given: int | None, options: dict, what: str) -> int | None
     return stated if given is None else given
 
 
-def _num_timesteps(buffers: Mapping, options: dict, what: str) -> int:
-    number = options.get("diffusion_steps", 1000)
-    if "betas" in buffers:
-        shape = tuple(buffers["betas"].shape)
-        if len(shape) != 1:
-            raise CheckpointError(f"{what}: betas must be a list of numbers, got shape {shape}.")
-        number = shape[0]
-    if not 1 <= number <= MAX_NOISE_LEVELS:
-        raise CheckpointError(
-            f"{what}: there are {number:,} noise levels, where 1 to {MAX_NOISE_LEVELS:,} are possible."
-        )
-    return number
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Network, scheduler, pipeline
 
@@ -387,18 +339,14 @@ def _make_unet(
 
 def _make_scheduler(system: str, num_timesteps: int, options: dict) -> DDPMScheduler:
     """The original's ancestral sampler. Fewer steps are spread from the noisiest to the least noisy, both included."""
+    if system == "vdm":
+        return make_cosine_scheduler(num_timesteps, "epsilon")
     common = {
         "num_train_timesteps": num_timesteps,
         "clip_sample": True,
         "prediction_type": "sample" if options.get("predict_xstart") else "epsilon",
         "timestep_spacing": "linspace",
     }
-    if system == "vdm":
-        # Diffusers' own cosine betas end at 0.999, the port's at 0.9999.
-        betas = _cosine_betas(num_timesteps)
-        return DDPMScheduler(
-            **common, beta_schedule="squaredcos_cap_v2", trained_betas=betas, variance_type="fixed_small"
-        )
     if options.get("noise_schedule") == "cosine":
         schedule = {"beta_schedule": "squaredcos_cap_v2"}
     else:
@@ -406,23 +354,6 @@ def _make_scheduler(system: str, num_timesteps: int, options: dict) -> DDPMSched
         schedule = {"beta_schedule": "linear", "beta_start": scale * 1e-4, "beta_end": min(scale * 0.02, 0.999)}
     variance = "fixed_small" if options.get("sigma_small") else "fixed_large"
     return DDPMScheduler(**common, **schedule, variance_type=variance)
-
-
-def _cosine_betas(count: int) -> list[float]:
-    """Nichol and Dhariwal (2102.09672), equation 17, with offset 0.008, at most 0.9999."""
-    kept = [math.cos((step / count + 0.008) / 1.008 * math.pi / 2) ** 2 for step in range(count + 1)]
-    return [min(max(1 - after / before, 0.0), 0.9999) for before, after in zip(kept, kept[1:])]
-
-
-def _check_betas(betas: torch.Tensor, scheduler: DDPMScheduler, what: str) -> str:
-    difference = float((betas - scheduler.betas.double()).abs().max())
-    if not difference <= 1e-6:
-        raise CheckpointError(
-            f"{what}: its betas, from {float(betas[0]):.6g} to {float(betas[-1]):.6g}, are not the cosine schedule of the port,"
-            f" from {float(scheduler.betas[0]):.6g} to {float(scheduler.betas[-1]):.6g}. It is not converted."
-        )
-    equal = "equals" if difference == 0 else f"is within {bound(difference)} of"
-    return f"The noise schedule {equal} the buffer `betas` in the file, {len(betas)} values."
 
 
 def _sampling(system: str, max_frames: int) -> dict:
@@ -537,23 +468,6 @@ def _describe(result: Conversion, options: dict, num_timesteps: int) -> CardFact
     """The model card's facts, from what is known. No dates and no paths: the same conversion gives the same card."""
     system = result.system
     repository = _REPOSITORIES[system]
-    weights = "their moving average (EMA)" if result.weights == "ema" else "the raw ones"
-    source = [
-        f"Converted from a checkpoint of {_TITLES[system]} ([{repository}](https://github.com/{repository})) by"
-        " `mcvd-diffusers convert`.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| file | `{plain_text(result.checkpoint.name)}` |",
-        f"| its SHA-256 | `{result.sha256}` |",
-        f"| config | {result.config} |",
-        f"| weights | {weights} |",
-    ]
-    if result.notes:
-        source += ["", *(f"- {note}" for note in result.notes)]
-    verified = [f"- {sentence}" for sentence in result.verified]
-    not_verified = [*result.not_verified, "The original code itself was not run on this checkpoint."]
-    verified += ["", "Not verified:", "", *(f"- {sentence}" for sentence in not_verified)]
     setting = {
         "learning rate": options.get("lr"),
         "batch size": options.get("batch_size"),
@@ -567,6 +481,8 @@ def _describe(result: Conversion, options: dict, num_timesteps: int) -> CardFact
         tasks=result.tasks,
         num_inference_steps=min(num_timesteps, 1000),
         training={name: value for name, value in setting.items() if value is not None},
-        source="\n".join(source),
-        verification="\n".join(verified),
+        source=card_source(
+            result, f"{_TITLES[system]} ([{repository}](https://github.com/{repository}))", result.config
+        ),
+        verification=card_verification(result),
     )

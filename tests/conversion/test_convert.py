@@ -160,9 +160,9 @@ def test_verification_finds_a_wrong_weight(tmp_path):
     config = check_config("config.yml", TINY)
     architecture = read_architecture(what, "checkpoint")
     reconcile(config, architecture, what, checkpoint[0], "checkpoint")
-    module._verify(tmp_path / "out", what, config, architecture)
+    module._compare(tmp_path / "out", what, config, architecture)
     with pytest.raises(CheckpointError, match="differs from the second implementation"):
-        module._verify(tmp_path / "wrong", what, config, architecture)
+        module._compare(tmp_path / "wrong", what, config, architecture)
 
 
 @pytest.mark.parametrize("name", STATE_DICTS)
