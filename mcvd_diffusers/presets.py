@@ -2,8 +2,8 @@
 
 MCVD's source: the scripts `example_scripts/final/*.sh` of the original code, which is what the checkpoints were trained with
 (its bare YAML files are not); `ORIGINAL_NAMES` gives the script's name for each. The paper's table of results names
-the same models by data set, conditioning and frames. Those of RaMViD, FDM and VDM are of their papers and code; there, a
-batch is that of one process.
+the same models by data set, conditioning and frames. Those of RaMViD, FDM, VDM, LGC-VD and RVD are of their papers and
+code; there, a batch is that of one process.
 """
 
 import copy
@@ -107,7 +107,54 @@ _FDM = {
     "max_grad_norm": 1e9,  # it does not clip
     "train_batch_size": 2,  # CARLA's, on each of 4 GPUs; that of the others is not known
 }
-_SPACE_TIME = {
+_LGCVD = {
+    "method": "lgcvd",
+    "prediction_type": "v_prediction",
+    "beta_schedule": "squaredcos_cap_v2",
+    "loss_type": "l1",
+    "in_channels": 3,
+    "max_frames": 8,
+    "block_out_channels": [128, 256, 384, 512],
+    "layers_per_block": 2,
+    "attention_levels": [2],
+    "attention_head_dim": 128,
+    "task_shares": [0.45, 0.4, 0.05, 0.1],
+    "learning_rate": 1e-4,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "max_grad_norm": 1e9,  # it does not clip
+    "train_batch_size": 1,
+    "max_train_steps": 300_000,
+    "ema_decay": 0.9995,
+    "sampling_scheduler": "DDPMScheduler",
+    "validation_inference_steps": 100,
+}
+_RVD = {
+    "method": "rvd",
+    "prediction_type": "epsilon",
+    "beta_schedule": "squaredcos_cap_v2",
+    "num_train_timesteps": 1600,
+    "loss_type": "l1",
+    "clip_frames": 8,
+    "num_attention_heads": 4,
+    "attention_head_dim": 16,
+    "learning_rate": 5e-5,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "max_grad_norm": 1e9,
+    "train_batch_size": 1,
+    "max_train_steps": 1_000_000,
+    "ema_decay": 0.998,
+    "sampling_scheduler": "DDPMScheduler",
+    "validation_inference_steps": 1600,
+}
+_RVD_64 = {"resolution": [64], "block_out_channels": [48, 96, 192, 384], "predictor_channels": [48, 96, 96, 192]}
+_RVD_128 = {
+    "resolution": [128],
+    "block_out_channels": [64, 64, 128, 128, 256, 256],
+    "predictor_channels": [64, 128, 192, 256],
+}
+_OTHERS = {
     # On each of 8 GPUs.
     "ramvid-bair": _RAMVID
     | {
@@ -161,12 +208,21 @@ _SPACE_TIME = {
         "sampling_scheduler": "DDPMScheduler",
         "validation_inference_steps": 100,
     },
+    # Of LGC-VD's code, on each GPU; its average takes a step of 0.995 every ten updates.
+    "lgcvd-bair": _LGCVD | {"resolution": [64]},
+    "lgcvd-cityscapes": _LGCVD | {"resolution": [128]},
+    # Of RVD's specification, on each GPU; its average takes a step of 0.99 every five updates. Frames of 64 pixels have the
+    # same network with one channel (KTH) and with three.
+    "rvd-bair": _RVD | _RVD_64 | {"in_channels": 3},
+    "rvd-kth": _RVD | _RVD_64 | {"in_channels": 1},
+    "rvd-cityscapes": _RVD | _RVD_128 | {"in_channels": 3},
+    "rvd-simulation": _RVD | _RVD_128 | {"in_channels": 1},
 }
 
 ORIGINAL_NAMES = {name: row[-1] for name, row in _ROWS.items()}
 """MCVD's: our name -> that of the original's script."""
 
-PRESETS = (*_ROWS, *_SPACE_TIME)
+PRESETS = (*_ROWS, *_OTHERS)
 
 
 def preset(name: str) -> dict:
@@ -182,8 +238,8 @@ def preset(name: str) -> dict:
     Raises:
         ValueError: If there is no such preset.
     """
-    if name in _SPACE_TIME:
-        return copy.deepcopy(_SPACE_TIME[name])
+    if name in _OTHERS:
+        return copy.deepcopy(_OTHERS[name])
     if name not in _ROWS:
         raise ValueError(f"There is no preset {name!r}. There are: {', '.join(PRESETS)}.")
     past, block, future, width, head, spatin, dropout, batch, rate, warmup, drop_past, drop_future, steps, _ = _ROWS[name]  # fmt: skip

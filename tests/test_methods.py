@@ -21,7 +21,11 @@ from mcvd_diffusers.presets import PRESETS, preset
 
 
 ABSENT, OBSERVED, LATENT = FrameRole
-METHODS = ["mcvd", "ramvid", "fdm", "vdm"]
+# Methods, and MCVD with what LGC-VD and RVD have.
+METHODS = ["mcvd", "mcvd-memory", "mcvd-own", "mcvd-residual", "ramvid", "fdm", "vdm", "lgcvd", "rvd"]
+OF_WINDOWS = ["ramvid", "fdm", "vdm"]
+WITH_ENCODER = ["mcvd-memory", "mcvd-residual", "lgcvd", "rvd"]
+OTHERS = OF_WINDOWS + ["mcvd-own"] + WITH_ENCODER
 TINY = {
     "resolution": 16,
     "block_out_channels": [8, 8],
@@ -34,8 +38,14 @@ TINY = {
     "validation_inference_steps": 2,
     "report_to": "none",
 }
+BLOCKS = {"num_past_frames": 2, "num_frames": 2, "num_future_frames": 1}
 OWN = {
-    "mcvd": {"num_past_frames": 2, "num_frames": 2, "num_future_frames": 1},
+    "mcvd": BLOCKS,
+    "mcvd-memory": {"method": "mcvd", **BLOCKS, "clip_memory": True, "own_predictions": True},
+    "mcvd-own": {"method": "mcvd", **BLOCKS, "own_predictions": True},
+    "mcvd-residual": {"method": "mcvd", **BLOCKS, "residual": True, "predictor_channels": [8, 16]},
+    "lgcvd": {"max_frames": 5},
+    "rvd": {"clip_frames": 5, "num_attention_heads": 2, "attention_head_dim": 4},
     "ramvid": {"max_frames": 5, "max_observed": 2, "num_attention_heads": 2},
     "fdm": {"max_frames": 5, "clip_frames": 9, "num_attention_heads": 2},
     "vdm": {"max_frames": 5, "num_joint_images": 2, "num_attention_heads": 2},
@@ -87,6 +97,12 @@ PUBLISHED = {  # millions of parameters, counted by instantiating the originals
     "fdm-minerl": 115.99,
     "fdm-carla": 80.36,
     "vdm-64": 35.7,
+    "lgcvd-bair": 63.4 + 33.1,
+    "lgcvd-cityscapes": 63.4 + 33.1,
+    "rvd-bair": 37.6,
+    "rvd-kth": 37.6,
+    "rvd-cityscapes": 43.6,
+    "rvd-simulation": 43.6,
 }
 
 
@@ -99,10 +115,10 @@ def test_preset_has_the_size_of_the_published_network(name, tmp_path):
     for key, value in stated.items():
         assert settings.as_dict()[key] == ([value[0], value[-1]] if key == "resolution" else value)
     with torch.device("meta"):
-        network = make_method(settings).make_network()
-    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    assert round(count, 1 if name == "vdm-64" else 2) == PUBLISHED[name]
-    assert network.config.max_frames == stated["max_frames"]
+        components = make_method(settings).make_components()
+    count = sum(parameter.numel() for parameter in components.parameters()) / 1e6
+    assert round(count, 2 if stated["method"] in ("ramvid", "fdm") else 1) == pytest.approx(PUBLISHED[name])
+    assert components["unet"].config.max_frames == stated.get("max_frames", 1)
 
 
 def test_every_preset_of_another_method_is_tested():
@@ -110,7 +126,7 @@ def test_every_preset_of_another_method_is_tested():
     assert preset("fdm-carla") is not preset("fdm-carla")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["mcvd", *OF_WINDOWS])
 def test_network_says_what_it_is_trained_for(name, tmp_path):
     config = method_of(name, tmp_path).make_network().config
     assert config.prediction_type == "v_prediction" and config.sample_size == [16, 16] and config.in_channels == 1
@@ -127,6 +143,27 @@ def test_network_says_what_it_is_trained_for(name, tmp_path):
         assert config.drop_observed == {"ramvid": 0.25, "vdm": 1.0}[name]
 
 
+def test_network_and_encoder_say_what_they_are_trained_for(tmp_path):
+    made = {name: method_of(name, tmp_path).make_components() for name in WITH_ENCODER}
+    configs = {name: components["unet"].config for name, components in made.items()}
+    assert configs["lgcvd"].drop_observed == 0.4 and configs["lgcvd"].num_context_frames == 2
+    assert configs["rvd"].drop_observed == 0.0 and configs["rvd"].residual
+    assert configs["mcvd-memory"].context_channels == 8 and not configs["mcvd-memory"].residual
+    assert configs["mcvd-residual"].residual and not configs["mcvd-residual"].context_channels
+    encoders = {name: components["context_encoder"] for name, components in made.items()}
+    assert {name: encoder.clip_frames for name, encoder in encoders.items()} == {
+        "mcvd-memory": 4,  # past and block
+        "mcvd-residual": None,
+        "lgcvd": 5,
+        "rvd": None,
+    }
+    assert encoders["mcvd-residual"].config.predictor_block_out_channels == [8, 16]
+    plain = method_of("rvd", tmp_path, residual=False).make_components()
+    assert not plain["unet"].config.residual and not plain["context_encoder"].predicts_frames
+    shares = method_of("lgcvd", tmp_path, task_shares=[1, 0, 0, 0]).make_network().config
+    assert shares.drop_observed == 0
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_network_follows_from_the_seed_and_leaves_the_global_stream_alone(name, tmp_path):
     state = torch.get_rng_state()
@@ -138,7 +175,7 @@ def test_network_follows_from_the_seed_and_leaves_the_global_stream_alone(name, 
     assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
 
 
-@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+@pytest.mark.parametrize("name", OF_WINDOWS)
 def test_arithmetic_is_counted_where_nothing_is_computed(name, tmp_path):
     network = method_of(name, tmp_path).make_network()
     counts = [_forward_flops(network, device, 16, 16, 7) for device in ("meta", "cpu")]
@@ -159,7 +196,7 @@ def test_mcvd_draws_what_it_always_drew(tmp_path):
     drawn, streams = method.draw({"video": video}, generators(8)), generators(8)
     shape = {"num_past_frames": 2, "num_frames": 2, "num_future_frames": 1}
     assert torch.equal(drawn.roles, mcvd_roles(8, **shape, drop_past=0.3, drop_future=0.5, generator=streams))
-    assert drawn.video is video and drawn.frame_indices is None and drawn.segment_ids is None
+    assert torch.equal(drawn.video, video) and drawn.frame_indices is None and drawn.segment_ids is None
     method.draw({"video": video}, used := generators(8))
     assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(used, streams))
 
@@ -213,6 +250,11 @@ def test_padding_is_neither_given_nor_learned(name, is_filled, tmp_path):
     frames = drawn.video[:, :, 0, 0, 0] % 100
     assert (drawn.roles[frames >= 3] == ABSENT).all()
     assert (drawn.roles[frames < 3] == LATENT).any()
+    if method.num_stages > 1:
+        batch = {"video": numbered(16, num_frames), "is_padding": is_padding}
+        after = method.draw_next(drawn, batch, drawn.video)
+        frames = after.video[:, :, 0, 0, 0] % 100
+        assert (after.roles[frames >= 3] == ABSENT).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -223,7 +265,7 @@ def test_window_of_a_clip_does_not_depend_on_the_batch_unless_it_says_so(name, t
     for clip in range(6):
         video = numbered(6, method.num_clip_frames)[clip : clip + 1]
         alone = method.draw({"video": video}, generators(1, start=clip))
-        for field in ("video", "roles", "frame_indices"):
+        for field in ("video", "roles", "frame_indices", "before"):
             both = getattr(together, field), getattr(alone, field)
             assert both == (None, None) or torch.equal(both[0][clip : clip + 1], both[1])
 
@@ -250,16 +292,66 @@ def test_what_fills_a_window_is_one_more_sample_of_generation(tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
     method = method_of(name, tmp_path)
-    network = method.make_network()
+    components = method.make_components()
+    encoder = dict(components.items()).get("context_encoder")
     with torch.no_grad():
-        for parameter in network.parameters():  # a new network answers zero
+        for parameter in components.parameters():  # a new network answers zero
             parameter.add_(0.05 * torch.randn_like(parameter))
-    drawn = method.draw({"video": torch.rand(8, method.num_clip_frames, 1, 16, 16) * 2 - 1}, generators(8))
-    places = {"frame_indices": drawn.frame_indices, "segment_ids": drawn.segment_ids}
-    scheduler = DDPMScheduler(prediction_type="v_prediction")
-    denoising_loss(network, scheduler, drawn.video, drawn.roles, generator=generators(8), **places).sum().backward()
-    without = [key for key, x in network.named_parameters() if x.grad is None or not x.grad.any()]
+    clips = {"video": torch.rand(8, method.num_clip_frames, 1, 16, 16) * 2 - 1}
+    scheduler, drawn, estimate = DDPMScheduler(prediction_type="v_prediction"), None, None
+    for stage in range(method.num_stages):
+        drawn = method.draw_next(drawn, clips, estimate) if stage else method.draw(clips, generators(8))
+        losses, estimate = denoising_loss(
+            components["unet"],
+            scheduler,
+            drawn.video,
+            drawn.roles,
+            frame_indices=drawn.frame_indices,
+            segment_ids=drawn.segment_ids,
+            generator=generators(8),
+            context=method.encode(encoder, drawn),
+            return_estimate=True,
+        )
+        losses.sum().backward()
+    without = [key for key, x in components.named_parameters() if x.grad is None or not x.grad.any()]
     assert without == []
+
+
+def test_mcvd_learns_from_a_past_of_its_own_making(tmp_path):
+    """The second window begins a block later; its past is what was made of the first one's block."""
+    method = method_of("mcvd-own", tmp_path)
+    assert method.num_stages == 2 and method.num_clip_frames == 7
+    clips = {"video": numbered(3, 7)}
+    first = method.draw(clips, generators(3))
+    assert first.video[0, :, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    second = method.draw_next(first, clips, first.video + 1000)
+    assert second.video[0, :, 0, 0, 0].tolist() == [1002, 1003, 4, 5, 6]
+    assert torch.equal(second.roles, first.roles) and second.before is None
+    remembering = method_of("mcvd-memory", tmp_path)
+    first = remembering.draw(clips, generators(3))
+    assert first.before.shape[1] == 0
+    assert remembering.draw_next(first, clips, first.video + 1000).before[0, :, 0, 0, 0].tolist() == [
+        1000,
+        1001,
+        1002,
+        1003,
+    ]
+    true = method_of("mcvd-memory", tmp_path, own_predictions=False)
+    after = true.draw_next(first, clips, None)
+    assert after.video[0, :, 0, 0, 0].tolist() == [2, 3, 4, 5, 6]
+    assert after.before[0, :, 0, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_mcvds_residual_is_of_what_the_past_foretells_where_there_is_a_past(tmp_path):
+    method = method_of("mcvd-residual", tmp_path)
+    encoder = method.make_components()["context_encoder"]
+    drawn = method.draw({"video": torch.rand(8, 5, 1, 16, 16) * 2 - 1}, generators(8))
+    context = method.encode(encoder, drawn)
+    expected = encoder(drawn.video[:, :2], num_frames=2).mean
+    has_past = drawn.roles[:, 0] == OBSERVED
+    assert 0 < has_past.sum() < 8 and context.features == () and context.scale == 1.0
+    torch.testing.assert_close(context.mean[has_past][:, 2:4], expected[has_past])
+    assert not context.mean[~has_past].any() and not context.mean[:, [0, 1, 4]].any()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -269,7 +361,23 @@ def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_frames": 8}, "--max_frames is for --method ramvid or fdm or vdm, and means nothing for mcvd"),
+        ({"max_frames": 8}, "--max_frames is for --method ramvid or fdm or vdm or lgcvd, and means nothing for mcvd"),
+        ({"method": "lgcvd", "residual": True}, "--residual is for --method mcvd or rvd, and means nothing for lgcvd"),
+        ({"method": "lgcvd", "clip_memory": True}, "--clip_memory is for --method mcvd"),
+        ({"method": "lgcvd", "max_frames": 2}, "--max_frames must be at least 3 for --method lgcvd"),
+        (
+            {"method": "lgcvd", "task_shares": [0.5, 0.6, 0, 0]},
+            "--task_shares must be four probabilities whose sum is 1",
+        ),
+        ({"method": "lgcvd", "prediction_type": "epsilon"}, "--own_predictions learn from what the network takes"),
+        ({"method": "rvd", "clip_frames": 2}, "--clip_frames must be at least 3 for --method rvd"),
+        ({"method": "rvd", "residual": False, "residual_scale": 2.0}, "--residual_scale means nothing without"),
+        ({"method": "rvd", "residual_scale": 0.0}, "--residual_scale must be a positive number"),
+        ({"method": "rvd", "dropout": 0.1}, "--dropout is for --method mcvd"),
+        ({"clip_memory": True, "residual": True}, "--clip_memory and --residual both bring a context encoder"),
+        ({"residual": True, "num_past_frames": 0}, "--residual predicts from past frames"),
+        ({"own_predictions": True, "num_past_frames": 0}, "--own_predictions become the past of a second window"),
+        ({"predictor_channels": [8]}, "--predictor_channels means nothing without --residual"),
         (
             {"method": "ramvid", "num_past_frames": 2},
             "--num_past_frames is for --method mcvd, and means nothing for ramvid",
@@ -305,7 +413,7 @@ def test_loss_has_a_gradient_for_every_weight(name, tmp_path):
             "--image_data_dir means nothing with --num_joint_images 0",
         ),
         ({"method": "vdm", "preset": "fdm-carla"}, "--preset fdm-carla is of --method fdm, got --method vdm"),
-        ({"method": "rvd"}, "invalid choice: 'rvd'"),
+        ({"method": "rdv"}, "invalid choice: 'rdv'"),
         ({"preset": "ramvid-bair"}, "--preset ramvid-bair is for your copy of its data: pass --train_data_dir"),
     ],
 )
@@ -346,7 +454,8 @@ def test_the_smallest_windows_are_trained_and_sampled(name, max_frames, tmp_path
 def test_mcvd_has_none_of_the_others_settings(tmp_path):
     settings = parse(tmp_path / "out").as_dict()
     names = ("max_frames", "clip_frames", "attention_levels", "num_attention_heads", "temporal_position")
-    names += ("max_observed", "drop_observed", "num_joint_images", "image_data_dir")
+    names += ("max_observed", "drop_observed", "num_joint_images", "image_data_dir", "task_shares")
+    names += ("predictor_channels", "residual_scale")
     assert settings["method"] == "mcvd" and {settings[name] for name in names} == {None}
 
 
@@ -361,6 +470,8 @@ def test_mcvd_has_none_of_the_others_settings(tmp_path):
         ("ramvid", "--max_frames and"),
         ("fdm", "--clip_frames, twice --max_frames if not given, and"),
         ("vdm", "--max_frames and"),
+        ("lgcvd", "--max_frames and"),
+        ("rvd", "--clip_frames and"),
     ],
 )
 def test_videos_too_short_for_a_clip_name_the_methods_flags(name, flags, tmp_path):
@@ -373,7 +484,55 @@ def test_videos_too_short_for_a_clip_name_the_methods_flags(name, flags, tmp_pat
     assert "too short: 3 frames where" in str(caught.value) and str(caught.value).endswith(way_out)
 
 
-@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+@pytest.mark.parametrize("name", ["mcvd-own", *WITH_ENCODER])
+def test_training_of_memory_residuals_and_own_predictions_saves_a_pipeline(name, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        folder = run(tmp_path / "out", **{"method": name, **OWN[name]})
+    assert "warning: there are no validation videos" not in caplog.text and "prediction: PSNR" in caplog.text
+    has_encoder = name in WITH_ENCODER
+    for variant in (None, "ema"):
+        pipe = MCVDPipeline.from_pretrained(folder, variant=variant)
+        assert (pipe.context_encoder is not None) == has_encoder
+        pipe.set_progress_bar_config(disable=True)
+        made = pipe(past_frames=torch.rand(1, 2, 1, 16, 16), num_frames=7, num_inference_steps=2, output_type="pt")
+        assert made.frames.shape == (1, 7, 1, 16, 16)
+    if has_encoder:  # which has learned, and has an average of its own
+        new = method_of(name, tmp_path / "new").make_components()["context_encoder"].state_dict()
+        raw, averaged = (
+            type(pipe.context_encoder)
+            .from_pretrained(folder, subfolder="context_encoder", variant=variant)
+            .state_dict()
+            for variant in (None, "ema")
+        )
+        for key in ("conv_in.weight",) if "conv_in.weight" in new else list(new)[:1]:
+            assert not torch.equal(new[key], raw[key]) and not torch.equal(raw[key], averaged[key])
+    # A residual may be as large as from -1 to 1.
+    expected = 2.0 if name in ("rvd", "mcvd-residual") else 1.0
+    assert pipe.scheduler.config.clip_sample_range == expected
+
+
+@pytest.mark.parametrize("name", ["mcvd-memory", "mcvd-residual", "lgcvd", "rvd"])
+def test_run_with_an_encoder_goes_on_to_the_last_bit(name, tmp_path):
+    """Also where an update is of several batches and stages."""
+    common = {"method": name, **OWN[name], "num_validation_videos": 0, "gradient_accumulation_steps": 2}
+    common |= {
+        "lr_scheduler": "constant",
+        "max_train_steps": 3,
+        "checkpointing_steps": 2,
+        "checkpoints_total_limit": 0,
+    }
+    whole = run(tmp_path / "whole", **common)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags = ["--output_dir", str(tmp_path / "rest"), "--resume_from_checkpoint", str(whole / "checkpoint-2")]
+    rest = train_mcvd.main(train_mcvd.parse_args(flags))
+    names = sorted(path.relative_to(whole) for path in whole.glob("*/*.safetensors"))
+    assert len([x for x in names if x.parts[0] in ("unet", "context_encoder")]) == 4
+    for path in names:
+        if path.parts[0] in ("unet", "context_encoder"):
+            assert (whole / path).read_bytes() == (rest / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("name", OF_WINDOWS)
 def test_training_saves_a_pipeline_that_does_every_task(name, tmp_path, caplog):
     with caplog.at_level("INFO"):
         folder = run(tmp_path / "out", method=name, **OWN[name])
@@ -425,6 +584,27 @@ def test_training_goes_on_with_a_saved_pipeline(name, tmp_path, capsys):
     assert f"--method is mcvd, but {first} has the network of {name}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", WITH_ENCODER)
+def test_training_goes_on_with_a_saved_pipeline_and_its_encoder(name, tmp_path, capsys):
+    first = run(tmp_path / "first", **{"method": name, **OWN[name]})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tiny = {key: x for key, x in TINY.items() if key not in ("resolution", "block_out_channels")}
+    settings = parse(tmp_path / "second", **tiny, pretrained_model_name_or_path=first)
+    before = parse(tmp_path / "third", **{"method": name, **TINY, **OWN[name]})
+    for flag in ("method", "clip_memory", "residual", "predictor_channels", "residual_scale", "block_out_channels"):
+        theirs = getattr(before.model, flag)
+        if flag == "predictor_channels" and theirs is None and before.model.residual:
+            theirs = before.model.block_out_channels
+        assert getattr(settings.model, flag) == theirs, flag
+    components = make_method(settings).make_components()
+    saved = MCVDPipeline.from_pretrained(first)
+    for part in ("unet", "context_encoder"):
+        for key, weight in getattr(saved, part).state_dict().items():
+            assert torch.equal(components[part].state_dict()[key], weight)
+    second = MCVDPipeline.from_pretrained(train_mcvd.main(settings))
+    assert type(second.context_encoder) is type(saved.context_encoder)
+
+
 def test_mcvds_pipeline_brings_its_method(tmp_path, capsys):
     first = run(tmp_path / "first", **OWN["mcvd"], num_validation_videos=0)
     assert isinstance(MCVDPipeline.from_pretrained(first).unet, MCVDUNet2DModel)
@@ -433,21 +613,23 @@ def test_mcvds_pipeline_brings_its_method(tmp_path, capsys):
     assert f"--method is fdm, but {first} has the network of mcvd" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+@pytest.mark.parametrize("name", [*OF_WINDOWS, *WITH_ENCODER])
 def test_training_that_saves_memory_learns_the_same(name, tmp_path):
     common = {"method": name, "num_validation_videos": 0, "use_ema": False, "adam_epsilon": 1e-2, **OWN[name]}
     first = run(tmp_path / "a", **common)
     AcceleratorState._reset_state(reset_partial_state=True)
     second = run(tmp_path / "b", gradient_checkpointing=True, **common)
-    first, second = (SpaceTimeUNetModel.from_pretrained(x, subfolder="unet").state_dict() for x in (first, second))
-    for key in first:
-        torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-4)
+    pipes = [MCVDPipeline.from_pretrained(folder) for folder in (first, second)]
+    for part in ("unet", "context_encoder") if name in WITH_ENCODER else ("unet",):
+        first, second = (getattr(pipe, part).state_dict() for pipe in pipes)
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ramvid", "fdm", "vdm"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_estimate_tells_what_it_would_cost(name, tmp_path, caplog):
     with caplog.at_level("INFO"):
-        assert run("", method=name, estimate=True, **OWN[name]) is None
+        assert run("", **{"method": name, "estimate": True, **OWN[name]}) is None
     assert "a video" in caplog.text and "parameters" in caplog.text
 
 
