@@ -43,6 +43,7 @@ from mcvd_diffusers.interruption import StateGuard
 from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.pipelines import MCVDPipeline
+from mcvd_diffusers.pipelines.layouts import num_made
 from mcvd_diffusers.train_settings import FOR_METHODS, METHODS, SETTINGS_FILE, SETTINGS_PARTIAL, Settings
 
 
@@ -432,8 +433,7 @@ def card_facts(
     if is_digits and data_license is None and data.digits == "sklearn":
         data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
     # Of the videos that were timed: a block, or what is made of a window.
-    num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or unet.max_frames
-    num_frames -= unet.get("num_context_frames", 0)
+    num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or num_made(unet)
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} with {os.cpu_count()} cores"
     )
