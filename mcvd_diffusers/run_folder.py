@@ -446,7 +446,7 @@ def card_facts(
         "precision": {"no": "float32"}.get(precision, precision),
         "updates skipped, being not finite": progress.num_skipped or None,
         "seconds for a video": seconds_per_video
-        and f"{seconds_per_video:.3g} ({num_frames} frames, {training.validation_inference_steps} steps, one at a time)",
+        and f"{seconds_per_video:.3g} ({num_frames} frame{'s' * (num_frames != 1)}, {training.validation_inference_steps} steps, one at a time)",
         "seed": training.seed,
         **{name: version(package) for name, package in (("torch", "torch"), ("diffusers", "diffusers"))},
         "mcvd-diffusers": __version__,

@@ -148,8 +148,8 @@ def _sees(model: "_Model") -> str:
     """What the network makes, and of what."""
     if model.system == "RVD":
         made = _count(model.unet["max_frames"], "frame")
-        return f"It makes {made} at a time, of what recurrent networks know of all frames before"
-    if model.is_beside:
+        made = f"It makes {made} at a time, of what recurrent networks know of all frames before"
+    elif model.is_beside:
         shown = f"of which it is shown {model.unet['num_context_frames']} at most"
         if model.unet.get("drop_observed") == 1:
             shown = "none of which was ever given in training"
@@ -161,7 +161,8 @@ def _sees(model: "_Model") -> str:
     else:
         past, block, future = model.frames
         made = f"It makes {_count(block, 'frame')} at a time, given up to {past} past and {future} future frames"
-    return made + ", and has a memory of those before" * model.has_memory
+    made += ", and has a memory of those before" * model.has_memory
+    return made + ", of each of which a recurrent network has predicted a part" * model.makes_residuals
 
 
 def usage_example(folder: Path, facts: "CardFacts") -> str:
@@ -277,6 +278,11 @@ class _Model:
     def has_memory(self) -> bool:
         """Whether it is told what LGC-VD's encoder knows of the clips before."""
         return self.system == "LGC-VD" or (self.system == "MCVD" and bool(self.unet.get("context_channels")))
+
+    @property
+    def makes_one_window(self) -> bool:
+        """Whether it never was given frames, so that no video is longer than its window."""
+        return self.is_beside and self.unet.get("drop_observed") == 1
 
     @property
     def makes_residuals(self) -> bool:
@@ -442,7 +448,7 @@ def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
         "small": "| spatial super-resolution | `low_resolution_frames`, beside any of these | the frames in full size |",
     }
     by_guidance = []
-    if model.is_beside and (model.system == "RVD" or model.unet.get("drop_observed") == 1):
+    if model.makes_one_window or model.system == "RVD":
         shown = list(facts.tasks)
     elif model.unet.get("drop_observed") != 1:
         shown = [*(task for task in facts.tasks if task != "generation"), "infilling"]
@@ -450,6 +456,8 @@ def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
     else:
         shown = list(facts.tasks)
         by_guidance = ["prediction", "past prediction", "interpolation", "infilling"]
+    if model.makes_one_window:
+        rows["generation"] = f"| generation | nothing | videos of {_count(model.unet['max_frames'], 'frame')} |"
     lines = ["| task | given | made |", "| --- | --- | --- |", *(rows[task] for task in [*shown, "small"])]
     if by_guidance:
         lines += [
@@ -461,7 +469,7 @@ def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
             *lines[:2],
             *(rows[task] for task in by_guidance),
         ]
-    if model.has_memory:
+    if model.has_memory and not model.makes_one_window:
         lines += [
             "",
             "Frames of a window are neighbours. Those farther away it knows by its memory, in which each clip of"
@@ -491,8 +499,8 @@ def _calls(model: _Model, facts: "CardFacts") -> dict[str, str]:
     """Task -> arguments of the pipeline."""
     block = model.frames[1]
     num_predicted = facts.num_predicted_frames or 2 * block
-    if model.is_beside and model.unet.get("drop_observed") == 1:
-        num_predicted = block  # one window
+    if model.makes_one_window:
+        num_predicted = block
     between = "past_frames=past, future_frames=future" + f", num_frames={block}" * model.has_windows
     if model.is_beside:  # it is shown the frame before and the one after
         num_between = max(1, model.unet["max_frames"] - 2)
@@ -595,7 +603,8 @@ def _training(model: _Model, facts: "CardFacts") -> str:
     past, block, future = model.frames
     frames = f"{past} past, {block} at a time, {future} future; {_count(model.num_channels, 'channel')}"
     if model.has_windows:
-        frames = f"up to {model.unet['max_frames']} at a time; {_count(model.num_channels, 'channel')}"
+        up_to = "" if model.is_beside else "up to "
+        frames = f"{up_to}{model.unet['max_frames']} at a time; {_count(model.num_channels, 'channel')}"
     sampler = f"{plain_text(model.scheduler_name)}, {facts.num_inference_steps} steps a block"
     if model.guider_name is not None:
         sampler += f", {_guider(model.guider_name, model.guider)}"
@@ -664,11 +673,14 @@ def _samples_of_the_original(model: _Model, facts: "CardFacts") -> str | None:
 def _limits(model: _Model, evaluations: dict[str, dict], facts: "CardFacts") -> str:
     data = "its training data" if facts.dataset is None else f"`{plain_text(facts.dataset)}`"
     part = "window" if model.has_windows else "block"
-    reads = "knowing all before it" if model.system == "RVD" else "given frames of those before"
+    reads = "given frames of those before"
+    if model.system == "RVD":
+        part, reads = "frame" if model.unet["max_frames"] == 1 else part, "of what is known of all before"
     lines = [
         f"- It knows what {data} shows, at the size and frame rate of the training. Of other data its videos may be wrong"
         " without looking wrong.",
-        f"- Videos that are longer than a {part} are made {part} by {part}, each {reads}: errors add up.",
+        *[f"- Videos that are longer than a {part} are made {part} by {part}, each {reads}: errors add up."]
+        * (not model.makes_one_window),
         "- A sample is one possible future, not the future. Do not take single samples for measurements or forecasts on which"
         " somebody depends; make an ensemble, and measure how well its spread is calibrated.",
     ]
