@@ -330,7 +330,7 @@ def test_a_context_encoder_goes_with_its_pipeline_and_goes_when_another_comes(hu
             assert main(["verify", name, "--skip_example"]) == 0
         for name in ("alice/encoder", "alice/denoiser"):
             card = Path(hf.hf_hub_download(name, "README.md")).read_text()
-            exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1])
+            exec(re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1])
     """
     run(hub, tmp_path, textwrap.dedent(push) + textwrap.dedent(load), home="cold", token=None)
     again = """
