@@ -76,11 +76,13 @@ def num_window_frames(run: Path) -> int:
     for file in (run / "training_settings.yaml", config):
         if not file.is_file():
             raise SystemExit(f"{run} is no run of train_mcvd.py that has come to its end: there is no {file}.")
-    max_frames = json.loads(config.read_text()).get("max_frames")
-    if max_frames is None:
+    shape = json.loads(config.read_text())
+    max_frames = shape.get("max_frames")
+    if max_frames is None or shape.get("num_context_frames") == 0:
+        method, part = ("mcvd", "blocks of") if max_frames is None else ("rvd", "single")
         raise SystemExit(
-            f"{run} is a run of --method mcvd, whose blocks of frames do not fit the six tasks. Pass runs of --method ramvid,"
-            " fdm or vdm."
+            f"{run} is a run of --method {method}, whose {part} frames do not fit the six tasks. Pass runs of --method ramvid, fdm,"
+            " vdm or lgcvd."
         )
     return max_frames
 

@@ -274,7 +274,9 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
     if "max_frames" in config:  # any frames may be given: as many as when a long video goes on
         num_made = pipeline.config.step or config.max_frames - config.get("num_context_frames", 0)
         num_given = (config.max_frames - num_made, 0)
-        if pipeline.context_encoder is not None:  # which reads more than the window
+        if "num_context_frames" in config and config.drop_observed == 1:  # it generates
+            num_given = (0, 0)
+        elif pipeline.context_encoder is not None:  # which reads more than the window
             num_given = (max(1, num_given[0]), 0)
     else:
         num_made = config.num_frames

@@ -354,6 +354,8 @@ def tasks_of_config(config: Mapping) -> list[str]:
         return ["prediction"]
     if "drop_observed" in config:  # any frames were given, on any side of those to be predicted
         given = ["prediction", "past prediction", "interpolation"] if config["drop_observed"] < 1 else []
+        if config.get("num_context_frames") == 1:  # never one on each side
+            given = given[:2]
         return given + ["generation"] * (config["drop_observed"] > 0)
     names = ("num_past_frames", "num_future_frames", "drop_past", "drop_future")
     return trained_tasks(**{name: config[name] for name in names})

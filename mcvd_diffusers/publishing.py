@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from functools import wraps
 from pathlib import Path, PurePosixPath
 
@@ -34,9 +34,12 @@ from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import (
     CARD,
     CITATION,
+    CITATIONS,
     EVALUATION_FILES,
     EVALUATIONS,
     FACTS,
+    NETWORKS,
+    SYSTEMS,
     WEIGHTS_FILE,
     CardError,
     CardFacts,
@@ -44,6 +47,7 @@ from mcvd_diffusers.model_card import (
     check_same_weights,
     facts_of_configs,
     measure,
+    network_configs,
     pipeline_paths,
     plain_text,
     read_facts,
@@ -52,7 +56,6 @@ from mcvd_diffusers.model_card import (
     weight_files,
     write_card,
 )
-from mcvd_diffusers.weights import config_digest
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ WAITS = (1, 2, 4, 8, 16, 32)
 MOST_ATTEMPTS_TO_CONNECT = 4
 
 INDEX = "model_index.json"
-WEIGHTS = re.compile(rf"unet/{WEIGHTS_FILE.pattern}")
+WEIGHTS = re.compile(rf"(?:{'|'.join(NETWORKS)})/{WEIGHTS_FILE.pattern}")
 COMPONENT_FILE = re.compile(
     r"config\.json|\w+_config\.json|diffusion_pytorch_model([.-][\w.-]+)?\.safetensors(\.index(\.[\w-]+)?\.json)?"
 )
@@ -513,15 +516,26 @@ _NETWORK_CARD = "A network of masked conditional video diffusion ([paper](https:
 def _network_card(network: ModelMixin, repo_id: str, variant: str | None) -> str:
     config, name = network.config, type(network).__name__
     size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else [config.sample_size] * 2
-    if "max_frames" in config:
-        frames, given = f"up to {config.max_frames} at a time", None
+    frames, tasks, given, variable = None, None, None, "unet"
+    needs, citations = "a scheduler beside it", [CITATION]
+    system = next((system for system in SYSTEMS if name.startswith(system.replace("-", ""))), None)
+    if name.endswith("ContextEncoder"):
+        variable, needs = "context_encoder", "the network that it was trained with, and a scheduler"
     else:
+        tasks = ", ".join(tasks_of_config(config))
+        if getattr(network, "context_widths", ()) or config.get("residual"):
+            needs += ", and the context encoder that it was trained with"
+    if "num_past_frames" in config:
         frames = f"{config.num_past_frames} past, {config.num_frames} at a time, {config.num_future_frames} future"
         given = config.conditioning
+    elif "max_frames" in config:
+        frames = f"up to {config.max_frames} at a time"
+    if system in CITATIONS:
+        citations.append(CITATIONS[system])
     rows = {
         "frames": frames,
         "pixels": f"{size[0]}x{size[-1]}, channels: {config.in_channels}",
-        "tasks": ", ".join(tasks_of_config(config)),
+        "tasks": tasks,
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
         "given frames": given,
         "trained to predict": config.get("prediction_type"),
@@ -530,11 +544,11 @@ def _network_card(network: ModelMixin, repo_id: str, variant: str | None) -> str
     which = f', variant="{plain_text(variant)}"' if variant else ""
     return (
         "---\nlibrary_name: diffusers\ntags:\n- mcvd\n- pixel-space\n---\n\n"
-        f"# {plain_text(repo_id.split('/')[-1])}: {name}\n\n{_NETWORK_CARD}: to make videos it needs a scheduler beside it."
+        f"# {plain_text(repo_id.split('/')[-1])}: {name}\n\n{_NETWORK_CARD}: to make videos it needs {needs}."
         f" Nothing is stated here about its training.\n\n| | |\n| --- | --- |\n{table}\n\n"
         "With the library `mcvd_diffusers`, an extension of Hugging Face Diffusers:\n\n"
-        f'```python\nfrom mcvd_diffusers import {name}\n\nunet = {name}.from_pretrained("{repo_id}"{which})\n```\n\n'
-        f"## Citation\n\n{CITATION}\n"
+        f'```python\nfrom mcvd_diffusers import {name}\n\n{variable} = {name}.from_pretrained("{repo_id}"{which})\n```\n\n'
+        "## Citation\n\n" + "\n\n".join(citations) + "\n"
     )
 
 
@@ -550,8 +564,10 @@ def _join_what_is_there(api: HfApi, repo_id: str, revision: str | None, staged: 
     if None in ours or known <= ours:
         return facts
     snapshot = Path(snapshot_download(repo_id, revision=there.sha, token=api.token, ignore_patterns=NOT_LOADED))
-    here, there_too = (config_digest(read_json(place / "unet" / "config.json")) for place in (staged, snapshot))
-    if here != there_too:
+    there_too = None
+    with contextlib.suppress(OSError, ValueError):  # no pipeline
+        there_too = network_configs(snapshot)
+    if network_configs(staged) != there_too:
         logger.warning(f"The network in {repo_id} is another one: it is replaced by this one, with all its weights.")
         return facts
     facts.variant = None if None in known else facts.variant
@@ -577,14 +593,14 @@ def _text_there(api: HfApi, repo_id: str, name: str) -> str | None:
     return Path(api.hf_hub_download(repo_id, name)).read_text("utf-8", errors="replace")
 
 
-def _replaced(name: str, pushed: set[str], samples: Iterable[str]) -> bool:
+def _replaced(name: str, pushed: set[str], formerly: Container[str]) -> bool:
     """Whether a file that is there, and not pushed, belonged to the pipeline that was there."""
     path = PurePosixPath(name)
     components = {each.parts[0] for each in map(PurePosixPath, pushed) if _is_of_component(each)}
     return (
-        (_is_of_component(path) and path.parts[0] in components)
+        (_is_of_component(path) and (path.parts[0] in components or path.parts[0] in formerly))
         or (len(path.parts) == 3 and path.parts[0] == EVALUATIONS and path.name in EVALUATION_FILES)
-        or name in samples
+        or name in formerly
         or name == FACTS
     )
 
@@ -601,24 +617,28 @@ def _commit(
     message: str,
     revision: str | None,
     create_pr: bool,
-    is_replaced: Callable[[str, set[str], Iterable[str]], bool],
+    is_replaced: Callable[[str, set[str], Container[str]], bool],
 ) -> str:
     """One commit that makes what is there what is staged; none if it is that already."""
     there = api.repo_info(repo_id, revision=revision)
     names = [file.rfilename for file in there.siblings]
-    samples, card_sha256 = (), None
+    formerly, card_sha256 = set(), None  # the components and pictures of the pipeline that is there
+    if INDEX in names:
+        index = Path(api.hf_hub_download(repo_id, INDEX, revision=there.sha))
+        with contextlib.suppress(ValueError):  # then nobody knows
+            formerly |= {component for component, entry in read_json(index).items() if isinstance(entry, list)}
     if FACTS in names:
         place = Path(api.hf_hub_download(repo_id, FACTS, revision=there.sha)).parent
         with contextlib.suppress(CardError):  # then nobody knows what they were
             facts = read_facts(place)
-            samples, card_sha256 = facts.samples, facts.card_sha256
+            formerly, card_sha256 = formerly | set(facts.samples), facts.card_sha256
     operations: list = [
         CommitOperationAdd(path.relative_to(staged).as_posix(), path)
         for path in sorted(staged.rglob("*"))
         if path.is_file()
     ]
     pushed = {operation.path_in_repo for operation in operations}
-    gone = [name for name in names if name not in pushed and is_replaced(name, pushed, samples)]
+    gone = [name for name in names if name not in pushed and is_replaced(name, pushed, formerly)]
     if gone:
         logger.warning(f"Of the model that was in {repo_id}, removed: {', '.join(gone)}")
     operations += [CommitOperationDelete(name, is_folder=False) for name in gone]

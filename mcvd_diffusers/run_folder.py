@@ -43,6 +43,7 @@ from mcvd_diffusers.interruption import StateGuard
 from mcvd_diffusers.masking import tasks_of_config
 from mcvd_diffusers.model_card import CardFacts, write_card
 from mcvd_diffusers.pipelines import MCVDPipeline
+from mcvd_diffusers.pipelines.layouts import num_made
 from mcvd_diffusers.train_settings import FOR_METHODS, METHODS, SETTINGS_FILE, SETTINGS_PARTIAL, Settings
 
 
@@ -432,8 +433,7 @@ def card_facts(
     if is_digits and data_license is None and data.digits == "sklearn":
         data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
     # Of the videos that were timed: a block, or what is made of a window.
-    num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or unet.max_frames
-    num_frames -= unet.get("num_context_frames", 0)
+    num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or num_made(unet)
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} with {os.cpu_count()} cores"
     )
@@ -446,7 +446,7 @@ def card_facts(
         "precision": {"no": "float32"}.get(precision, precision),
         "updates skipped, being not finite": progress.num_skipped or None,
         "seconds for a video": seconds_per_video
-        and f"{seconds_per_video:.3g} ({num_frames} frames, {training.validation_inference_steps} steps, one at a time)",
+        and f"{seconds_per_video:.3g} ({num_frames} frame{'s' * (num_frames != 1)}, {training.validation_inference_steps} steps, one at a time)",
         "seed": training.seed,
         **{name: version(package) for name, package in (("torch", "torch"), ("diffusers", "diffusers"))},
         "mcvd-diffusers": __version__,

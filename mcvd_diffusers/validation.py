@@ -72,8 +72,9 @@ def make_validation_videos(
     """
     Make videos of held-out clips for each of [`validation_tasks`], with the same noise every time.
 
-    Of a network of past, block and future the block is made; with a context encoder, all that follows. Of one that reads any frames, it is what follows the first frames
-    of a window, as many as a long video goes on from, or what lies between the first and the last.
+    Of a network of past, block and future the block is made. Of one that reads any frames, it is what follows the first frames
+    of a window, as many as a long video goes on from, or what lies between the first and the last. With a context encoder all of
+    the clip is predicted.
 
     Nothing is drawn from the global random stream, and the network is left in the mode in which it was. The pipeline's
     progress bar is switched off.
@@ -94,8 +95,10 @@ def make_validation_videos(
         OSError: If a GIF cannot be written.
         RuntimeError: If the network makes values that are not finite.
     """
-    modes = [(module, module.training) for module in pipeline.unet.modules()]
-    pipeline.unet.eval()
+    networks = [network for network in (pipeline.unet, pipeline.context_encoder) if network is not None]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
     try:
         return _make_videos(pipeline, clips, num_inference_steps, folder, save_mp4, is_stop_asked)
     finally:
@@ -182,9 +185,8 @@ def _make_videos(
 def _split(pipeline, task: str, num_clip_frames: int) -> tuple[int, int, int, int]:
     """Where a task's frames begin in a clip, how many are given before those that are made, how many are made, and given after."""
     config = pipeline.unet.config
-    if (
-        pipeline.context_encoder is not None and task == "prediction"
-    ):  # all of the clip, so that what is remembered shows
+    if pipeline.context_encoder is not None and task == "prediction":
+        # All of the clip, so that what is remembered shows.
         past = config.get("num_past_frames", config.get("num_context_frames")) or num_clip_frames // 2
         return 0, past, num_clip_frames - past, 0
     if "max_frames" not in config:

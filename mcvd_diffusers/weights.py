@@ -55,6 +55,22 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return hashlib.sha256("".join(map(line, names)).encode()).hexdigest()
 
 
+def networks_digest(networks: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    """
+    A digest of all networks of a pipeline.
+
+    Args:
+        networks (`Mapping[str, Mapping[str, torch.Tensor]]`): Name of a component -> name -> tensor.
+
+    Returns:
+        `str`: A SHA-256, 64 hexadecimal digits. Of `"unet"` alone it is [`weights_digest`].
+    """
+    tensors = {}
+    for component, named in networks.items():
+        tensors |= {name if component == "unet" else f"{component}/{name}": x for name, x in named.items()}
+    return weights_digest(tensors)
+
+
 def config_digest(config: Mapping) -> str:
     """
     A digest of a network's config.

@@ -9,6 +9,7 @@ import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
+from context_pipelines import CONTEXTS, context_pipeline
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.cost import (
     NUM_TIMED,
@@ -127,6 +128,18 @@ def test_the_time_of_a_video_grows_with_its_steps_and_few_network_calls_tell_it(
     seconds = measure_sampling(pipe, num_inference_steps=200, height=8, width=8)
     assert len(calls) < 30 and torch.equal(torch.get_rng_state(), state)
     assert seconds.values == pytest.approx([200 * 0.25] * 3)
+    assert measure_sampling(pipe, num_inference_steps=1, height=8, width=8).mean == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("drop_observed", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_video_of_a_network_with_a_context_encoder_is_one_window(kind, drop_observed, clock):
+    pipe = context_pipeline(kind, **{"drop_observed": drop_observed} if kind == "lgcvd" else {})
+
+    def slow(*_):
+        clock[0] += 0.25
+
+    pipe.unet.register_forward_pre_hook(slow)
     assert measure_sampling(pipe, num_inference_steps=1, height=8, width=8).mean == pytest.approx(0.25)
 
 

@@ -179,6 +179,9 @@ def test_what_cannot_be_drawn_is_refused(draw, message):
 )
 def test_a_network_of_any_frames_was_trained_for_what_it_was_given(drop_observed, tasks):
     assert tasks_of_config({"drop_observed": drop_observed, "max_frames": 8}) == tasks
+    assert tasks_of_config({"drop_observed": drop_observed, "max_frames": 8, "num_context_frames": 2}) == tasks
+    of_one = [task for task in tasks if task != "interpolation"]
+    assert tasks_of_config({"drop_observed": drop_observed, "max_frames": 8, "num_context_frames": 1}) == of_one
 
 
 def test_fdm_6_no_padding_frame_ever_bears_a_role_of_the_clip():

@@ -19,17 +19,18 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import train_mcvd
+from context_pipelines import CONTEXTS, context_pipeline, move
 from contract_rows import PIPELINES, SMALL_SPACE_TIME, SYSTEMS, mcvd_network
 from mcvd_diffusers import MCVDPipeline, SpaceTimeUNetModel
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.masking import tasks_of_config
-from mcvd_diffusers.model_card import CardError, CardFacts, read_facts, render_card, write_card
+from mcvd_diffusers.model_card import CardError, CardFacts, read_facts, render_card, tensors_digest, write_card
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.protocols import list_protocols, load_protocol, published_results
 from mcvd_diffusers.protocols import protocol as protocol_module
 from mcvd_diffusers.run_folder import _PRIVATE
 from mcvd_diffusers.train_settings import FOR_METHODS, DataArguments, ModelArguments, TrainingArguments
-from mcvd_diffusers.weights import WeightsError, weights_digest
+from mcvd_diffusers.weights import WeightsError, networks_digest, weights_digest
 
 
 TINY = {
@@ -624,3 +625,137 @@ def test_help_of_the_commands_names_every_option(capsys):
         with pytest.raises(SystemExit) as end:
             main([command, "--help"])
         assert end.value.code == 0 and all(option in capsys.readouterr().out for option in options[:1])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A network with a context encoder
+
+
+DESCRIPTIONS = {
+    "lgcvd": (
+        "# tiny: LGC-VD, 8x8",
+        "[LGC-VD](https://arxiv.org/abs/2306.02562)",
+        "It makes 4 neighbouring frames at a time, of which it is shown 2 at most, and has a memory of those before:"
+        " prediction, past prediction, interpolation, generation.",
+        "yang2023video",
+    ),
+    "rvd": (
+        "# tiny: RVD, 8x8",
+        "[RVD](https://arxiv.org/abs/2203.09481)",
+        "It makes 1 frame at a time, of what recurrent networks know of all frames before, of each of which a recurrent"
+        " network has predicted a part: prediction.",
+        "yang2022diffusion",
+    ),
+    "memory": ("# tiny: MCVD, 8x8", "and has a memory of those before: prediction", "a memory", "yang2023video"),
+    "residual": ("# tiny: MCVD, 8x8", "a recurrent network has predicted a part: prediction", "yang2022diffusion"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_network_with_a_context_encoder_is_described_with_both(kind, tmp_path):
+    pipe = context_pipeline(kind)
+    text = save(pipe, tmp_path)
+    facts, networks = read_facts(tmp_path), (pipe.unet, pipe.context_encoder)
+    for words in DESCRIPTIONS[kind]:
+        assert words in text
+    assert text.count("```bibtex") == 2 and "voleti2022mcvd" in text
+    assert facts.num_parameters == sum(x.numel() for network in networks for x in network.parameters())
+    assert f"| network | UNet and context encoder, {facts.num_parameters:,} parameters" in text
+    assert "`context_encoder/diffusion_pytorch_model.safetensors`" in text
+    assert main(["verify", str(tmp_path), "--skip_example"]) == 0
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_the_example_of_a_network_with_a_context_encoder_runs_as_it_stands(kind, tmp_path, monkeypatch):
+    text = save(context_pipeline(kind), tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    shown = {}
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("video = pipe", "shown[len(shown)] = pipe"), {"shown": shown})
+    lengths = {"lgcvd": [4, 2, 2, 4], "rvd": [8], "memory": [4, 2, 2, 4], "residual": [4, 2, 2, 4]}
+    assert [video.shape[1] for video in shown.values()] == lengths[kind]
+    assert all(video.isfinite().all() for video in shown.values())
+
+
+def test_a_network_that_only_generates_one_window_promises_no_more(tmp_path, monkeypatch):
+    text = save(context_pipeline("lgcvd", drop_observed=1.0), tmp_path)
+    assert "| generation | nothing | videos of 4 frames |" in text and "any number" not in text
+    assert "past =" not in text and "window by window" not in text and "num_frames=4, batch_size=4" in text
+    assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == "unconditional-image-generation"
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+
+
+def test_with_one_given_frame_there_is_no_interpolation(tmp_path):
+    text = save(context_pipeline("lgcvd", num_context_frames=1), tmp_path)
+    assert read_facts(tmp_path).tasks == ["prediction", "past prediction", "generation"]
+    assert "interpolation" not in text.partition("## Use")[2].partition("## ")[0]
+
+
+def test_a_digest_is_of_the_weights_of_both(tmp_path):
+    pipe, digests = context_pipeline("lgcvd"), []
+    alone = tiny()
+    alone.save_pretrained(tmp_path / "alone")
+    assert tensors_digest(tmp_path / "alone", None) == weights_digest(alone.unet.state_dict())
+    for number, change in enumerate((lambda: None, lambda: move(pipe.context_encoder), lambda: move(pipe.unet))):
+        change()
+        pipe.save_pretrained(tmp_path / str(number), max_shard_size=["10GB", "20KB", "10GB"][number])
+        digests.append(tensors_digest(tmp_path / str(number), None))
+        state = {name: getattr(pipe, name).state_dict() for name in ("unet", "context_encoder")}
+        assert digests[-1] == networks_digest(state)
+    assert len(set(digests)) == 3 and len(list((tmp_path / "1" / "context_encoder").glob("*-of-*"))) > 1
+
+
+def test_a_variant_of_one_network_goes_with_the_other_as_it_is_loaded(tmp_path):
+    pipe = context_pipeline("lgcvd")
+    pipe.save_pretrained(tmp_path)
+    move(pipe.unet)
+    pipe.unet.save_pretrained(tmp_path / "unet", variant="ema")
+    loaded = MCVDPipeline.from_pretrained(tmp_path, variant="ema")
+    state = {name: getattr(loaded, name).state_dict() for name in ("unet", "context_encoder")}
+    assert tensors_digest(tmp_path, "ema") == networks_digest(state) != tensors_digest(tmp_path, None)
+    write_card(tmp_path, CardFacts(name="tiny", tasks=["prediction"], variant="ema"))
+    assert set(read_facts(tmp_path).tensors) == {"", "ema"}
+    for path in (tmp_path / "context_encoder").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(CardError, match="no weights of variant 'ema' in .*context_encoder"):
+        tensors_digest(tmp_path, "ema")
+    with pytest.raises(CardError, match="no weights.*context_encoder"):
+        write_card(tmp_path, read_facts(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["max_frames", "num_context_frames"])
+@pytest.mark.parametrize("value", ["1); evil(", 1.5, True, None, [4], -1, 10**9])
+def test_numbers_that_become_code_are_numbers(name, value, tmp_path):
+    save(context_pipeline("lgcvd"), tmp_path)
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match=f"`{name}` must be a number"):
+        render_card(tmp_path, read_facts(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "seconds"),
+    [("lgcvd", "(2 frames, 2 steps, one at a time)"), ("rvd", "(1 frame, 2 steps, one at a time)")],
+)
+def test_a_run_with_a_context_encoder_says_what_it_made(method, seconds, tmp_path):
+    shape = {"resolution": 16, "block_out_channels": [8, 16], "num_train_clips": 8, "checkpointing_steps": 2}
+    own = {"lgcvd": {"max_frames": 4, "attention_head_dim": 8}, "rvd": {"clip_frames": 5}}[method]
+    settings = {
+        "train_batch_size": 2,
+        "max_train_steps": 4,
+        "num_validation_videos": 2,
+        "validation_inference_steps": 2,
+    }
+    words = [f"--method={method}", "--report_to=none", "--lr_warmup_steps=1", "--digit_size=6"]
+    for name, value in (shape | own | settings).items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    try:
+        train_mcvd.main(train_mcvd.parse_args([*words, "--output_dir", str(tmp_path / "run")]))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert seconds in text and f"| `method` | {method} |" in text
+    assert main(["verify", str(tmp_path / "run"), "--skip_example"]) == 0

@@ -271,6 +271,85 @@ def test_shards_and_variants_come_back_and_what_a_push_replaces_goes_with_the_sa
 
 
 @pytest.mark.slow
+def test_a_context_encoder_goes_with_its_pipeline_and_goes_when_another_comes(hub, tmp_path):
+    push = """
+        from context_pipelines import context_pipeline, move
+        from mcvd_diffusers.publishing import push_folder
+
+        def video(pipe):
+            pipe.set_progress_bar_config(disable=True)
+            past = torch.rand(1, 5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+            settings = {"num_inference_steps": 2, "output_type": "pt", "generator": torch.Generator().manual_seed(5)}
+            return pipe(past_frames=past, num_frames=3, **settings).frames
+    """
+    first = """
+        for kind in ("lgcvd", "rvd"):
+            pipe = context_pipeline(kind)
+            torch.save(video(pipe), here / f"{kind}.pt")
+            url = pipe.push_to_hub(f"alice/{kind}", max_shard_size="20KB")
+            assert pipe.push_to_hub(f"alice/{kind}", max_shard_size="20KB") == url
+            move(pipe.context_encoder)
+            pipe.push_to_hub(f"alice/{kind}", variant="half")
+            torch.save(video(pipe), here / f"{kind}.half.pt")
+        hf.upload_file(path_or_fileobj=b"Mine.", path_in_repo="context_encoder/notes.txt", repo_id="alice/rvd")
+        pipe = context_pipeline("lgcvd")
+        pipe.context_encoder.push_to_hub("alice/encoder")
+        pipe.unet.push_to_hub("alice/denoiser")
+    """
+    run(hub, tmp_path, textwrap.dedent(push) + textwrap.dedent(first))
+    encoder = "context_encoder/diffusion_pytorch_model"
+    for kind in ("lgcvd", "rvd"):
+        files = set(uploaded(hub, f"alice/{kind}"))
+        assert num_pushes(hub, f"alice/{kind}") == 2 + (kind == "rvd")
+        assert {
+            "context_encoder/config.json",
+            f"{encoder}.safetensors.index.json",
+            f"{encoder}.half.safetensors",
+        } < files
+        card = uploaded(hub, f"alice/{kind}")["README.md"].decode()
+        assert "Tensors of half" in card and "Tensors of no variant" in card
+    for name, words in {
+        "encoder": (
+            "context_encoder = LGCVDContextEncoder",
+            "needs the network that it was trained with",
+            "yang2023video",
+        ),
+        "denoiser": ("unet = LGCVDUNet2DModel", "and the context encoder that it was trained with", "yang2023video"),
+    }.items():
+        card = uploaded(hub, f"alice/{name}")["README.md"].decode()
+        assert all(x in card for x in words), card
+    load = """
+        from mcvd_diffusers.cli import main
+
+        for kind in ("lgcvd", "rvd"):
+            name = f"alice/{kind}"
+            for made, settings in (("", {}), (".half", {"variant": "half"})):
+                expected = torch.load(here / f"{kind}{made}.pt")
+                assert torch.equal(video(MCVDPipeline.from_pretrained(name, **settings)), expected)
+                assert torch.equal(video(diffusers.DiffusionPipeline.from_pretrained(name, **settings)), expected)
+            assert main(["verify", name, "--skip_example"]) == 0
+        for name in ("alice/encoder", "alice/denoiser"):
+            card = Path(hf.hf_hub_download(name, "README.md")).read_text()
+            exec(re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1])
+    """
+    run(hub, tmp_path, textwrap.dedent(push) + textwrap.dedent(load), home="cold", token=None)
+    again = """
+        pipe = context_pipeline("lgcvd")
+        move(pipe.context_encoder)
+        pipe.push_to_hub("alice/lgcvd")  # the same networks with other weights
+        row.make().push_to_hub("alice/rvd")
+        context_pipeline("rvd").push_to_hub("alice/lgcvd", variant="half", commit_message="another network")
+    """
+    said = run(hub, tmp_path, textwrap.dedent(push) + textwrap.dedent(again))
+    assert "The network in alice/lgcvd is another one" in said
+    assert set(uploaded(hub, "alice/rvd")) == PIPELINE_FILES | {"context_encoder/notes.txt"}
+    files = set(uploaded(hub, "alice/lgcvd"))
+    assert {name for name in files if name.endswith(".safetensors")} == {
+        f"{component}/diffusion_pytorch_model.half.safetensors" for component in ("unet", "context_encoder")
+    }
+
+
+@pytest.mark.slow
 def test_a_hostile_network_on_the_hub_is_refused_by_the_files_name(hub, tmp_path):
     out = run(
         hub,

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 
+from context_pipelines import context_pipeline
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.metrics import psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.models import SpaceTimeUNetModel
@@ -212,3 +213,26 @@ def test_a_window_is_predicted_from_its_first_frames_and_interpolated_between_it
     baseline = repeat_last_frame(video[:, :num_given], 6 - num_given)
     psnr = psnr_of_mse(video_mse(baseline, video[:, num_given:6]).mean())
     assert made.values["validation/prediction_psnr_of_baseline"] == pytest.approx(float(psnr))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [
+        ("lgcvd", {"prediction": 8, "interpolation": 4, "generation": 4}),
+        ("rvd", {"prediction": 8}),
+        ("memory", {"prediction": 8, "past_prediction": 3, "interpolation": 5, "generation": 2}),
+    ],
+)
+def test_with_a_context_encoder_all_of_the_clip_is_predicted_and_both_networks_are_left_as_they_were(
+    kind, lengths, tmp_path
+):
+    pipe = context_pipeline(kind)
+    pipe.context_encoder.train()
+    during = []
+    pipe.context_encoder.register_forward_pre_hook(lambda module, _: during.append(module.training))
+    made = validate(pipe, make_clips(num_frames=8), tmp_path, save_mp4=False)
+    assert pipe.context_encoder.training and not pipe.unet.training and during and not any(during)
+    assert {path.stem for path in made.files.values()} == set(lengths)
+    for task, length in lengths.items():
+        with Image.open(tmp_path / f"{task}.gif") as picture:
+            assert picture.n_frames == length

@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from context_pipelines import context_pipeline, move
 from contract_rows import PIPELINES
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.evaluation import Results
@@ -724,3 +725,63 @@ def test_a_linked_evaluation_is_refused(model, made):
     (model / "evaluation" / "more").symlink_to(made / "stored")
     (check,) = wrong(model)
     assert "must be a regular file of this folder" in check.found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A network with a context encoder
+
+
+ENCODER = "context_encoder/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def with_encoder(tmp_path_factory):
+    """A folder with `lgcvd` and `rvd`, each with an evaluation."""
+    place = tmp_path_factory.mktemp("with_encoder")
+    (place / "digits.yaml").write_text(yaml.safe_dump({"name": "digits", **PROTOCOL, "moving_digits": DIGITS}))
+    for kind in ("lgcvd", "rvd"):
+        pipe = context_pipeline(kind)
+        pipe.save_pretrained(place / kind)
+        write_card(place / kind, CardFacts(name=kind, tasks=["prediction"], num_inference_steps=2))
+        words = ["evaluate", place / kind, "--protocol", place / "digits.yaml", "--output", place / f"{kind} numbers"]
+        assert main([str(word) for word in [*words, "--num_inference_steps", 2]]) == 0
+        assert main(["card", str(place / kind), "--evaluation", str(place / f"{kind} numbers")]) == 0
+    return place
+
+
+@pytest.mark.parametrize("kind", ["lgcvd", "rvd"])
+def test_a_model_with_a_context_encoder_passes_and_every_byte_of_it_counts(kind, with_encoder, tmp_path, command):
+    model = tmp_path / "model"
+    shutil.copytree(with_encoder / kind, model)
+    status, out, _ = command("verify", model, "--data", "--skip_example")
+    assert status == 0 and "2 files whose tensors have the digest" in out and "made again" in out
+    for name in (ENCODER, "context_encoder/config.json"):
+        path = model / name
+        content = path.read_bytes()
+        for place in (0, 9, len(content) // 2, len(content) - 1):
+            change_byte(path, place)
+            assert wrong(model), (name, place)
+            path.write_bytes(content)
+        path.unlink()
+        assert wrong(model), name
+        path.write_bytes(content)
+    (model / "context_encoder" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    assert [check.name for check in wrong(model)] == ["files"]
+
+
+@pytest.mark.parametrize("kind", ["lgcvd", "rvd"])
+def test_an_evaluation_is_of_the_encoders_weights_too(kind, with_encoder, tmp_path, command):
+    model = tmp_path / "model"
+    shutil.copytree(with_encoder / kind, model)
+    pipe = context_pipeline(kind)
+    move(pipe.context_encoder)
+    pipe.context_encoder.save_pretrained(model / "context_encoder")
+    status, _, err = command("card", model, "--evaluation", with_encoder / f"{kind} numbers")
+    assert status == 1 and "are not those of its card" in err
+    facts = read_facts(model)
+    (model / "model_card.json").unlink()
+    status, _, err = command("card", model, "--evaluation", with_encoder / f"{kind} numbers")
+    assert status == 1 and "is of other weights" in err
+    write_card(model, facts)  # whose facts and words are right
+    (check,) = wrong(model)
+    assert check.name.startswith("evaluation/") and "of other weights" in check.found

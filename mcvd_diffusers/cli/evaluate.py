@@ -339,12 +339,9 @@ def _notes(
     for side in ("past", "future"):
         given = getattr(protocol, f"num_{side}_frames")
         read = config.get(f"num_{side}_frames", given)
-        if given > read:
+        if given > read and (side == "future" or pipeline.context_encoder is None):
             notes.append(f"the model reads {read} of the {given} {side} frames that are given, the nearest")
-    if (
-        arguments.variant is None
-        and (Path(arguments.model) / "unet" / "diffusion_pytorch_model.ema.safetensors").exists()
-    ):
+    if arguments.variant is None and any(Path(arguments.model).glob("unet/diffusion_pytorch_model.ema*.safetensors")):
         notes.append("these are the raw weights; the model has averaged ones, too: --variant ema")
     if protocol.changes:
         notes.append(

@@ -32,9 +32,10 @@ from mcvd_diffusers.metrics import (
     repeat_last_frame,
 )
 from mcvd_diffusers.pipelines import MCVDPipeline
+from mcvd_diffusers.pipelines.layouts import num_made, shows_beside, takes_windows
 from mcvd_diffusers.protocols import Protocol
 from mcvd_diffusers.randomness import keyed_seed
-from mcvd_diffusers.weights import weights_digest
+from mcvd_diffusers.weights import networks_digest
 
 from .clips import EvaluationClip, EvaluationClips, fill_missing
 from .report import save_report, save_videos
@@ -197,11 +198,13 @@ def make_videos(
     video = torch.stack([clip.frames for clip in batch])
     sides = [protocol.num_past_frames, protocol.num_frames, protocol.num_future_frames]
     past, truth, future = video.split(sides, dim=1)
-    # The model reads the given frames that are next to those to be made, as many as it was built for.
-    # (One of windows is given all, and its frame schedule chooses.)
+    # The model reads the given frames that are next to those to be made, as many as it was built for. (One of windows is given
+    # all, and its frame schedule chooses; and a context encoder reads what lies before.)
     seen_past, seen_future = past, future
-    if "num_past_frames" in config:
-        seen_past, seen_future = past[:, -config.num_past_frames :], future[:, : config.num_future_frames]
+    if not takes_windows(config):
+        seen_future = future[:, : config.num_future_frames]
+        if pipeline.context_encoder is None:
+            seen_past = past[:, -config.num_past_frames :]
     samples = pipeline(
         past_frames=seen_past if seen_past.numel() else None,
         future_frames=seen_future if seen_future.numel() else None,
@@ -262,11 +265,12 @@ def _check(
 ) -> None:
     """What would fail after hours fails now."""
     config = pipeline.unet.config
-    for side in ("past", "future"):
-        if getattr(protocol, f"num_{side}_frames") and not config.get(f"num_{side}_frames", 1):
+    for side, num_read in zip(("past", "future"), _num_read(pipeline, protocol)):
+        if getattr(protocol, f"num_{side}_frames") and not num_read:
+            name = "num_context_frames" if shows_beside(config) else f"num_{side}_frames"
             raise ValueError(
                 f"{protocol.label} is {protocol.task.replace('_', ' ')}, which gives {side} frames, and this model reads none"
-                f" (`unet.config.num_{side}_frames` is 0): choose another protocol, or another model."
+                f" (`unet.config.{name}` is 0): choose another protocol, or another model."
             )
     if len(networks) != len(protocol.feature_networks):
         raise ValueError(
@@ -330,21 +334,25 @@ def _settings(
         if pipeline.config[name]
     }
     unet, units = pipeline.unet.config, pipeline.normalizer
-    num_read = [getattr(protocol, f"num_{side}_frames") for side in ("past", "future")]
-    if "max_frames" in unet:
-        is_whole = protocol.num_clip_frames <= unet.max_frames
-        size = protocol.num_frames if is_whole else pipeline.config.step or max(1, unet.max_frames // 2)
-    else:
-        num_read, size = map(min, num_read, (unet.num_past_frames, unet.num_future_frames)), unet.num_frames
-    num_past, num_future = num_read
+    num_past, num_future = _num_read(pipeline, protocol)
+    size = num_made(unet)
+    if takes_windows(unet):
+        if protocol.num_clip_frames <= unet.max_frames:  # in one window
+            size = protocol.num_frames
+        elif not shows_beside(unet):
+            size = pipeline.config.step or max(1, unet.max_frames // 2)
+    components = {"unet": pipeline.unet, "context_encoder": pipeline.context_encoder}
+    components = {component: network for component, network in components.items() if network is not None}
     settings = {
         "made_by": MADE_BY,
         "protocol": protocol.to_dict(),
         "model": {
             "name": model,
-            "weights_sha256": weights_digest(pipeline.unet.state_dict()),
-            "num_parameters": sum(parameter.numel() for parameter in pipeline.unet.parameters()),
-            "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+            "weights_sha256": networks_digest({component: x.state_dict() for component, x in components.items()}),
+            "num_parameters": sum(parameter.numel() for x in components.values() for parameter in x.parameters()),
+            "dtype": ", ".join(
+                dict.fromkeys(str(network.dtype).removeprefix("torch.") for network in components.values())
+            ),
             "units": str(units),
             "value_range": [list(units.low), list(units.high)],
             # What the network is given of the given frames, and how often it is called for a longer video.
@@ -372,6 +380,23 @@ def _settings(
     }
     # Schedulers have settings such as -inf, which is no JSON: they become text.
     return json.loads(json.dumps(settings, default=str), parse_constant=str)
+
+
+def _num_read(pipeline: MCVDPipeline, protocol: Protocol) -> list[int]:
+    """How many of the given frames before and after those to be made the model reads."""
+    config, encoder = pipeline.unet.config, pipeline.context_encoder
+    past, future = protocol.num_past_frames, protocol.num_future_frames
+    if shows_beside(config):
+        num_read = [min(count, config.num_context_frames) for count in (past, future)]
+    elif takes_windows(config):
+        num_read = [past, future]
+    else:
+        num_read = [min(past, config.num_past_frames), min(future, config.num_future_frames)]
+    if encoder is not None and encoder.clip_frames is None:
+        num_read[0] = past
+    elif encoder is not None and past >= encoder.clip_frames:  # clips as far apart as windows
+        num_read[0] = past - (past - encoder.clip_frames) % num_made(config)
+    return num_read
 
 
 def _describe_network(network: FeatureNetwork) -> dict:

@@ -1,11 +1,12 @@
 """The card of a pipeline: what is known of it, as data (`facts.py`), and the text that says so (`card.py`)."""
 
-from .card import CITATION, plain_text, render_card, usage_example
+from .card import CITATION, CITATIONS, SYSTEMS, plain_text, render_card, usage_example
 from .facts import (
     CARD,
     EVALUATION_FILES,
     EVALUATIONS,
     FACTS,
+    NETWORKS,
     WEIGHTS_FILE,
     CardError,
     CardFacts,
@@ -17,6 +18,7 @@ from .facts import (
     facts_of_configs,
     measure,
     measure_files,
+    network_configs,
     pipeline_paths,
     read_facts,
     tensors_digest,
@@ -28,9 +30,12 @@ from .facts import (
 __all__ = [
     "CARD",
     "CITATION",
+    "CITATIONS",
     "EVALUATIONS",
     "EVALUATION_FILES",
     "FACTS",
+    "NETWORKS",
+    "SYSTEMS",
     "WEIGHTS_FILE",
     "CardError",
     "CardFacts",
@@ -42,6 +47,7 @@ __all__ = [
     "facts_of_configs",
     "measure",
     "measure_files",
+    "network_configs",
     "pipeline_paths",
     "plain_text",
     "read_facts",

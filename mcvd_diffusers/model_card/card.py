@@ -44,6 +44,8 @@ SYSTEMS = {
     "FDM": ("flexible diffusion modeling of long videos", "2205.11495"),
     "RaMViD": ("random-mask video diffusion", "2206.07696"),
     "VDM": ("video diffusion", "2204.03458"),
+    "LGC-VD": ("video diffusion with local-global context guidance", "2306.02562"),
+    "RVD": ("residual video diffusion", "2203.09481"),
 }
 CITATIONS = {
     "FDM": """\
@@ -74,6 +76,25 @@ CITATIONS = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2022},
   eprint    = {2204.03458},
+}
+```""",
+    "LGC-VD": """\
+```bibtex
+@inproceedings{yang2023video,
+  title     = {Video Diffusion Models with Local-Global Context Guidance},
+  author    = {Yang, Siyuan and Zhang, Lu and Liu, Yu and Jiang, Zhizhuo and He, You},
+  booktitle = {International Joint Conference on Artificial Intelligence},
+  year      = {2023},
+  eprint    = {2306.02562},
+}
+```""",
+    "RVD": """\
+```bibtex
+@article{yang2022diffusion,
+  title  = {Diffusion Probabilistic Modeling for Video Generation},
+  author = {Yang, Ruihan and Srivastava, Prakhar and Mandt, Stephan},
+  year   = {2022},
+  eprint = {2203.09481},
 }
 ```""",
 }
@@ -112,21 +133,36 @@ def render_card(folder: Path, facts: "CardFacts") -> str:
         "Citation": "\n\n".join([CITATION, *_further_citations(model)]),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    past, block, future = model.frames
     data = "" if facts.dataset is None else f"`{plain_text(facts.dataset)}` "  # as code it is no link
     title = f"{plain_text(facts.name)}: {model.system}, {data}{model.height}x{model.width}"
     words, paper = SYSTEMS[model.system]
-    sees = f"It makes {_count(block, 'frame')} at a time, given up to {past} past and {future} future frames"
-    if model.has_windows:
-        sees = f"It sees up to {model.unet['max_frames']} frames at a time, any of which may be given"
-        if model.unet.get("drop_observed") == 1:
-            sees = f"It makes up to {model.unet['max_frames']} frames at a time, and was never given any in training"
     introduction = (
         f"A network of {words} ([{model.system}](https://arxiv.org/abs/{paper})), for the library `mcvd_diffusers`, an extension"
-        f" of Hugging Face Diffusers. {sees}: {', '.join(facts.tasks) or 'no task is known'}."
+        f" of Hugging Face Diffusers. {_sees(model)}: {', '.join(facts.tasks) or 'no task is known'}."
     )
     head = _head(model, evaluations, facts).to_yaml()
     return str(ModelCard(f"---\n{head}\n---\n\n# {title}\n\n{introduction}\n\n{body}\n"))
+
+
+def _sees(model: "_Model") -> str:
+    """What the network makes, and of what."""
+    if model.system == "RVD":
+        made = _count(model.unet["max_frames"], "frame")
+        made = f"It makes {made} at a time, of what recurrent networks know of all frames before"
+    elif model.is_beside:
+        shown = f"of which it is shown {model.unet['num_context_frames']} at most"
+        if model.unet.get("drop_observed") == 1:
+            shown = "none of which was ever given in training"
+        made = f"It makes {model.unet['max_frames']} neighbouring frames at a time, {shown}"
+    elif model.has_windows:
+        made = f"It sees up to {model.unet['max_frames']} frames at a time, any of which may be given"
+        if model.unet.get("drop_observed") == 1:
+            made = f"It makes up to {model.unet['max_frames']} frames at a time, and was never given any in training"
+    else:
+        past, block, future = model.frames
+        made = f"It makes {_count(block, 'frame')} at a time, given up to {past} past and {future} future frames"
+    made += ", and has a memory of those before" * model.has_memory
+    return made + ", of each of which a recurrent network has predicted a part" * model.makes_residuals
 
 
 def usage_example(folder: Path, facts: "CardFacts") -> str:
@@ -181,11 +217,15 @@ class _Model:
         self.scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         entry = index.get("guider")
         self.guider_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        entry = index.get("context_encoder")
+        self.has_encoder = isinstance(entry, list) and any(entry)
         self.guider = {} if self.guider_name is None else read_json(folder / "guider" / "guider_config.json")
-        # A network of windows takes any frames given any others; one of blocks, those beside the block that it makes.
-        self.has_windows = "max_frames" in unet
+        # A network of windows takes any frames given any others, or has places for a few of them beside its window; one of blocks,
+        # those beside the block that it makes.
+        self.has_windows, self.is_beside = "max_frames" in unet, "num_context_frames" in unet
         names = ("num_past_frames", "num_frames", "num_future_frames", "in_channels", "spatin_channels")
-        names = ("max_frames", "in_channels") if self.has_windows else names
+        if self.has_windows:
+            names = ("max_frames", "in_channels", *["num_context_frames"] * self.is_beside)
         size = unet.get("sample_size")
         self.height, self.width = size if isinstance(size, list) and len(size) == 2 else (size, size)
         for name, value in [(name, unet.get(name)) for name in names] + [("sample_size", self.height)] * 2:
@@ -196,7 +236,13 @@ class _Model:
         if not self.has_windows and unet.get("conditioning") not in ("concat", "spatin"):
             raise ValueError(f"{folder / 'unet' / 'config.json'}: `conditioning` must be concat or spatin.")
         self.unet = unet
-        if self.has_windows:  # what the example gives of a window, and what it makes
+        # What the example gives of a window, and what it makes.
+        if self.is_beside and not unet["num_context_frames"]:
+            self.frames = (2, max(4, unet["max_frames"]), 0)
+        elif self.is_beside:
+            side = unet["num_context_frames"] if unet.get("drop_observed") != 1 else 0
+            self.frames = (side, max(1, unet["max_frames"] - side), side)
+        elif self.has_windows:
             side = max(1, unet["max_frames"] // 4)
             self.frames = (side, max(1, unet["max_frames"] - 2 * side), side)
         else:
@@ -222,9 +268,26 @@ class _Model:
         """Whose network it is."""
         if not self.has_windows:
             return "MCVD"
+        if self.is_beside:
+            return "RVD" if "residual" in self.unet else "LGC-VD"
         if self.unet.get("backbone") == "unet3d":
             return "VDM"
         return "RaMViD" if self.unet.get("convolution") == "3d" else "FDM"
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it is told what LGC-VD's encoder knows of the clips before."""
+        return self.system == "LGC-VD" or (self.system == "MCVD" and bool(self.unet.get("context_channels")))
+
+    @property
+    def makes_one_window(self) -> bool:
+        """Whether it never was given frames, so that no video is longer than its window."""
+        return self.is_beside and self.unet.get("drop_observed") == 1
+
+    @property
+    def makes_residuals(self) -> bool:
+        """Whether it makes what RVD's encoder did not predict."""
+        return self.unet.get("residual") is True
 
     @property
     def scheduler_name(self) -> str:
@@ -232,9 +295,18 @@ class _Model:
 
     @property
     def conditioning(self) -> str:
+        kind = self._conditioning_by_frames()
+        kind += "; a memory of the frames before, by cross-attention" * self.has_memory
+        return kind + "; made is what a recurrent network does not predict" * self.makes_residuals
+
+    def _conditioning_by_frames(self) -> str:
         past, _, future = self.frames
         if past + future == 0:
             return "no given frames"
+        if self.system == "RVD":
+            return "frames before by feature maps of recurrent networks"
+        if self.is_beside:
+            return "given frames by concatenation, each with its place"
         if self.has_windows:
             kind = "frames by themselves, and attention among them"
             if self.unet.get("convolution") == "3d":
@@ -376,12 +448,16 @@ def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
         "small": "| spatial super-resolution | `low_resolution_frames`, beside any of these | the frames in full size |",
     }
     by_guidance = []
-    if model.unet.get("drop_observed") != 1:
+    if model.makes_one_window or model.system == "RVD":
+        shown = list(facts.tasks)
+    elif model.unet.get("drop_observed") != 1:
         shown = [*(task for task in facts.tasks if task != "generation"), "infilling"]
         shown += [task for task in facts.tasks if task == "generation"]
     else:
         shown = list(facts.tasks)
         by_guidance = ["prediction", "past prediction", "interpolation", "infilling"]
+    if model.makes_one_window:
+        rows["generation"] = f"| generation | nothing | videos of {_count(model.unet['max_frames'], 'frame')} |"
     lines = ["| task | given | made |", "| --- | --- | --- |", *(rows[task] for task in [*shown, "small"])]
     if by_guidance:
         lines += [
@@ -393,7 +469,13 @@ def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
             *lines[:2],
             *(rows[task] for task in by_guidance),
         ]
-    if not model.unet.get("has_frame_gaps"):
+    if model.has_memory and not model.makes_one_window:
+        lines += [
+            "",
+            "Frames of a window are neighbours. Those farther away it knows by its memory, in which each clip of"
+            f" {_count(model.unet['max_frames'], 'frame')} counts half as much as the next.",
+        ]
+    elif not model.is_beside and not model.unet.get("has_frame_gaps"):
         lines += [
             "",
             "Frames of a window are neighbours: of those farther away than a window is long, it sees nothing.",
@@ -417,10 +499,16 @@ def _calls(model: _Model, facts: "CardFacts") -> dict[str, str]:
     """Task -> arguments of the pipeline."""
     block = model.frames[1]
     num_predicted = facts.num_predicted_frames or 2 * block
+    if model.makes_one_window:
+        num_predicted = block
+    between = "past_frames=past, future_frames=future" + f", num_frames={block}" * model.has_windows
+    if model.is_beside:  # it is shown the frame before and the one after
+        num_between = max(1, model.unet["max_frames"] - 2)
+        between = f"past_frames=past[:, -1:], future_frames=future[:, :1], num_frames={num_between}"
     calls = {
         "prediction": f"past_frames=past, num_frames={num_predicted}",
         "past prediction": f"future_frames=future, num_frames={block}",
-        "interpolation": "past_frames=past, future_frames=future" + f", num_frames={block}" * model.has_windows,
+        "interpolation": between,
         "generation": f"num_frames={num_predicted}, batch_size=4",
     }
     return {task: arguments for task, arguments in calls.items() if task in facts.tasks}
@@ -438,8 +526,9 @@ def _use(model: _Model, facts: "CardFacts") -> str:
 
 
 def _further_citations(model: _Model) -> list[str]:
-    """Of the system whose network this is, if it is not MCVD's."""
-    return [CITATIONS[model.system]] if model.system in CITATIONS else []
+    """Of the systems whose network and context encoder these are, if they are not MCVD's."""
+    systems = [model.system, *["LGC-VD"] * model.has_memory, *["RVD"] * model.makes_residuals]
+    return [CITATIONS[system] for system in dict.fromkeys(systems) if system in CITATIONS]
 
 
 def _shown_numbers(result: dict) -> list[dict]:
@@ -514,7 +603,8 @@ def _training(model: _Model, facts: "CardFacts") -> str:
     past, block, future = model.frames
     frames = f"{past} past, {block} at a time, {future} future; {_count(model.num_channels, 'channel')}"
     if model.has_windows:
-        frames = f"up to {model.unet['max_frames']} at a time; {_count(model.num_channels, 'channel')}"
+        up_to = "" if model.is_beside else "up to "
+        frames = f"{up_to}{model.unet['max_frames']} at a time; {_count(model.num_channels, 'channel')}"
     sampler = f"{plain_text(model.scheduler_name)}, {facts.num_inference_steps} steps a block"
     if model.guider_name is not None:
         sampler += f", {_guider(model.guider_name, model.guider)}"
@@ -525,9 +615,10 @@ def _training(model: _Model, facts: "CardFacts") -> str:
         sampler += f", reconstruction guidance {plain_text(model.reconstruction_guidance)}"
     if model.final_denoise:
         sampler += ", and the original's final denoising call"
+    networks = "UNet and context encoder" if model.has_encoder else "UNet"
     rows = [
         ("frames", f"{frames}, {model.height}x{model.width} pixels"),
-        ("network", f"UNet, {facts.num_parameters:,} parameters, {model.conditioning}"),
+        ("network", f"{networks}, {facts.num_parameters:,} parameters, {model.conditioning}"),
         ("sampler", sampler),
     ]
     text = _table([*rows, *_plain_rows(facts.training)])
@@ -582,10 +673,14 @@ def _samples_of_the_original(model: _Model, facts: "CardFacts") -> str | None:
 def _limits(model: _Model, evaluations: dict[str, dict], facts: "CardFacts") -> str:
     data = "its training data" if facts.dataset is None else f"`{plain_text(facts.dataset)}`"
     part = "window" if model.has_windows else "block"
+    reads = "given frames of those before"
+    if model.system == "RVD":
+        part, reads = "frame" if model.unet["max_frames"] == 1 else part, "of what is known of all before"
     lines = [
         f"- It knows what {data} shows, at the size and frame rate of the training. Of other data its videos may be wrong"
         " without looking wrong.",
-        f"- Videos that are longer than a {part} are made {part} by {part}, each given frames of those before: errors add up.",
+        *[f"- Videos that are longer than a {part} are made {part} by {part}, each {reads}: errors add up."]
+        * (not model.makes_one_window),
         "- A sample is one possible future, not the future. Do not take single samples for measurements or forecasts on which"
         " somebody depends; make an ensemble, and measure how well its spread is calibrated.",
     ]

@@ -22,7 +22,7 @@ from mcvd_diffusers._version import __version__
 from mcvd_diffusers.atomic import whole_file
 from mcvd_diffusers.json_files import read_json
 from mcvd_diffusers.masking import tasks_of_config
-from mcvd_diffusers.weights import check_weights, load_weights, tensor_shapes, weights_digest
+from mcvd_diffusers.weights import check_weights, config_digest, load_weights, networks_digest, tensor_shapes
 
 from .card import render_card
 
@@ -30,6 +30,8 @@ from .card import render_card
 CARD, FACTS, INDEX = "README.md", "model_card.json", "model_index.json"
 FORMAT = 1
 EVALUATIONS = "evaluation"
+# The components of a pipeline that have weights.
+NETWORKS = ("unet", "context_encoder")
 # A network's weights as Diffusers names them: the variant, if there is one, is the first group.
 WEIGHTS_FILE = re.compile(r"diffusion_pytorch_model(?:\.([A-Za-z0-9_-]+?))?(?:-\d+-of-\d+)?\.safetensors")
 EVALUATION_FILES = ("results.json", "results.md", "results.parquet")
@@ -90,7 +92,7 @@ class CardFacts:
         samples (`dict[str, str]`): Picture in the folder -> what it shows.
         written_by (`str`): Version of this library that wrote the card.
         card_sha256 (`str`): Of the card's text.
-        num_parameters (`int`): Of the network; measured.
+        num_parameters (`int`): Of the network, and of its context encoder, if it has one; measured.
         base_model (`str`, *optional*): Id on the Hub of the model that training began with.
         tensors (`dict[str, str]`): Variant, `""` for none -> digest of its tensors; measured.
         files (`dict[str, dict]`): File -> its `"bytes"` and `"sha256"`; measured.
@@ -351,7 +353,7 @@ def measure_files(folder: Path, samples: dict | list = ()) -> dict[str, dict]:
 
 def measure(folder: Path, facts: CardFacts) -> None:
     """
-    Fill in what is measured in a folder: the files, and the network's parameters.
+    Fill in what is measured in a folder: the files, and the networks' parameters.
 
     Args:
         folder (`Path`): A pipeline's folder.
@@ -361,7 +363,7 @@ def measure(folder: Path, facts: CardFacts) -> None:
         [`CardError`]: If the folder holds no pipeline.
     """
     facts.files = measure_files(folder, facts.samples)
-    for path in [path for paths in weight_files(folder).values() for path in paths]:
+    for path in dict.fromkeys(path for paths in weight_files(folder).values() for path in paths):
         check_weights(path)  # no card of what is damaged
     facts.num_parameters = count_parameters(folder, facts.variant)
     facts.tensors = {variant or "": tensors_digest(folder, variant) for variant in weight_files(folder)}
@@ -405,24 +407,75 @@ def check_regular(folder: Path) -> None:
 
 def weight_files(folder: Path) -> dict[str | None, list[Path]]:
     """
-    The network's weights in a folder.
+    The weights in a pipeline's folder, as Diffusers loads them: a component that has none of a variant has those without.
 
     Args:
         folder (`Path`): A pipeline's folder.
 
     Returns:
-        `dict[str | None, list[Path]]`: Variant, or `None` for those without -> its file, or shards.
+        `dict[str | None, list[Path]]`: Variant, or `None` for those without -> the files, or shards, of all networks.
+
+    Raises:
+        [`CardError`]: If the folder holds no pipeline.
     """
-    found: dict[str | None, list[Path]] = {}
-    for path in sorted((Path(folder) / "unet").glob("*.safetensors")):
-        if match := WEIGHTS_FILE.fullmatch(path.name):
-            found.setdefault(match[1], []).append(path)
-    return found
+    there = _weight_files_of_networks(folder)
+    files = {
+        variant: [found.get(variant, found.get(None, [])) for found in there.values()]
+        for variant in dict.fromkeys(variant for found in there.values() for variant in found)
+    }
+    return {variant: sum(parts, []) for variant, parts in files.items() if all(parts)}
+
+
+def _weight_files_of_networks(folder: Path) -> dict[str, dict[str | None, list[Path]]]:
+    """Component -> variant -> its files."""
+    index = _read_index(folder)
+    there: dict[str, dict[str | None, list[Path]]] = {}
+    for component in NETWORKS:
+        if any(index.get(component, [None])) or component == "unet":
+            found = there[component] = {}
+            for path in sorted((Path(folder) / component).glob("*.safetensors")):
+                if match := WEIGHTS_FILE.fullmatch(path.name):
+                    found.setdefault(match[1], []).append(path)
+    return there
+
+
+def _weights_of(folder: Path, variant: str | None) -> list[Path]:
+    """The files of all networks; refuses a folder that lacks those of one."""
+    if files := weight_files(folder).get(variant):
+        return files
+    lacking = [
+        str(Path(folder) / component)
+        for component, found in _weight_files_of_networks(folder).items()
+        if not found.get(variant, found.get(None))
+    ]
+    where = " and ".join(lacking) or folder
+    raise CardError(f"There are no weights{f' of variant {variant!r}' if variant else ''} in {where}.")
+
+
+def network_configs(folder: Path) -> dict[str, str]:
+    """
+    What the networks of a pipeline are, to compare it with another.
+
+    Args:
+        folder (`Path`): A pipeline's folder.
+
+    Returns:
+        `dict[str, str]`: Component -> digest of its config.
+
+    Raises:
+        [`CardError`]: If the folder holds no pipeline.
+        `OSError`: If a config is missing.
+        `ValueError`: If a config cannot be read.
+    """
+    return {
+        component: config_digest(read_json(Path(folder) / component / "config.json"))
+        for component in _weight_files_of_networks(folder)
+    }
 
 
 def tensors_digest(folder: Path, variant: str | None) -> str:
     """
-    A digest of a network's weights, the same for one file, for shards and in memory ([`weights.weights_digest`]).
+    A digest of a pipeline's weights, the same for one file, for shards and in memory ([`weights.networks_digest`]).
 
     Args:
         folder (`Path`): A pipeline's folder.
@@ -435,19 +488,16 @@ def tensors_digest(folder: Path, variant: str | None) -> str:
         [`CardError`]: If there are no such weights.
         [`weights.WeightsError`]: If a file is damaged.
     """
-    tensors: dict = {}
-    for path in weight_files(folder).get(variant, []):
+    networks: dict[str, dict] = {}
+    for path in _weights_of(folder, variant):
+        tensors = networks.setdefault(path.parent.name, {})
         tensors |= load_weights(path)
-    if not tensors:
-        raise CardError(
-            f"There are no weights{f' of variant {variant!r}' if variant else ''} in {Path(folder) / 'unet'}."
-        )
-    return weights_digest(tensors)
+    return networks_digest(networks)
 
 
 def count_parameters(folder: Path, variant: str | None) -> int:
     """
-    Count what a network's files hold.
+    Count what the files of a pipeline's networks hold.
 
     Args:
         folder (`Path`): A pipeline's folder.
@@ -459,12 +509,7 @@ def count_parameters(folder: Path, variant: str | None) -> int:
     Raises:
         [`CardError`]: If there are no such weights.
     """
-    files = weight_files(folder).get(variant, [])
-    if not files:
-        raise CardError(
-            f"There are no weights{f' of variant {variant!r}' if variant else ''} in {Path(folder) / 'unet'}."
-        )
-    return sum(math.prod(shape) for path in files for shape in tensor_shapes(path).values())
+    return sum(math.prod(shape) for path in _weights_of(folder, variant) for shape in tensor_shapes(path).values())
 
 
 def pipeline_paths(folder: Path, samples: dict | list = ()) -> list[Path]:
@@ -482,21 +527,28 @@ def pipeline_paths(folder: Path, samples: dict | list = ()) -> list[Path]:
         [`CardError`]: If the folder holds no pipeline, or a file is none.
     """
     folder = Path(folder)
-    if (folder / INDEX).exists() and not (folder / INDEX).is_file():
-        raise CardError(f"{folder / INDEX} must be a regular file of this folder.")
-    try:
-        index = read_json(folder / INDEX)
-        components = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
-        if not all(name.isidentifier() for name in components):
-            raise ValueError("a component has a name that is none")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise CardError(f"{folder} holds no pipeline: {folder / INDEX} cannot be read ({error}).") from error
+    components = list(_read_index(folder))
     found = []
     for path in _candidates(folder, components, samples):
         if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
             raise CardError(f"{path} must be a regular file of this folder.")
         found.append(path)
     return sorted(dict.fromkeys(found))
+
+
+def _read_index(folder: Path) -> dict[str, list]:
+    """The components that a pipeline's index names, also those that it says there are none of."""
+    path = Path(folder) / INDEX
+    if path.exists() and not path.is_file():
+        raise CardError(f"{path} must be a regular file of this folder.")
+    try:
+        index = read_json(path)
+        named = {name: x for name, x in index.items() if isinstance(x, list) and not name.startswith("_")}
+        if not all(name.isidentifier() for name in named):
+            raise ValueError("a component has a name that is none")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CardError(f"{folder} holds no pipeline: {path} cannot be read ({error}).") from error
+    return named
 
 
 def _candidates(folder: Path, components: list[str], samples) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from safetensors.torch import load_file, save_file
 
+from context_pipelines import context_pipeline
 from contract_rows import NETWORKS, PIPELINES
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 
@@ -758,3 +759,186 @@ def test_entries_of_other_versions_are_left_to_diffusers(copy):
     save_with(folder, from_the_future="x")
     edit(folder, SCHEDULER, from_the_future=[1])
     MCVDPipeline.from_pretrained(folder)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The context encoder
+
+
+ENCODER = "context_encoder/diffusion_pytorch_model.safetensors"
+ENCODER_CONFIG = "context_encoder/config.json"
+CLASSES = {"lgcvd": "LGCVDContextEncoder", "rvd": "RVDContextEncoder"}
+
+
+@pytest.fixture(scope="module", params=["lgcvd", "rvd"])
+def with_encoder(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp(request.param)
+    pipe = context_pipeline(request.param)
+    pipe.save_pretrained(place / "whole")
+    pipe.save_pretrained(place / "sharded", max_shard_size="20KB")
+    pipe.save_pretrained(place / "variant", variant="fp16")
+    return request.param, place
+
+
+@pytest.fixture
+def encoder_copy(with_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
+
+    def make(kind="whole"):
+        return shutil.copytree(with_encoder[1] / kind, tmp_path / kind)
+
+    yield make
+    assert not (tmp_path / "marker").exists(), "code of a checkpoint was run"
+
+
+def test_a_saved_encoder_that_nobody_has_changed_loads(encoder_copy, with_encoder):
+    expected = context_pipeline(with_encoder[0]).context_encoder.state_dict()
+    for kind in ("whole", "sharded", "variant"):
+        options = {"variant": "fp16"} if kind == "variant" else {}
+        loaded = MCVDPipeline.from_pretrained(encoder_copy(kind), **options).context_encoder
+        assert type(loaded).__name__ == CLASSES[with_encoder[0]]
+        assert all(torch.equal(x, expected[name]) for name, x in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_encoder_is_refused(encoder_copy, damage):
+    folder = encoder_copy()
+    data = (folder / ENCODER).read_bytes()
+    (folder / ENCODER).write_bytes(DAMAGES[damage](data, header_size(folder / ENCODER)))
+    refused(folder, ENCODER)
+
+
+ENTRIES = {
+    "a denoiser": ["mcvd_diffusers", "LGCVDUNet2DModel"],
+    "a network of Diffusers": ["diffusers", "UNet2DModel"],
+    "a module that is not there": ["evil", "LGCVDContextEncoder"],
+    "code beside it": ["context_encoder", "Evil"],
+    "a module that could be imported": ["antigravity", "fly"],
+    "a function": ["os", "system"],
+    "text": "LGCVDContextEncoder",
+    "half a pair": ["mcvd_diffusers", None],
+    "three": ["mcvd_diffusers", "LGCVDContextEncoder", "x"],
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_encoder_of_another_class_is_refused(encoder_copy, entry):
+    folder = encoder_copy()
+    (folder / "context_encoder" / "context_encoder.py").write_text(WRITES_MARKER)
+    edit(folder, INDEX, context_encoder=ENTRIES[entry])
+    refused(folder, INDEX)
+
+
+def test_the_other_systems_encoder_is_refused(encoder_copy, with_encoder):
+    other = {"lgcvd": "rvd", "rvd": "lgcvd"}[with_encoder[0]]
+    folder = encoder_copy()
+    edit(folder, INDEX, context_encoder=["mcvd_diffusers", CLASSES[other]])
+    refused(folder, ENCODER_CONFIG)
+    context_pipeline(other).context_encoder.save_pretrained(folder / "context_encoder")
+    with pytest.raises(ValueError, match="`context_encoder`.*not trained together"):
+        MCVDPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("entry", [[None, None], ...], ids=["none", "no entry"])
+def test_a_network_without_the_encoder_that_it_needs_is_refused(encoder_copy, entry):
+    folder = encoder_copy()
+    edit(folder, INDEX, context_encoder=entry)
+    with pytest.raises(ValueError, match="`context_encoder` must be given"):
+        MCVDPipeline.from_pretrained(folder)
+    shutil.rmtree(folder / "context_encoder")
+    with pytest.raises(ValueError, match="`context_encoder` must be given"):
+        MCVDPipeline.from_pretrained(folder)
+
+
+def test_an_encoder_that_is_not_there_is_named(encoder_copy):
+    folder = encoder_copy()
+    (folder / ENCODER).unlink()
+    refused(folder, ENCODER)
+    shutil.rmtree(folder / "context_encoder")
+    with pytest.raises(FileNotFoundError, match="context_encoder"):
+        MCVDPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_what_a_pickle_in_the_encoders_place_asks_for_is_not_done(encoder_copy, kind):
+    folder = encoder_copy(kind)
+    for path in (folder / "context_encoder").glob("*.safetensors"):
+        path.unlink()
+    for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
+        (folder / "context_encoder" / name).write_bytes(pickle.dumps(Evil()))
+    refused(folder, "context_encoder/diffusion_pytorch_model")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_index_of_the_encoders_shards_that_names_other_files_is_refused(encoder_copy, name):
+    folder = encoder_copy("sharded")
+    path = folder / f"{ENCODER}.index.json"
+    content = json.loads(path.read_text())
+    content["weight_map"][next(iter(content["weight_map"]))] = NAMES[name]
+    path.write_text(json.dumps(content))
+    refused(folder, f"{ENCODER}.index.json")
+
+
+def test_a_shard_of_the_encoder_that_is_missing_or_damaged_is_refused(encoder_copy):
+    folder = encoder_copy("sharded")
+    shard = sorted((folder / "context_encoder").glob("*-of-*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(flipped(data, len(data) - 1))
+    refused(folder, shard.relative_to(folder))
+    shard.unlink()
+    refused(folder, shard.relative_to(folder))
+
+
+ENCODER_CONFIGS = [
+    {"in_channels": 10**6},
+    {"in_channels": 10**400},
+    {"in_channels": True},
+    {"in_channels": None},
+    {"in_channels": 2},
+    {"_class_name": "LGCVDUNet2DModel"},
+    {"_class_name": "Evil"},
+    {"_class_name": ["evil", "Evil"]},
+    {"quantization_config": {"quant_method": "torchao"}},
+    {"max_frames": 10**9},
+    {"max_frames": "4"},
+    {"max_frames": 65_536},
+    {"block_out_channels": [60_000, 60_000]},
+    {"block_out_channels": [8] * 10**5},
+    {"block_out_channels": {}},
+    {"layers_per_block": 10**6},
+    {"attention_levels": [10**9]},
+    {"attention_head_dim": 0},
+    {"context_block_out_channels": [60_000, 60_000]},
+    {"context_block_out_channels": [8] * 10**5},
+    {"context_block_out_channels": "evil"},
+    {"predictor_block_out_channels": [10**6]},
+    {"predictor_block_out_channels": None},
+    {"scale": float("nan")},
+    {"scale": 0},
+    {"scale": "1"},
+    {"clip_range": -1},
+    {"norm_num_groups": 10**9},
+    {"norm_num_groups": 0},
+]
+
+
+def test_an_encoders_config_that_is_none_is_refused(encoder_copy):
+    folder = encoder_copy()
+    content = json.loads((folder / ENCODER_CONFIG).read_text())
+    for change in ENCODER_CONFIGS:
+        if change.keys() <= content.keys() | {"quantization_config"}:  # not the other encoder's
+            edit(folder, ENCODER_CONFIG, **change)
+            refused(folder, "context_encoder")
+            (folder / ENCODER_CONFIG).write_text(json.dumps(content))
+
+
+def test_an_encoders_config_that_was_edited_is_refused(encoder_copy, with_encoder):
+    folder = encoder_copy()
+    edit(folder, ENCODER_CONFIG, **{"lgcvd": {"original_quirks": True}, "rvd": {"scale": 2.0}}[with_encoder[0]])
+    refused(folder, ENCODER_CONFIG, "is not the config that")
+
+
+def test_code_in_the_encoders_folder_is_refused(encoder_copy):
+    folder = encoder_copy()
+    (folder / "context_encoder" / "mcvd_diffusers.py").write_text(WRITES_MARKER)
+    refused(folder, "context_encoder/mcvd_diffusers.py")

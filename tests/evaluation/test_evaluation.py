@@ -17,6 +17,7 @@ import torch
 from diffusers import ClassifierFreeGuidance, DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from PIL import Image
 
+from context_pipelines import context_pipeline, move
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.data import ClipReader, VideoInfo, open_reader
 from mcvd_diffusers.evaluation import (
@@ -47,6 +48,7 @@ from mcvd_diffusers.metrics import (
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.protocols import Protocol, load_protocol
 from mcvd_diffusers.randomness import keyed_seed
+from mcvd_diffusers.weights import networks_digest
 
 
 FAST = Sampler(num_inference_steps=2)
@@ -928,3 +930,83 @@ def test_other_changes_by_hand_are_noticed(pipeline, videos, protocol, tmp_path,
     pq.write_table(table, path)
     with pytest.raises(ResultsError, match="was changed after it was written"):
         Results.read(path)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A network with a context encoder
+
+
+def small_videos(folder):
+    folder.mkdir()
+    np.save(folder / "noise.npy", np.random.RandomState(0).randint(0, 255, (3, 20, 1, 8, 8)).astype(np.uint8))
+    return folder
+
+
+def small_protocol(protocol, **changes):
+    shape = {
+        "num_past_frames": 2,
+        "num_frames": 5,
+        "num_clips": 3,
+        "samples_per_clip": 2,
+        "ensemble_metrics": ["crps"],
+    }
+    return protocol.changed(**{**shape, "metrics": ["mse"], **changes})
+
+
+@pytest.mark.parametrize("kind", ["lgcvd", "rvd", "memory", "residual"])
+def test_results_are_of_network_and_encoder(kind, protocol, tmp_path):
+    pipe, videos, protocol = context_pipeline(kind), small_videos(tmp_path / "videos"), small_protocol(protocol)
+    before = run(pipe, videos, protocol, tmp_path / "before")
+    model = before.settings["model"]
+    networks = (pipe.unet, pipe.context_encoder)
+    assert model["num_parameters"] == sum(x.numel() for network in networks for x in network.parameters())
+    assert model["dtype"] == "float32"
+    digest = networks_digest({"unet": networks[0].state_dict(), "context_encoder": networks[1].state_dict()})
+    assert model["weights_sha256"] == digest
+    move(pipe.context_encoder)
+    after = run(pipe, videos, protocol, tmp_path / "after")
+    assert after.settings["model"]["weights_sha256"] != digest
+    # A memory of clips has read none yet, but is not the same before.
+    values = [number(results, "mse", samples="mean of 2").value for results in (before, after)]
+    assert values[0] != values[1]
+    with pytest.raises(ResultsError, match="weights_sha256"):
+        run(pipe, videos, protocol, tmp_path / "before")
+
+
+@pytest.mark.parametrize(
+    ("kind", "past", "frames", "num_read", "size"),
+    [
+        ("lgcvd", 2, 2, 2, 2),  # one window
+        ("lgcvd", 3, 4, 2, 2),
+        ("lgcvd", 4, 4, 4, 2),  # a clip
+        ("lgcvd", 7, 4, 6, 2),  # and one two frames earlier
+        ("rvd", 7, 4, 7, 1),
+        ("memory", 3, 4, 2, 2),
+        ("memory", 5, 4, 4, 2),
+        ("residual", 7, 4, 7, 2),
+    ],
+)
+def test_what_a_context_encoder_reads_is_stated(kind, past, frames, num_read, size, protocol, tmp_path):
+    """Of the given frames, those that are said to be read change what is made, and no others."""
+    pipe, videos = context_pipeline(kind), small_videos(tmp_path / "videos")
+    protocol = small_protocol(
+        protocol, num_past_frames=past, num_frames=frames, samples_per_clip=1, ensemble_metrics=[]
+    )
+    model = run(pipe, videos, protocol, tmp_path / "out").settings["model"]
+    assert (model["num_past_frames_read"], model["num_future_frames_read"]) == (num_read, 0)
+    assert model["num_frames_of_a_block"] == size
+    clip = clips_of(videos, protocol)[0]
+    made = make_videos(pipe, [clip], protocol, FAST)[2]
+    for position in range(past):
+        clip.frames[position] = 1 - clip.frames[position]
+        other = make_videos(pipe, [clip], protocol, FAST)[2]
+        clip.frames[position] = 1 - clip.frames[position]
+        assert torch.equal(other, made) == (position < past - num_read), position
+
+
+def test_what_a_recurrent_network_cannot_read_is_refused_before(protocol, tmp_path):
+    pipe, videos = context_pipeline("rvd"), small_videos(tmp_path / "videos")
+    protocol = small_protocol(protocol, task="interpolation", num_future_frames=1)
+    with pytest.raises(ValueError, match="gives future frames, and this model reads none .*num_context_frames"):
+        run(pipe, videos, protocol, tmp_path / "out")
+    run(context_pipeline("lgcvd"), videos, protocol, tmp_path / "out")
