@@ -198,7 +198,7 @@ def local_windows(
 
     * Forwards, each window begins with the last `num_context_frames` before those that it makes. The last window is shifted
       back, so that it ends with the video.
-    * A window that reaches a frame given further on reads that in place of its last, and ends with it.
+    * A window that reaches a frame given further on reads that, too, in place of the farthest before, and makes those between.
     * Frames before the first given one are made backwards.
 
     Args:
@@ -245,9 +245,8 @@ def local_windows(
         first = start - min(start, num_context_frames)
         goal = min((position for position in given if position > start), default=None)
         if goal is not None and num_context_frames > 1 and goal - start + 1 < max_frames:
-            first = min(max(0, goal + 1 - max_frames), max(0, start - 1))
-            context = (*range(first, min(first + num_context_frames - 1, start)), goal)
-            end = goal
+            nearest = range(max(0, start - num_context_frames + 1, goal + 1 - max_frames), start)
+            context, end = (*nearest, goal), goal
         else:
             end = first + max_frames
             if goal is not None:

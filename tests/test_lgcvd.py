@@ -434,10 +434,10 @@ def test_lgc_7_impossible_windows_are_refused(arguments, says):
         ("prediction", 13, [((0, 1), range(2, 8)), ((6, 7), range(8, 14)), ((7, 8), range(14, 15))]),
         ("generation", 9, [((), range(8)), ((1, 2), range(8, 9))]),
         ("interpolation", 6, [((0, 7), range(1, 7))]),
-        ("long interpolation", 15, [((0,), range(1, 8)), ((6, 7), range(8, 14)), ((9, 16), range(14, 16))]),
+        ("long interpolation", 15, [((0,), range(1, 8)), ((6, 7), range(8, 14)), ((13, 16), range(14, 16))]),
         ("single image", 9, [((0,), range(1, 8)), ((2, 3), range(8, 10))]),
         ("past prediction", 7, [((7, 8), range(2, 7)), ((2, 3), range(2))]),
-        ("infilling", 7, [((0, 4), range(1, 4)), ((2, 9), range(5, 9))]),
+        ("infilling", 7, [((0, 4), range(1, 4)), ((4, 9), range(5, 9))]),
     ],
 )
 def test_lgc_8_all_tasks_from_one_checkpoint(task, num_frames, windows, tmp_path):
