@@ -111,18 +111,9 @@ def load(run: Path) -> MCVDPipeline:
 def sample(pipe: MCVDPipeline, clips: torch.Tensor, given: list[int], num_steps: int, num_members: int = 1):
     """The frames that are not given, (N * members, n, 1, H, W); `None` if the network cannot make them."""
     num_made = clips.shape[1] - len(given)
-    ends = list(range(len(given)))
-    first = [p for p in given if p == given.index(p)]
-    arguments = {"observed_frames": clips[:, given], "observed_positions": given}
-    if given == ends or not given or pipe.context_encoder is not None or "max_frames" not in pipe.unet.config:
-        # As whoever predicts or interpolates would ask.
-        past = clips[:, first] if first else None
-        future = clips[:, given[len(first) :]] if len(first) < len(given) else None
-        is_run = given[len(first) :] == list(range(clips.shape[1] - len(given) + len(first), clips.shape[1]))
-        if is_run:
-            arguments = {"past_frames": past, "future_frames": future}
-    if not given:
-        arguments = {"batch_size": len(clips)}
+    arguments = {"batch_size": len(clips)}
+    if given:
+        arguments = {"observed_frames": clips[:, given], "observed_positions": given}
     own = BY_GUIDANCE if given and pipe.config.replacement is not None else {}
     try:
         return pipe(
@@ -146,9 +137,9 @@ def nearest_given(clips: torch.Tensor, given: list[int], missing: list[int]) -> 
 
 
 def with_interval(values: np.ndarray) -> str:
-    """Mean over clips x 1000, and half the width of its 95 % interval."""
-    interval = mean_interval(values * 1000)
-    return f"{interval.value:.1f} ± {(interval.high - interval.low) / 2:.1f}"
+    """Mean over clips x 1000, and its 95 % interval."""
+    interval = mean_interval(values * 1000, None)
+    return f"{values.mean() * 1000:.1f} ({interval.low:.1f} to {interval.high:.1f})"
 
 
 def measure(folder: Path, output: Path, num_clips: int, num_steps: int) -> None:
@@ -205,7 +196,7 @@ def measure(folder: Path, output: Path, num_clips: int, num_steps: int) -> None:
         "",
         f"{num_clips} held-out clips of {NUM_FRAMES} frames, 16 x 16 pixels in [0, 1], whose digits no run has seen; EMA weights,"
         f" {num_steps} steps of DDIM, one sample each, for the CRPS (the fair one) {NUM_MEMBERS}; means over the pixels that are made,"
-        " ± half the 95 % interval over clips. Given frames, counted from 0: prediction 0 and 1; past prediction 6 and 7;"
+        " and their 95 % interval over clips. Given frames, counted from 0: prediction 0 and 1; past prediction 6 and 7;"
         " interpolation 0, 1, 6 and 7; infilling 1, 4 and 6. VDM, which never was given any, is guided"
         f" (num_resamples={BY_GUIDANCE['num_resamples']}, eta={BY_GUIDANCE['eta']:g}). Seconds are of a core, for one video of 6 frames.",
     ]

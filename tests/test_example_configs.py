@@ -21,6 +21,7 @@ from PIL import Image
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, cli
+from mcvd_diffusers.methods import make_method
 from video_fixtures import write_gif, write_video
 
 
@@ -35,7 +36,7 @@ NAMES = {
     "weather": (6, 6, 0, 3),  # t2m, tp, and where they are missing
 }
 # Of moving digits, which need no data: the method of each.
-DIGITS = {"ramvid_digits": "ramvid", "fdm_digits": "fdm", "vdm_digits": "vdm"}
+DIGITS = {f"{method}_digits": method for method in ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")}
 
 
 @pytest.fixture(autouse=True)
@@ -150,9 +151,9 @@ def test_settings_of_moving_digits_are_a_methods(name, tmp_path):
     assert settings.model.method == DIGITS[name] and stated(name).keys() <= settings.explicit
     assert settings.size == (16, 16) and settings.data.num_digits == 1
     with torch.device("meta"):
-        unet = train_mcvd.make_unet(settings)
-    count = sum(parameter.numel() for parameter in unet.parameters())
-    (in_words,) = re.findall(r"The network has ([\d,]+) parameters", file.read_text())
+        components = make_method(settings).make_components()
+    count = sum(parameter.numel() for parameter in components.parameters())
+    (in_words,) = re.findall(r"The (?:network has|networks have) ([\d,]+) parameters", file.read_text())
     assert in_words == f"{count:,}" and count < 1_500_000
     assert f"train_mcvd.py examples/configs/{name}.yaml" in file.read_text()
 
@@ -172,7 +173,34 @@ def train_on_digits(name: str, output_dir: Path, *flags: str) -> Path:
 def test_moving_digits_need_no_data(name, tmp_path):
     pipe = MCVDPipeline.from_pretrained(train_on_digits(name, tmp_path / "run"), variant="ema")
     pipe.set_progress_bar_config(disable=True)
-    assert predict(pipe, torch.rand(1, 4, 1, 16, 16), num_frames=10).shape == (1, 10, 1, 16, 16)
+    assert predict(pipe, torch.rand(1, 2, 1, 16, 16), num_frames=10).shape == (1, 10, 1, 16, 16)
+
+
+def test_all_methods_are_compared_on_the_same_clips(tmp_path):
+    """The benchmark of all six, on runs of a few updates."""
+    script = runpy.run_path(str(CONFIGS.parents[1] / "benchmarks" / "methods.py"))
+    for name, method in DIGITS.items():
+        train_on_digits(name, tmp_path / "runs" / method, "--train_batch_size", "2")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        budget = {"updates": 2, "seconds of a core": 60.0}
+        (tmp_path / "runs" / method / "budget.json").write_text(json.dumps(budget))
+    output = tmp_path / "table"
+    script["main"](["measure", str(tmp_path / "runs"), "--output", str(output), "--num_clips", "2", "--steps", "2"])
+    head, _, *rows, empty, protocol = (output / "table.md").read_text().splitlines()
+    assert head.split(" | ")[1:-1] == ["MCVD", "RaMViD", "FDM", "VDM", "LGC-VD", "RVD"] and not empty
+    cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ")[1:] for row in rows}
+    assert cells["training, minutes of a core"][0] == "1.0" and cells["updates"][:6] == ["2"] * 6
+    errors = "{}, squared error x 1000"
+    is_dash = {task: [cell == "-" for cell in cells[errors.format(task)]] for task in ("prediction", "infilling")}
+    assert not any(is_dash["prediction"]) and is_dash["infilling"] == [True] + [False] * 4 + [True, False]
+    assert all(
+        cell == "-" for cell in (cells[errors.format("past prediction")][5], cells[errors.format("interpolation")][5])
+    )
+    assert len(cells["prediction, CRPS x 1000"]) == 7 and protocol.startswith("2 held-out clips of 8 frames")
+    for task in ("prediction", "past_prediction", "interpolation", "infilling", "generation"):
+        assert (output / f"{task}.png").stat().st_size > 0
+    with pytest.raises(SystemExit, match="--output must be a new folder"):
+        script["main"](["measure", str(tmp_path / "runs"), "--output", str(output)])
 
 
 def test_six_tasks_are_compared_on_the_same_clips(tmp_path):
