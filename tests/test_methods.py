@@ -1,6 +1,11 @@
 """What each method is in training: networks as published, windows as its paper draws them, and runs from end to end."""
 
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -709,3 +714,41 @@ def test_training_with_images_beside_the_clips(num_workers, tmp_path):
     train, held_out = train_mcvd.make_datasets(settings, settings.num_window_frames)
     assert train[0]["images"].shape == (2, 1, 16, 16) and "images" not in held_out[0]
     assert not make_method(settings).depends_on_batch
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A network and its encoder, in other circumstances
+
+
+@pytest.mark.parametrize("name", WITH_ENCODER)
+def test_mixed_precision_trains_both(name, tmp_path):
+    folder = run(tmp_path / "out", **{"method": name, **OWN[name]}, mixed_precision="bf16", num_validation_videos=0)
+    pipe = MCVDPipeline.from_pretrained(folder)
+    for part in (pipe.unet, pipe.context_encoder):
+        assert all(x.dtype == torch.float32 and x.isfinite().all() for x in part.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_ENCODER)
+def test_two_processes_equal_one_with_the_double_batch(name, tmp_path):
+    """Also where an update is of several batches and stages: gradients of both networks are averaged."""
+    common = {"method": name, **TINY, **OWN[name], "num_validation_videos": 0, "use_ema": False}
+    common |= {"adam_epsilon": 1e-2, "gradient_accumulation_steps": 2}
+    flags = [
+        word
+        for key, value in {**common, "train_batch_size": 2, "output_dir": tmp_path / "two"}.items()
+        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    script = str(Path(train_mcvd.__file__))
+    out = subprocess.run([*launcher, script, *flags], check=True, env=environment, capture_output=True, text=True)
+    assert "on 2 x cpu" in out.stderr + out.stdout
+    run(tmp_path / "one", **{**common, "train_batch_size": 4})
+    one, two = (MCVDPipeline.from_pretrained(tmp_path / which) for which in ("one", "two"))
+    for part in ("unet", "context_encoder"):
+        for key, weight in getattr(one, part).state_dict().items():
+            torch.testing.assert_close(weight, getattr(two, part).state_dict()[key], atol=1e-6, rtol=1e-4)
