@@ -240,8 +240,9 @@ def train(
         method = make_method(settings)
         train_set, held_out = make_datasets(settings, method.num_clip_frames)
         validation_clips = whole_clips(held_out, training.num_validation_videos)
-        components, noise_scheduler = method.make_components(), make_noise_scheduler(settings)
         normalizer = train_set.normalizer
+        components = method.make_components(normalizer.largest_value)
+        noise_scheduler = make_noise_scheduler(settings)
         make_pipeline(settings, components, noise_scheduler, normalizer)  # whatever does not fit shows now
         num_clips = count_clips(settings, train_set, world_size)
         progress = read_progress(

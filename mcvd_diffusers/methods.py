@@ -89,9 +89,12 @@ class Method(ABC):
         """Whether the network makes what a context encoder did not predict."""
         return False
 
-    def make_components(self) -> torch.nn.ModuleDict:
+    def make_components(self, largest_value: float = 1.0) -> torch.nn.ModuleDict:
         """
         All that is trained: `"unet"`, the network, and, if the method has one, `"context_encoder"`.
+
+        Args:
+            largest_value (`float`, *optional*, defaults to 1.0): Of frames as the network sees them; predictions are clamped to it.
 
         Returns:
             `torch.nn.ModuleDict`: On the CPU, by the names that they have in the pipeline.
@@ -108,7 +111,7 @@ class Method(ABC):
                 components["context_encoder"] = self.context_encoder_class(
                     sample_size=list(self.settings.size),
                     in_channels=components["unet"].config.in_channels,
-                    **self.context_encoder_shape(),
+                    **self.context_encoder_shape(largest_value),
                 )
         return torch.nn.ModuleDict(components)
 
@@ -177,7 +180,7 @@ class Method(ABC):
         """
         raise NotImplementedError
 
-    def context_encoder_shape(self) -> dict:
+    def context_encoder_shape(self, largest_value: float) -> dict:
         """What a new context encoder is made with, without size and channels."""
         raise NotImplementedError
 
@@ -248,12 +251,12 @@ class MCVD(Method):
         memory = self.settings.model.block_out_channels[-1] if self.settings.model.clip_memory else 0
         return {**shape, "context_channels": memory, "residual": self.makes_residuals}
 
-    def context_encoder_shape(self) -> dict:
+    def context_encoder_shape(self, largest_value: float) -> dict:
         """A memory of the past and the block before, or a recurrent network that predicts."""
         model = self.settings.model
         if model.clip_memory:
             return {"max_frames": model.num_past_frames + model.num_frames, **_memory_shape(model)}
-        return {"context_block_out_channels": None, **_predictor_shape(self.settings)}
+        return {"context_block_out_channels": None, "clip_range": largest_value, **_predictor_shape(self.settings)}
 
     def statements(self) -> dict:
         """How often each side was absent."""
@@ -492,7 +495,7 @@ class LGCVD(Method):
         own = {"num_context_frames": NUM_CONTEXT_FRAMES, "max_frames": model.max_frames}
         return {"in_channels": model.in_channels, **own, **_memory_shape(model)}
 
-    def context_encoder_shape(self) -> dict:
+    def context_encoder_shape(self, largest_value: float) -> dict:
         """The way down of the network."""
         return {"max_frames": self.settings.model.max_frames, **_memory_shape(self.settings.model)}
 
@@ -577,10 +580,11 @@ class RVD(Method):
             shape["attention_head_dim"] = model.attention_head_dim
         return {**shape, "residual": self.makes_residuals}
 
-    def context_encoder_shape(self) -> dict:
+    def context_encoder_shape(self, largest_value: float) -> dict:
         """A map for each level of the network, and what predicts."""
         predictor = _predictor_shape(self.settings) if self.makes_residuals else {"predictor_block_out_channels": None}
-        return {"context_block_out_channels": self.settings.model.block_out_channels, **predictor}
+        widths = self.settings.model.block_out_channels
+        return {"context_block_out_channels": widths, "clip_range": largest_value, **predictor}
 
     def statements(self) -> dict:
         """Something always was given."""

@@ -752,3 +752,17 @@ def test_two_processes_equal_one_with_the_double_batch(name, tmp_path):
     for part in ("unet", "context_encoder"):
         for key, weight in getattr(one, part).state_dict().items():
             torch.testing.assert_close(weight, getattr(two, part).state_dict()[key], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rvd", "mcvd-residual"])
+def test_predictions_reach_as_far_as_the_data(name, tmp_path):
+    """Standardised values go beyond 1, and so must what is read and predicted."""
+    random = np.random.RandomState(0)
+    np.save(tmp_path / "videos.npy", random.standard_normal((8, 9, 16, 16, 1)).astype(np.float32) ** 3)
+    data = {"train_data_dir": tmp_path / "videos.npy", "axes": "NTHWC", "validation_fraction": 0.4}
+    data |= {"normalization": "mean_std", "method": name, **OWN[name], "num_train_clips": None}
+    settings = {key: x for key, x in {**TINY, **data}.items() if x is not None}
+    pipe = MCVDPipeline.from_pretrained(train_mcvd.main(parse(tmp_path / "out", **settings)))
+    largest = pipe.normalizer.largest_value
+    assert largest > 3 and pipe.context_encoder.config.clip_range == largest
+    assert pipe.scheduler.config.clip_sample_range == 2 * largest
