@@ -36,7 +36,7 @@ from mcvd_diffusers.models import (
 from mcvd_diffusers.models.context import ContextOutput
 from mcvd_diffusers.randomness import Generators, keyed_seed, rand_tensor
 from mcvd_diffusers.train_settings import FROM_PRETRAINED_UNET, ModelArguments, Settings
-from mcvd_diffusers.training import TrainingWindow, gather_window
+from mcvd_diffusers.training import ENCODER_STREAM, TrainingWindow, gather_window
 
 
 # Clips that are drawn to tell how often FDM's windows had nothing given.
@@ -107,7 +107,7 @@ class Method(ABC):
             )
         elif self.context_encoder_class is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(keyed_seed(self.settings.training.seed, 1))
+                torch.manual_seed(keyed_seed(self.settings.training.seed, ENCODER_STREAM))
                 components["context_encoder"] = self.context_encoder_class(
                     sample_size=list(self.settings.size),
                     in_channels=components["unet"].config.in_channels,

@@ -12,7 +12,7 @@ from mcvd_diffusers.randomness import Generators, keyed_seed, rand_tensor
 
 
 # First key of each kind of random stream of a training run.
-SAMPLE_STREAM, DROPOUT_STREAM = 0, 1
+SAMPLE_STREAM, DROPOUT_STREAM, ENCODER_STREAM = 0, 1, 2
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
