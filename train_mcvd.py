@@ -318,7 +318,8 @@ def train(
 
     def learn(part: Part, stage: int = 0) -> None:
         """Forward and backward: the gradient of a batch in one stage of an update."""
-        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, rank, *[stage][:stage]))
+        later = (stage,) if stage else ()  # which the first one's key has never had
+        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, rank, *later))
         clips = {**part.batch, "video": train_set.encode(part.batch["video"].to(device, non_blocking=True))}
         if stage == 0:  # which frames are given, and which learned
             drawn = method.draw(clips, part.generators)
@@ -346,7 +347,7 @@ def train(
             num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
             accelerator.backward(losses.sum() / num_learned.clamp(min=1))
         part.losses = losses.detach()
-        meter.add(part.losses, timesteps, drawn.roles, drawn.segment_ids)
+        meter.add(part.losses, timesteps, method.roles_in_time(drawn), drawn.segment_ids)
 
     step = progress.num_samples // (world_size * batch_size)
     batches = Batches(
@@ -370,7 +371,9 @@ def train(
                     break
                 continue
 
-            # An update: on all processes, or on none. Its further stages learn from what the network made of the clips before.
+            # An update. Its further stages learn from what the network made of the clips before; each is a step of the optimizer, on
+            # all processes or on none, and what was made stays, if a later stage has to be skipped.
+            is_made = is_skipped = False
             with contextlib.ExitStack() as changing:
                 for stage in range(method.num_stages):
                     for part in window if stage else ():
@@ -388,35 +391,36 @@ def train(
                         stop.number or 0,
                         *batches.stream_position,
                     )
-                    is_made = all(report[0] and report[1] for report in reports)
+                    is_skipped = not all(report[0] and report[1] for report in reports)
                     if stage == 0:  # from here on the state is that of no update
                         changing.enter_context(folder.changing())
-                    if is_made:
+                    if not is_skipped:
                         optimizer.step()
+                        is_made = True
                     elif accelerator.scaler is not None:
                         accelerator.scaler.update()  # to a smaller scale
                     optimizer.zero_grad()
-                    if not is_made:
+                    if is_skipped:
                         break
                 if is_made:
                     lr_scheduler.step()
                     if ema is not None:
                         ema.step(components.parameters())
                     progress.update += 1
-                else:
-                    progress.num_skipped += 1
+                progress.num_skipped += is_skipped
                 progress.num_samples = (step + 1) * world_size * batch_size
                 progress.stream_positions = [report[4:] for report in reports]
                 progress.seconds = seconds
             is_end = bool(reports[0][2])  # the first process's clock decides
             if signals := [report[3] for report in reports if report[3]]:
                 stop.ask(max(signals))
-            num_skipped_in_a_row = 0 if is_made else num_skipped_in_a_row + 1
-            if not is_made:
+            num_skipped_in_a_row = num_skipped_in_a_row + 1 if is_skipped else 0
+            if is_skipped:
                 bad = [str(process) for process, report in enumerate(reports) if not report[0]]
                 reason = f"loss of process {', '.join(bad)}" if bad else "gradient"
                 log(
-                    f"warning: update {progress.update + 1} skipped, since the {reason} is not finite:"
+                    f"warning: {f'stage {stage + 1} of ' if stage else ''}update {progress.update + (not is_made)} skipped, since the"
+                    f" {reason} is not finite:"
                     f" {num_skipped_in_a_row} in a row"
                 )
             if num_skipped_in_a_row == training.max_skipped_updates:

@@ -8,7 +8,7 @@ Where a digit is after 60 frames, nobody can know: it bounces at random. What ca
 data could show: its squared distance, in pixels, to the nearest of all pictures of one handwritten digit of the data set at any
 place. That of a true frame is about 0, that of an empty one the mean brightness of a digit. A model's loss a frame is the slope of
 a straight line through the 60 distances of a clip, by least squares; means over clips with 95 % intervals, and the interval of the
-difference between models clip by clip.
+difference between models clip by clip. A digit that stands still would lose nothing: how far its centre moves in a frame is told, too.
 """
 
 import argparse
@@ -47,12 +47,22 @@ def distance_to_data(frames: torch.Tensor) -> np.ndarray:
     return torch.cat(nearest).numpy()
 
 
+def motion(video: torch.Tensor) -> np.ndarray:
+    """Pixels that the centre of brightness moves from frame to frame, the mean for each video (N, T, 1, H, W), (N,)."""
+    weights = video[:, :, 0].clamp(min=1e-6)
+    total = weights.sum((2, 3))
+    rows, columns = torch.arange(video.shape[-2]), torch.arange(video.shape[-1])
+    centre = torch.stack([(weights.sum(3) @ rows.float()) / total, (weights.sum(2) @ columns.float()) / total], dim=2)
+    return centre.diff(dim=1).norm(dim=2).mean(1).numpy()
+
+
 def measure(runs: list[Path], output: Path, num_clips: int, num_steps: int) -> None:
     """The table, the plot, and a picture."""
     torch.set_num_threads(1)
     clips = held_out_clips(num_clips, NUM_GIVEN + NUM_MADE)
     output.mkdir(parents=True)
     distances, shown = {}, {"truth": clips[:4, ::6]}
+    moves = {"truth": motion(clips)}
     distances["truth"] = distance_to_data(clips[:, NUM_GIVEN:].flatten(0, 1)).reshape(num_clips, NUM_MADE)
     for run in runs:
         made = load(run)(
@@ -63,7 +73,7 @@ def measure(runs: list[Path], output: Path, num_clips: int, num_steps: int) -> N
             return_given_frames=True,
             output_type="pt",
         ).frames
-        shown[run.name] = made[:4, ::6]
+        shown[run.name], moves[run.name] = made[:4, ::6], motion(made)
         distances[run.name] = distance_to_data(made[:, NUM_GIVEN:].flatten(0, 1)).reshape(num_clips, NUM_MADE)
     time = np.arange(1, NUM_MADE + 1) - (NUM_MADE + 1) / 2
     slopes = {name: values @ time / (time @ time) for name, values in distances.items()}
@@ -72,10 +82,12 @@ def measure(runs: list[Path], output: Path, num_clips: int, num_steps: int) -> N
         interval = mean_interval(values, None)
         return f"{values.mean():.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
-    lines = ["| | first 10 frames | last 10 frames | lost a frame |", "| --- | --- | --- | --- |"]
+    lines = ["| | first 10 frames | last 10 frames | lost a frame | moves, pixels a frame |", "| --- |" + " --- |" * 4]
     for name, values in distances.items():
         parts = (values[:, :10].mean(1), values[:, -10:].mean(1))
-        lines.append(f"| {name} | {cell(parts[0], 2)} | {cell(parts[1], 2)} | {cell(slopes[name], 4)} |")
+        lines.append(
+            f"| {name} | {cell(parts[0], 2)} | {cell(parts[1], 2)} | {cell(slopes[name], 4)} | {cell(moves[name], 2)} |"
+        )
     lines.append("")
     for run in runs[1:]:
         interval = paired_difference_interval(slopes[run.name], slopes[runs[0].name], None)

@@ -410,7 +410,9 @@ def _forward_flops(
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             told = {}
             if encoder is not None and encoder.clip_frames is None:
-                told = {"context": encoder(sample, each_frame=True).features}
+                read = torch.zeros(1, num_window_frames + 1, *sample.shape[2:])  # the first is never made
+                maps = encoder(read, each_frame=True).features
+                told = {"context": tuple(x[:, 1:] for x in maps)}
             elif encoder is not None:
                 clip = torch.zeros(1, encoder.clip_frames, *sample.shape[2:])
                 told = {"context": encoder(clip, averages=False).features}

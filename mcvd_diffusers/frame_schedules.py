@@ -197,7 +197,7 @@ def local_windows(
     of which a few are given, whatever lies before them being left to a memory. With none given and one frame a window, RVD's.
 
     * Forwards, each window begins with the last `num_context_frames` before those that it makes. The last window is shifted
-      back, so that it ends with the video.
+      back, so that it ends with the video, unless it is the first after given frames, of which it reads the newest.
     * A window that reaches a frame given further on reads that, too, in place of the farthest before, and makes those between.
     * Frames before the first given one are made backwards.
 
@@ -237,9 +237,10 @@ def local_windows(
             context = [position for position in range(end, first + max_frames) if position in known]
             yield Window(tuple(context[:num_context_frames]), tuple(range(first, end)))
             end = first
+    is_first = True
     while True:
         while start in given:
-            start += 1
+            start, is_first = start + 1, True
         if num_frames is not None and start >= num_frames:
             return
         first = start - min(start, num_context_frames)
@@ -252,10 +253,12 @@ def local_windows(
             if goal is not None:
                 end = min(end, goal)
             elif num_frames is not None and end > num_frames:
-                end, first = num_frames, min(first, max(0, num_frames - max_frames))
+                end = num_frames
+                if not is_first:  # or the newest given frames would not be read
+                    first = max(0, num_frames - max_frames)
             context = range(first, min(first + num_context_frames, start))
         yield Window(tuple(context), tuple(range(start, end)))
-        start = end
+        start, is_first = end, False
 
 
 def long_range(num_frames: int, *, observed: Collection[int], max_frames: int, step: int) -> Iterator[Window]:

@@ -344,14 +344,23 @@ def tasks_of_config(config: Mapping) -> list[str]:
     Args:
         config (`Mapping`):
             Of [`MCVDUNet2DModel`], with `num_past_frames`, `num_future_frames`, `drop_past` and `drop_future`; or of
-            [`SpaceTimeUNetModel`] or [`LGCVDUNet2DModel`], with `drop_observed`, the probability that nothing was given; or of
-            [`RVDUNet2DModel`], with `num_context_frames` of 0.
+            [`SpaceTimeUNetModel`], with `drop_observed`, the probability that nothing was given; of [`LGCVDUNet2DModel`], with
+            `task_shares`; or of [`RVDUNet2DModel`], with `num_context_frames` of 0.
 
     Returns:
         `list[str]`: As [`trained_tasks`].
     """
     if config.get("num_context_frames") == 0:  # frames before are all that is known
         return ["prediction"]
+    if "task_shares" in config:
+        prediction, generation, interpolation, anywhere = config["task_shares"]
+        shares = {
+            "prediction": prediction + anywhere,
+            "past prediction": anywhere,
+            "interpolation": interpolation + anywhere,
+            "generation": generation,
+        }
+        return [task for task, share in shares.items() if share > 0]
     if "drop_observed" in config:  # any frames were given, on any side of those to be predicted
         given = ["prediction", "past prediction", "interpolation"] if config["drop_observed"] < 1 else []
         if config.get("num_context_frames") == 1:  # never one on each side

@@ -184,6 +184,18 @@ class Method(ABC):
         """What a new context encoder is made with, without size and channels."""
         raise NotImplementedError
 
+    def roles_in_time(self, window: TrainingWindow) -> torch.Tensor:
+        """
+        Which frames of the video are given and which are learned, to tell tasks apart.
+
+        Args:
+            window ([`TrainingWindow`]): What the network sees.
+
+        Returns:
+            `torch.Tensor` of shape `(B, t)`: [`FrameRole`] of frames in the order of time.
+        """
+        return window.roles
+
     def encode(self, encoder: torch.nn.Module | None, window: TrainingWindow) -> ContextOutput | None:
         """
         What the context encoder knows before windows.
@@ -500,8 +512,9 @@ class LGCVD(Method):
         return {"max_frames": self.settings.model.max_frames, **_memory_shape(self.settings.model)}
 
     def statements(self) -> dict:
-        """How often nothing was given."""
-        return {"drop_observed": self.settings.training.task_shares[1]}
+        """How often nothing was given, and what was."""
+        shares = list(self.settings.training.task_shares)
+        return {"drop_observed": shares[1], "task_shares": shares}
 
     def draw(self, batch: dict[str, torch.Tensor], generators: Generators) -> TrainingWindow:
         """See the base class."""
@@ -547,6 +560,13 @@ class LGCVD(Method):
             frame_indices=window.frame_indices,
             before=finished,
         )
+
+    def roles_in_time(self, window: TrainingWindow) -> torch.Tensor:
+        """What is shown beside the window stands in it, too."""
+        shown, made = window.roles.split([NUM_CONTEXT_FRAMES, self.settings.model.max_frames], dim=1)
+        places = window.frame_indices[:, :NUM_CONTEXT_FRAMES]
+        is_given = torch.zeros_like(made).scatter_add(1, places, (shown == FrameRole.OBSERVED).to(made.dtype)) > 0
+        return made.masked_fill(is_given, int(FrameRole.OBSERVED))
 
     def encode(self, encoder: torch.nn.Module | None, window: TrainingWindow) -> ContextOutput | None:
         """The memory of the window before."""
@@ -597,6 +617,10 @@ class RVD(Method):
         return TrainingWindow(
             video=video[:, NUM_CONTEXT_FRAMES:], roles=roles[:, NUM_CONTEXT_FRAMES:], before=video[:, :-1]
         )
+
+    def roles_in_time(self, window: TrainingWindow) -> torch.Tensor:
+        """Each frame is given all before it."""
+        return torch.nn.functional.pad(window.roles, (1, 0), value=int(FrameRole.OBSERVED))
 
     def encode(self, encoder: torch.nn.Module | None, window: TrainingWindow) -> ContextOutput | None:
         """What is known before each frame."""

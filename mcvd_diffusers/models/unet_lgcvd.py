@@ -97,6 +97,9 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         drop_observed (`float`, *optional*, defaults to `0.4`):
             Probability with which no frame of a window was OBSERVED in training. At 0 the network cannot generate from
             nothing.
+        task_shares (`tuple[float]`, *optional*, defaults to `(0.45, 0.4, 0.05, 0.1)`):
+            Probabilities with which, in training, the first two frames were given (prediction), none (generation), the first and
+            the last (interpolation), or any two.
         has_frame_gaps (`bool`, *optional*, defaults to `False`):
             Whether the frames of a clip had gaps between them in training. They are stacked on channels, so it must be
             `False`.
@@ -136,6 +139,7 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         prediction_type: str | None = None,
         drop_observed: float = 0.4,
+        task_shares: tuple[float, ...] = (0.45, 0.4, 0.05, 0.1),
         has_frame_gaps: bool = False,
         original_quirks: bool = False,
     ) -> None:
@@ -441,7 +445,8 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`ContextOutput`].
 
         Returns:
-            [`ContextOutput`] or `tuple`: `features` and `state`, each a tuple of the one map `(B, D, h, w)`.
+            [`ContextOutput`] or `tuple`: `features` and `state`, each a tuple of the one map `(B, D, h, w)`; the mean, which is
+            `None`, and the scale, 1.
 
         Raises:
             ValueError: If shapes do not fit one another.
@@ -457,8 +462,9 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
         if num_read:
             clip = self.encode(frames)
             memory = clip if is_alone else (clip + memory) / 2
-        output = ContextOutput(features=(memory,), state=(memory,))
-        return output if return_dict else output.to_tuple()
+        if not return_dict:
+            return ((memory,), (memory,), None, 1.0)
+        return ContextOutput(features=(memory,), state=(memory,))
 
     def encode(self, clip: torch.Tensor) -> torch.Tensor:
         """
@@ -785,6 +791,14 @@ def _check_config(config) -> None:
         value = config.drop_observed
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
             raise ValueError(f"`drop_observed` is a probability, got {value!r}.")
+        shares = config.task_shares
+        is_list = isinstance(shares, (list, tuple)) and len(shares) == 4
+        if (
+            not is_list
+            or not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares)
+            or abs(sum(shares) - 1) > 1e-6
+        ):
+            raise ValueError(f"`task_shares` must be four probabilities whose sum is 1, got {shares!r}.")
     for name, allowed in (
         ("has_frame_gaps", (False,)),
         ("original_quirks", (False, True)),

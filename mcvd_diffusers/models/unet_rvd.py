@@ -495,27 +495,6 @@ class RVDContextEncoder(ModelMixin, ConfigMixin):
             return (features, state, mean, scale)
         return ContextOutput(features=features, state=state, mean=mean, scale=scale)
 
-    def read(
-        self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None = None
-    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None, tuple[torch.Tensor, ...]]:
-        """
-        What is known of the next frame after each frame that is read: `forward(frames, state, each_frame=True)`.
-
-        A wrapper for distributed training knows `forward` only: call that there.
-
-        Args:
-            frames (`torch.Tensor` of shape `(B, n, C, H, W)`, about `[-1, 1]`): One frame at least.
-            state (`tuple[torch.Tensor]`, *optional*): See [`~RVDContextEncoder.forward`].
-
-        Returns:
-            `tuple`: features, one tensor `(B, n, D, h, w)` for each level; mean of shape `(B, n, C, H, W)` or `None`; state.
-
-        Raises:
-            ValueError: If there is no frame, or shapes do not fit one another.
-        """
-        features, state, mean, _ = self(frames, state, each_frame=True, return_dict=False)
-        return features, mean, state
-
     def _read(self, frames: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> list[torch.Tensor]:
         """The maps of both networks after each frame, `(B, n, D, h, w)`: the context's, then the predictor's."""
         frames, maps, start = self._clip(frames), [], 0

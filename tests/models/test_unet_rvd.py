@@ -94,15 +94,15 @@ def test_rvd_3_predictions_are_the_originals(golden):
     case, _, encoder, numbers = golden
     frames = numbers["video"].transpose(0, 1)  # (T, B, ...) -> (B, T, ...)
     assert (numbers["mu"] != numbers["mu_before_clamp"]).any()
-    assert_close(encoder.read(frames)[1].transpose(0, 1), numbers["mu"])
+    assert_close(encoder(frames, each_frame=True).mean.transpose(0, 1), numbers["mu"])
     unclamped = load_networks(case, clip_range=None)[1]
-    assert_close(unclamped.read(frames)[1].transpose(0, 1), numbers["mu_before_clamp"])
+    assert_close(unclamped(frames, each_frame=True).mean.transpose(0, 1), numbers["mu_before_clamp"])
 
 
 @torch.no_grad()
 def test_rvd_3_context_maps_are_the_originals(golden):
     _, _, encoder, numbers = golden
-    features, _, _ = encoder.read(numbers["video"].transpose(0, 1))
+    features = encoder(numbers["video"].transpose(0, 1), each_frame=True).features
     names = [name for name in numbers if name.startswith("context_frame")]
     assert len(names) >= 2 * len(features)
     for name in names:
@@ -315,7 +315,7 @@ def test_further_frames_follow_the_predictors_own():
 @torch.no_grad()
 def test_read_is_forward_for_each_frame():
     encoder, frames = make_encoder(), video(2, 3, 1, 8, 8)
-    features, mean, state = encoder.read(frames)
+    features, state, mean, _ = encoder(frames, each_frame=True, return_dict=False)
     known = encoder(frames, each_frame=True)
     assert [each.shape for each in features] == [(2, 3, 8, 8, 8), (2, 3, 16, 4, 4)] and mean.shape == frames.shape
     assert all(map(torch.equal, (*features, mean, *state), (*known.features, known.mean, *known.state)))
@@ -430,7 +430,7 @@ def test_encoder_is_saved_and_loaded_as_it_is(tmp_path):
     assert "disk" in split.hf_device_map.values()
     with torch.no_grad():
         assert_equal_outputs(split(frames), encoder(frames), 0)
-        assert_close(split.read(frames)[1], encoder.read(frames)[1], 0)
+        assert_close(split(frames, each_frame=True).mean, encoder(frames, each_frame=True).mean, 0)
 
 
 @pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
@@ -438,12 +438,12 @@ def test_encoder_is_saved_and_loaded_as_it_is(tmp_path):
 def test_encoder_whose_weights_wait_elsewhere_computes_the_same(offload_type):
     encoder, frames = make_encoder(), video(2, 3, 1, 8, 8)
     known, ahead = encoder(frames), encoder(frames, num_frames=2)
-    _, mean, _ = encoder.read(frames)
+    mean = encoder(frames, each_frame=True).mean
     options = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
     encoder.enable_group_offload(torch.device("cpu"), offload_type=offload_type, **options)
     assert_equal_outputs(encoder(frames), known, 1e-6)
     assert_equal_outputs(encoder(frames, num_frames=2), ahead, 1e-6)
-    assert_close(encoder.read(frames)[1], mean, 1e-6)
+    assert_close(encoder(frames, each_frame=True).mean, mean, 1e-6)
     encoder = make_encoder()
     encoder.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
     assert_close(encoder(frames).mean, known.mean, 1e-2)
