@@ -37,6 +37,7 @@ from mcvd_diffusers.models import (
 )
 from mcvd_diffusers.models.context import ContextOutput
 from mcvd_diffusers.models.space_time_layers import SpaceTimeAttnProcessor
+from mcvd_diffusers.models.unet_lgcvd import LGCVDAttnProcessor
 from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PublishedPipelineMixin
@@ -834,6 +835,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """
         for processor, residual in (
             (MCVDAttnProcessor, lambda attn, hidden_states, context=None: hidden_states / 2**0.5),
+            (LGCVDAttnProcessor, lambda attn, hidden_states, memory=None: hidden_states / 2**0.5),
             (SpaceTimeAttnProcessor, lambda attn, hidden_states, context: hidden_states),
         ):
             AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(residual))
