@@ -219,6 +219,16 @@ def test_a_stream_of_any_length_keeps_a_few_frames(kind, monkeypatch):
     torch.testing.assert_close(torch.cat(blocks, dim=1), whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["mcvd-concat", "lgcvd", "mcvd-memory", "mcvd-residual"])
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_video_that_is_too_long_to_plan_is_refused_at_once(kind, past):
+    """Windows that end at a given frame, or go backwards, are all known before the first."""
+    row = {row.network.name: row for row in PIPELINES}[kind]
+    given = {"past_frames": frames(1, 1, 1, 8, 8)} if past else {}
+    says = "`num_frames`: a video of 1,000,000,00. frames is not planned ahead"
+    refused(row.make(), says, **given, future_frames=frames(1, 1, 1, 8, 8), num_frames=10**9)
+
+
 @each_kind
 def test_windows_are_made_one_after_the_other_whatever_is_asked(kind):
     pipe, past = ROWS[kind].make(), frames(1, 2, 1, 8, 8)
