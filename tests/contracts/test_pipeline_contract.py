@@ -226,6 +226,36 @@ def only_if_it_reads_given_frames(row):
         pytest.skip("there is no such guidance, and that was refused by name")
 
 
+@every_row
+def test_a_stream_and_parts_of_a_batch_give_what_a_call_gives(row):
+    pipe = row.make()
+    expected = run(pipe, row, 2)
+    streamed = torch.cat(list(pipe.stream(**row.inputs(2), generator=seeded())), dim=1)
+    torch.testing.assert_close(streamed, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(run(pipe, row, 2, max_batch_size=1), expected, atol=1e-5, rtol=0)
+    members = run(pipe, row, 2, ensemble_size=2)
+    torch.testing.assert_close(members[::2], expected, atol=1e-5, rtol=0)
+    assert (members[0] - members[1]).abs().max() > 1e-2
+
+
+@every_row
+def test_the_noise_that_is_given_decides(row):
+    if row.needs_gradient:
+        pytest.skip("frames that are put in are noised by the generator")
+    pipe, sizes = row.make(), {}
+
+    def noise_of(pipe, step, timestep, kwargs):
+        sizes[pipe.block_index] = kwargs["latents"].shape[1]
+
+    shape = run(pipe, row, 2, callback_on_step_end=noise_of).shape
+    noise = torch.randn(2, sum(sizes.values()), *shape[2:], generator=seeded(5))
+    made = run(pipe, row, 2, latents=noise)
+    assert torch.equal(run(pipe, row, 2, latents=noise, generator=seeded(1)), made)
+    assert (run(pipe, row, 2, latents=-noise) - made).abs().max() > 0.02
+    with pytest.raises(ValueError, match="`latents` must be a float tensor of shape"):
+        run(pipe, row, 2, latents=noise[:, 1:])
+
+
 def batch_schedulers(pipe):
     """One that draws no noise in its steps, and one that does."""
     return [pipe.scheduler, DDPMScheduler.from_config(pipe.scheduler.config)]
