@@ -49,3 +49,22 @@ class ContextOutput(BaseOutput):
         """
         features, state = (tuple(x[rows] for x in group) for group in (self.features, self.state))
         return ContextOutput(features, state, None if self.mean is None else self.mean[rows], self.scale)
+
+    @staticmethod
+    def joined(parts: list["ContextOutput"]) -> "ContextOutput":
+        """
+        What is known of all videos.
+
+        Args:
+            parts (`list[ContextOutput]`): What is known of some of them, by the same encoder, in order.
+
+        Returns:
+            [`ContextOutput`]: Of all.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        features, state = (
+            tuple(map(torch.cat, zip(*groups))) for groups in zip(*((part.features, part.state) for part in parts))
+        )
+        mean = None if parts[0].mean is None else torch.cat([part.mean for part in parts])
+        return ContextOutput(features, state, mean, parts[0].scale)

@@ -138,7 +138,9 @@ def plan_windows(
                 f" {num_made(config)} are new."
             )
         raise ValueError("`max_frames` and `step` belong to a `frame_schedule`: name one, or leave them out.")
-    is_planned = schedule is not None or not (has_blocks or is_beside)
+    # Only windows that go forwards, from frames given at the start, can be made one after the other.
+    is_forwards = positions == list(range(len(positions)))
+    is_planned = schedule is not None or not (has_blocks or is_beside) or not is_forwards
     if not is_endless and total > MOST_PLANNED_FRAMES and is_planned:
         raise ValueError(
             f"`num_frames`: a video of {total:,} frames is not planned ahead, at most {MOST_PLANNED_FRAMES:,}. Make it in parts,"

@@ -1,6 +1,6 @@
 """What a context encoder knows of the videos of a call, carried from window to window."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -8,7 +8,11 @@ from mcvd_diffusers.frame_schedules import Window
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models.context import ContextOutput
 
-from .layouts import Layout, num_made
+from .layouts import Layout, num_made, shows_beside
+
+
+# Frames that a recurrent encoder reads at once, since it keeps maps of all of them until then.
+MOST_READ = 64
 
 
 def read_up_to(window: Window, layout: Layout, clip_frames: int | None) -> int:
@@ -21,6 +25,38 @@ def read_up_to(window: Window, layout: Layout, clip_frames: int | None) -> int:
     if clip_frames is not None:
         return min(set(window.latent) - set(window.observed))
     return min(layout.positions_of(FrameRole.LATENT))
+
+
+def check_order(windows: Iterable[tuple[Window, Layout]], given: Iterable[int], clip_frames: int | None) -> None:
+    """
+    Whether an encoder can read frames in the order of time, as these windows need it.
+
+    Backwards from the first given frame windows may go, as long as the video's beginning is not there. A recurrent encoder must have
+    read all frames before a window, or none.
+
+    Args:
+        windows (`Iterable` of pairs): Windows, and how they stand before the network, in the order in which they are made.
+        given (`Iterable[int]`): Positions of the given frames.
+        clip_frames (`int`, *optional*): Of the encoder.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    why = "`frame_schedule`: this pipeline's `context_encoder` reads frames in the order of time, and"
+    way_out = "leave it out, or order them."
+    known, num_known, furthest = set(given), 0, 0
+    first = min(known, default=float("inf"))
+    for window, layout in windows:
+        end = read_up_to(window, layout, clip_frames)
+        while num_known in known:
+            num_known += 1
+        if num_known and end < furthest:
+            raise ValueError(f"{why} the windows go back: {way_out}")
+        if clip_frames is None and num_known < end and first < end:
+            raise ValueError(f"{why} some before frame {end} would be missing when that is made: {way_out}")
+        furthest = max(furthest, end)
+        known.update(window.latent)
+        first = min(first, *window.latent)
 
 
 def check_context_encoder(encoder: torch.nn.Module | None, unet: torch.nn.Module) -> None:
@@ -48,6 +84,13 @@ def check_context_encoder(encoder: torch.nn.Module | None, unet: torch.nn.Module
         raise ValueError(
             f"`context_encoder` reads {encoder.config.in_channels} channels and tells maps of {told}, and the network reads"
             f" {unet.config.in_channels} and is told {needed}: they were not trained together."
+        )
+    # A network that is shown frames beside its window compares the pixels of its maps with those of a memory.
+    reduction = getattr(encoder, "size_multiple", None)
+    if shows_beside(unet.config) and reduction not in (None, unet.size_multiple):
+        raise ValueError(
+            f"`context_encoder` makes maps of frames by {reduction} smaller, and the network reads {unet.size_multiple}: they"
+            " were not trained together."
         )
     if encoder.predicts_frames != is_residual:
         raise ValueError(
@@ -79,21 +122,22 @@ class CarriedContext:
         """Frames are finished: `(B, n, C, H, W)` at their positions."""
         self._frames.update(zip(positions, block.unbind(dim=1)))
 
-    def before(self, window: Window, layout: Layout, empty: torch.Tensor) -> ContextOutput:
+    def before(self, window: Window, layout: Layout, empty: torch.Tensor, most: int) -> ContextOutput:
         """
         What is known before a window, all finished frames before it having been read.
 
         Args:
             window ([`Window`]), layout ([`Layout`]): The window, and how it stands before the network.
             empty (`torch.Tensor` of shape `(B, 0, C, H, W)`): No frame of each video, on the device.
+            most (`int`): Videos that go through the encoder together.
 
         Returns:
-            [`ContextOutput`]: It; without anything, if nothing has been read and the encoder knows nothing then.
+            [`ContextOutput`]: It. If nothing has been read, and the encoder knows nothing then, a mean of 0 where it predicts.
         """
         clip_frames = self._encoder.clip_frames
         end = read_up_to(window, layout, clip_frames)
         if clip_frames is None:
-            parts = [range(self._end, end)] if end > self._end else []
+            parts = [range(start, min(start + MOST_READ, end)) for start in range(self._end, end, MOST_READ)]
         else:
             ends = range(end, max(self._end, clip_frames - 1), -self._stride)
             parts = [range(last - clip_frames, last) for last in reversed(ends)]
@@ -101,19 +145,30 @@ class CarriedContext:
         context = None
         for part in parts:
             frames = torch.stack([self._frames[position] for position in part], dim=1)
-            context = self._encode(frames.to(empty))
+            context = self._encode(frames.to(empty), most)
             self._end = part.stop
         if context is None:
             if self._state is None and clip_frames is None:
-                return ContextOutput()
-            context = self._encode(empty)
+                return self._unknown(empty)
+            context = self._encode(empty, most)
         # What later windows read begins no earlier than this.
         first_needed = self._end if clip_frames is None else end - clip_frames
         self._frames = {position: frame for position, frame in self._frames.items() if position >= first_needed}
         return context
 
-    def _encode(self, frames: torch.Tensor) -> ContextOutput:
-        frames = frames.to(self._encoder.dtype)
-        context = self._encoder(frames, self._state, num_frames=self._num_predicted)
+    def _encode(self, frames: torch.Tensor, most: int) -> ContextOutput:
+        frames, parts = frames.to(self._encoder.dtype), []
+        for start in range(0, len(frames), most):
+            rows = slice(start, start + most)
+            state = None if self._state is None else tuple(x[rows] for x in self._state)
+            parts.append(self._encoder(frames[rows], state, num_frames=self._num_predicted))
+        context = ContextOutput.joined(parts)
         self._state = context.state
         return context
+
+    def _unknown(self, empty: torch.Tensor) -> ContextOutput:
+        """As in training without a past: what is left over is the frame, in the residual's scale."""
+        if not self._encoder.predicts_frames:
+            return ContextOutput()
+        mean = empty.new_zeros(len(empty), self._num_predicted, *empty.shape[2:])
+        return ContextOutput(mean=mean, scale=float(self._encoder.config.scale))

@@ -37,6 +37,7 @@ from mcvd_diffusers.models import (
 )
 from mcvd_diffusers.models.context import ContextOutput
 from mcvd_diffusers.models.space_time_layers import SpaceTimeAttnProcessor
+from mcvd_diffusers.models.unet_lgcvd import LGCVDAttnProcessor
 from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.publishing import PublishedPipelineMixin
@@ -506,15 +507,26 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 return plan.num_windows * -(-num_videos // chunk_size) * num_steps
             return sum(-(-len(batch) * num_videos // chunk_size) for batch in request.batches) * num_steps
 
-        def generate(jobs: list[Job], frames: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+        def divide() -> None:
+            """Take fewer videos at a time, after memory did not suffice."""
             nonlocal chunk_size
+            # One stream for the whole batch cannot be divided, nor gone back in.
+            if chunk_size == 1 or isinstance(request.seeds, NoiseSequence):
+                raise
+            chunk_size = (chunk_size + 1) // 2
+            bar.total = total()
+
+        def generate(jobs: list[Job], frames: dict[int, torch.Tensor]) -> list[torch.Tensor]:
             self._block_index = jobs[0][0]
             bar.set_description(f"block {jobs[0][0] + 1}/{plan.num_windows or '?'}")
             layouts = [plan.lay_out(window) for _, window in jobs]
             conditions = self._fill_windows(layouts, frames, request)  # a row for each window and video
             context = None
-            if carried is not None:  # then there is one window
-                context = carried.before(jobs[0][1], layouts[0], conditions["sample"][:, :0])
+            while carried is not None and context is None:  # then there is one window
+                try:
+                    context = carried.before(jobs[0][1], layouts[0], conditions["sample"][:, :0], chunk_size)
+                except torch.OutOfMemoryError:
+                    divide()
             made = []
             while len(made) < len(jobs) * num_videos:
                 chunk = slice(len(made), min(len(made) + chunk_size, len(jobs) * num_videos))
@@ -539,15 +551,12 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                         **request.step_options,
                     )
                 except torch.OutOfMemoryError:
-                    # One stream for the whole batch cannot be divided, nor gone back in.
-                    if chunk_size == 1 or isinstance(generator, NoiseSequence):
-                        raise
-                    chunk_size = (chunk_size + 1) // 2
-                    bar.total = total()
+                    divide()
             made = torch.stack(made)
             if not torch.isfinite(made).all():
+                weights = "the network's weights" if carried is None else "the weights of network or context encoder"
                 raise RuntimeError(
-                    f"Block {jobs[0][0] + 1} has values that are NaN or infinite: the network's weights, its precision"
+                    f"Block {jobs[0][0] + 1} has values that are NaN or infinite: {weights}, its precision"
                     f" ({self.unet.dtype}) or a callback made them. Try `pipe.to(torch.float32)`."
                 )
             latent_slots = [slot for slot, role in enumerate(layouts[0].roles) if role == FrameRole.LATENT]
@@ -659,12 +668,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             sample (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`):
                 The window with its OBSERVED frames. What stands at the others is not read.
             roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame; the same frames are LATENT in all rows.
-            frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video; consecutive if not given.
+            frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*):
+                Positions in the video; if not given consecutive, those beside a window being its first.
             low_resolution (`torch.Tensor` of shape `(B, T, C, h, w)`, in `[-1, 1]`, *optional*):
                 What frames look like small; NaN where that is not known.
             context ([`ContextOutput`], *optional*):
                 What the pipeline's context encoder knows of the frames before the window, with a `mean` for each LATENT frame, if
-                any.
+                any. A pipeline that has such an encoder needs it.
             generator (`list[torch.Generator]`, *optional*):
                 One random stream for each video, or one for all; or a [`NoiseSequence`].
             latents (`torch.Tensor` of shape `(B, k, C, H, W)`, *optional*): The initial noise, N(0, 1).
@@ -679,6 +689,12 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """
         device, replacement = self._execution_device, None if replacement == "none" else replacement
         check_replacement(replacement)
+        if context is None and self.context_encoder is not None:
+            raise ValueError(
+                "`context` must be given: what `pipe.context_encoder` knows of the frames before this window, such as"
+                " `pipe.context_encoder(frames)`."
+            )
+        context = ContextOutput() if context is None else context
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
         steps = set_timesteps(self.scheduler, options, device)
@@ -697,13 +713,18 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             raise ValueError("`roles` must have the same frames LATENT in all rows: denoise the others by themselves.")
         slots = is_latent[0].nonzero().flatten()
         if frame_indices is None:
-            frame_indices = torch.arange(roles.shape[1], device=device).expand_as(roles)
+            num_beside = self.unet.config.get("num_context_frames", 0)
+            counts = (num_beside, roles.shape[1] - num_beside)
+            frame_indices = torch.cat([torch.arange(count, device=device) for count in counts]).expand_as(roles)
         frame_indices = frame_indices.to(device)
         shape = (len(sample), len(slots), *sample.shape[2:])
+        if context.mean is not None and context.mean.shape != shape:
+            raise ValueError(
+                f"`context` must have a `mean` of shape {shape}, a frame for each LATENT one, got {tuple(context.mean.shape)}."
+            )
         latents = draw(shape) if latents is None else latents.to(device, torch.float32)
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self._guidance_scale = guidance_scale
-        context = ContextOutput() if context is None else context
         if context.mean is not None:
             mean = context.mean.to(device, torch.float32)
             if low_resolution is not None:  # of what is denoised
@@ -834,6 +855,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         """
         for processor, residual in (
             (MCVDAttnProcessor, lambda attn, hidden_states, context=None: hidden_states / 2**0.5),
+            (LGCVDAttnProcessor, lambda attn, hidden_states, memory=None: hidden_states / 2**0.5),
             (SpaceTimeAttnProcessor, lambda attn, hidden_states, context: hidden_states),
         ):
             AttentionProcessorRegistry.register(processor, AttentionProcessorMetadata(residual))

@@ -20,7 +20,7 @@ from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.randomness import NoiseSequence
 
 from .call_plan import CallPlan, plan_windows
-from .carried_context import read_up_to
+from .carried_context import check_context_encoder, check_order
 from .frame_inputs import Frames, read_frames
 from .layouts import (
     REPLACEMENTS,
@@ -171,6 +171,7 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
     Raises:
         ValueError: If an argument does not fit the network, the scheduler or the others.
     """
+    check_context_encoder(pipe.context_encoder, pipe.unet)  # either may have been replaced
     call = _check_values(pipe, call)
     given = _read_given(pipe, call)
     call = _check_conditioning(pipe, call)
@@ -360,6 +361,13 @@ def _read_given(pipe, call: Call) -> Given:
         total = num_past + (call.num_frames or max(1, room)) + num_future
         positions = [*range(num_past), *range(total - num_future, total)]
         as_given = dict(zip(positions, itertools.chain(*(x.unbind(dim=1) for x in frames.values()))))
+
+    if shows_beside(config) and not config.num_context_frames and set(positions) != set(range(len(positions))):
+        name = "observed_positions" if is_scattered else "future_frames"
+        raise ValueError(
+            f"`{name}`: this network knows of a frame what lies before it, so that given frames must be the first of the video,"
+            f" without a gap, got {reprlib.repr(sorted(positions))} of {total}. Pass those as `past_frames`, and leave out the others."
+        )
 
     low_resolution = {}
     if call.low_resolution_frames is not None:
@@ -607,12 +615,7 @@ def _check_context(
             f"`{guided_by or 'replacement'}`: this network makes what its `context_encoder` did not predict, so that predictions with and without given"
             f" frames, or frames that are put in, cannot be compared: {way_out}."
         )
-    ends = [read_up_to(window, layout, clip_frames) for window, layout in zip(windows, layouts)]
-    if 0 in given and ends != sorted(ends):
-        raise ValueError(
-            "`frame_schedule`: this pipeline's `context_encoder` reads frames in the order of time, and the windows go back: leave"
-            " it out, or order them."
-        )
+    check_order(zip(windows, layouts), given, clip_frames)
 
 
 # --------------------------------------------------------------------------------------------------------------------

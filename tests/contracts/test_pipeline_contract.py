@@ -1,6 +1,7 @@
 """What Diffusers expects of a pipeline, for each pipeline of this package: a new one joins by a row in `contract_rows`."""
 
 import contextlib
+import copy
 import inspect
 import json
 import math
@@ -15,6 +16,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.hooks import LayerSkipConfig
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch.utils._pytree import tree_leaves
 
 from contract_rows import PIPELINES
 from mcvd_diffusers import FrameRole
@@ -24,9 +26,15 @@ def named(rows):
     return pytest.mark.parametrize("row", rows, ids=lambda row: row.name)
 
 
-# Most of the contract does not hang on the task: it is tested with one row of each network, or of each pipeline.
+def parts(row):
+    """The classes of a pipeline and of its context encoder."""
+    pipe = row.make()
+    return type(pipe), type(pipe.context_encoder)
+
+
+# Most of the contract does not hang on the task: it is tested with one row of each network, or of each pipeline and encoder.
 BY_NETWORK = list({row.network.name: row for row in reversed(PIPELINES)}.values())
-BY_CLASS = list({type(row.make()): row for row in reversed(PIPELINES)}.values())
+BY_CLASS = list({parts(row): row for row in reversed(PIPELINES)}.values())
 every_row, each_network, each_class = named(PIPELINES), named(BY_NETWORK), named(BY_CLASS)
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -41,6 +49,19 @@ def seeded(seed=0):
 def run(pipe, row, batch_size=1, **arguments):
     arguments = {"generator": seeded(), **row.inputs(batch_size), **arguments}
     return pipe(**arguments).frames
+
+
+def networks(pipe):
+    """The parts of a pipeline that have weights, by name."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def predicted(pipe):
+    """What a context encoder predicts of the frames of each window, from now on; nothing if it does not."""
+    means = []
+    if pipe.context_encoder is not None and pipe.context_encoder.predicts_frames:
+        pipe.context_encoder.register_forward_hook(lambda *args: means.append(args[-1].mean))
+    return means
 
 
 def count_calls(network):
@@ -86,6 +107,10 @@ def test_every_argument_of_a_call_is_optional(row):
 
 @each_class
 def test_a_call_without_arguments_but_steps_makes_a_video(row):
+    if row.needs_given:
+        with pytest.raises(ValueError, match="always had given frames in training.*: pass `past_frames`"):
+            row.make()(num_inference_steps=2)
+        return
     frames = row.make()(num_inference_steps=2).frames  # the default of 100 steps takes long
     assert len(frames) == 1 and frames[0][0].size == row.output_shape[:1:-1]
 
@@ -135,7 +160,7 @@ def test_nothing_of_a_pipeline_is_on_meta(row, tmp_path):
     pipe = row.make()
     pipe.save_pretrained(tmp_path)
     for each in (pipe, reload(pipe, tmp_path), reload(pipe, tmp_path, low_cpu_mem_usage=True)):
-        tensors = [*each.unet.parameters(), *each.unet.buffers()]
+        tensors = [tensor for part in networks(each).values() for tensor in (*part.parameters(), *part.buffers())]
         assert tensors and {tensor.device.type for tensor in tensors} == {each.device.type} == {"cpu"}
 
 
@@ -190,11 +215,45 @@ def test_inputs_are_not_changed(row):
 
 
 def only_if_it_reads_given_frames(row):
-    """Guidance over absent frames is refused where the network sees none."""
+    """Guidance over absent frames is refused where the network sees none, or makes something else without them."""
     if not row.reads_given:
-        with pytest.raises(ValueError, match="all given frames enter by `replacement`, so that it never sees any"):
-            run(row.make(), row, guidance_scale=2.0)
-        pytest.skip("the network sees no given frames, and that was refused by name")
+        for guider, arguments in ((None, {"guidance_scale": 2.0}), (GUIDERS["classifier free"](), {})):
+            pipe = row.make()
+            pipe.guider, calls = guider, count_calls(pipe.unet)
+            with pytest.raises(ValueError, match=row.refused_guidance):
+                run(pipe, row, **arguments)
+            assert not calls
+        pytest.skip("there is no such guidance, and that was refused by name")
+
+
+@every_row
+def test_a_stream_and_parts_of_a_batch_give_what_a_call_gives(row):
+    pipe = row.make()
+    expected = run(pipe, row, 2)
+    streamed = torch.cat(list(pipe.stream(**row.inputs(2), generator=seeded())), dim=1)
+    torch.testing.assert_close(streamed, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(run(pipe, row, 2, max_batch_size=1), expected, atol=1e-5, rtol=0)
+    members = run(pipe, row, 2, ensemble_size=2)
+    torch.testing.assert_close(members[::2], expected, atol=1e-5, rtol=0)
+    assert (members[0] - members[1]).abs().max() > 1e-2
+
+
+@every_row
+def test_the_noise_that_is_given_decides(row):
+    if row.needs_gradient:
+        pytest.skip("frames that are put in are noised by the generator")
+    pipe, sizes = row.make(), {}
+
+    def noise_of(pipe, step, timestep, kwargs):
+        sizes[pipe.block_index] = kwargs["latents"].shape[1]
+
+    shape = run(pipe, row, 2, callback_on_step_end=noise_of).shape
+    noise = torch.randn(2, sum(sizes.values()), *shape[2:], generator=seeded(5))
+    made = run(pipe, row, 2, latents=noise)
+    assert torch.equal(run(pipe, row, 2, latents=noise, generator=seeded(1)), made)
+    assert (run(pipe, row, 2, latents=-noise) - made).abs().max() > 0.02
+    with pytest.raises(ValueError, match="`latents` must be a float tensor of shape"):
+        run(pipe, row, 2, latents=noise[:, 1:])
 
 
 def batch_schedulers(pipe):
@@ -242,7 +301,7 @@ def test_a_generator_of_the_cpu_serves_a_gpu(row):
 @every_row
 def test_a_callback_reads_and_replaces_latents(row):
     pipe = row.make()
-    seen = []
+    seen, means = [], predicted(pipe)
 
     def callback(pipe, step, timestep, kwargs):
         assert set(kwargs) == set(pipe._callback_tensor_inputs)
@@ -257,7 +316,8 @@ def test_a_callback_reads_and_replaces_latents(row):
         callback_on_step_end_tensor_inputs=pipe._callback_tensor_inputs,
         output_type="latent",
     )
-    assert not out.any()
+    expected = torch.cat(means, dim=1)[:, : out.shape[1]] if means else torch.zeros_like(out)
+    assert torch.equal(out, expected)  # what is predicted, where the network makes the rest
     steps = [(i, int(t)) for i, t in enumerate(pipe.scheduler.timesteps)]
     assert pipe.num_timesteps == len(steps) == 2 and seen == steps * (len(seen) // 2)
 
@@ -345,14 +405,16 @@ def test_attention_slicing_is_accepted_and_changes_nothing(row):
 @each_network
 def test_denoise_does_not_change_its_window_and_gives_its_block(row):
     pipe = row.make()
-    window = row.network.inputs(2)
-    sample, roles = window["sample"], window["roles"]
-    copies = sample.clone(), roles.clone()
-    block = pipe.denoise(sample, roles, generator=[seeded(0), seeded(1)], num_inference_steps=2)
+    window = row.window(pipe, 2)
+    sample, roles, context = window["sample"], window["roles"], window.get("context")
+    copies = copy.deepcopy(window)
+    block = pipe.denoise(**window, generator=[seeded(0), seeded(1)], num_inference_steps=2)
     num_latent = int((roles[0] == FrameRole.LATENT).sum())
     assert block.shape == (2, num_latent, *sample.shape[2:]) and block.isfinite().all()
-    assert torch.equal(sample, copies[0]) and torch.equal(roles, copies[1])
-    alone = pipe.denoise(sample[1:], roles[1:], generator=[seeded(1)], num_inference_steps=2)
+    before, after = (list(filter(torch.is_tensor, tree_leaves(each))) for each in (copies, window))
+    assert before and all(map(torch.equal, before, after))
+    alone = {"sample": sample[1:], "roles": roles[1:]} | ({"context": context.rows(slice(1, 2))} if context else {})
+    alone = pipe.denoise(**alone, generator=[seeded(1)], num_inference_steps=2)
     torch.testing.assert_close(block[1:], alone, atol=1e-4, rtol=0)
 
 
@@ -447,8 +509,10 @@ def test_scheduler_serves_or_is_refused(row, name, prediction_type):
         return (whole,)
 
     pipe.unet.register_forward_hook(answer)
+    means = predicted(pipe)
     out = run(pipe, row, num_inference_steps=20, num_frames=None, output_type="latent")  # one block
-    torch.testing.assert_close(out, targets[0], atol=2e-3, rtol=0)
+    expected = targets[0] + means[0] if means else targets[0]
+    torch.testing.assert_close(out, expected[:, -out.shape[1] :], atol=2e-3, rtol=0)  # given ones are not returned
 
 
 @each_class
@@ -476,7 +540,7 @@ def test_own_timesteps_and_sigmas_are_taken_or_named(row, name, taken):
     for argument, value in {"timesteps": [900, 500, 20], "sigmas": [80.0, 4.0, 0.5, 0.0]}.items():
         if argument in taken:
             calls.clear()
-            assert run(pipe, row, num_frames=2, **{argument: value}).isfinite().all()
+            assert run(pipe, row, num_frames=1, **{argument: value}).isfinite().all()
             assert pipe.num_timesteps == len(calls) == 3
         else:
             calls.clear()
@@ -523,7 +587,8 @@ def test_noise_levels_that_no_schedule_has_are_refused(row, wrong):
 @each_class
 def test_components_that_are_none_are_named(row):
     components = row.make().components
-    for name, wrong in (("unet", None), ("unet", 5), ("scheduler", None), ("scheduler", DDIMScheduler), ("guider", 5)):
+    wrongs = (("unet", None), ("unet", 5), ("scheduler", None), ("scheduler", DDIMScheduler), ("guider", 5))
+    for name, wrong in (*wrongs, ("context_encoder", 5)):
         with pytest.raises(ValueError, match=f"`{name}` must be an object"):
             type(row.make())(**components | {name: wrong})
     with pytest.raises(ValueError, match="`final_denoise` must be True or False, got 'no'"):
@@ -618,21 +683,23 @@ def test_the_classifier_free_guider_is_guidance_scale(row):
 
 @each_class
 def test_a_guider_asks_for_the_network_only_when_it_needs_it(row):
+    only_if_it_reads_given_frames(row)
     pipe = row.make()
     calls = count_calls(pipe.unet)
-    run(pipe, row, num_frames=2)
+    run(pipe, row, num_frames=1)
     without = len(calls)
     for name, more in (("classifier free", 2), ("in the second half", 1.5), ("perturbed attention", 2.5)):
         calls.clear()  # the perturbed attention begins at the second step
-        run(with_guider(pipe, name), row, num_frames=2)
+        run(with_guider(pipe, name), row, num_frames=1)
         assert len(calls) == more * without
     pipe.guider.disable()
     calls.clear()
-    assert torch.equal(run(pipe, row, num_frames=2), run(row.make(), row, num_frames=2)) and len(calls) == without
+    assert torch.equal(run(pipe, row, num_frames=1), run(row.make(), row, num_frames=1)) and len(calls) == without
 
 
 @each_class
 def test_there_is_no_guider_unless_one_is_given_and_it_is_saved(row, tmp_path):
+    only_if_it_reads_given_frames(row)
     pipe = row.make()
     assert pipe.guider is None and "guider" in pipe._optional_components
     pipe.save_pretrained(tmp_path / "none")
@@ -676,6 +743,7 @@ def test_there_is_no_guider_unless_one_is_given_and_it_is_saved(row, tmp_path):
     ids=["layers of a transformer", "smoothed", "feed forward", "blocks", "magnitude", "ltx2"],
 )
 def test_a_guider_that_cannot_serve_is_refused_before_any_work(row, make, reason):
+    only_if_it_reads_given_frames(row)
     pipe = row.make()
     calls, state = count_calls(pipe.unet), torch.get_rng_state()
     pipe.guider = make()
@@ -689,6 +757,7 @@ def test_a_guider_that_cannot_serve_is_refused_before_any_work(row, make, reason
 
 @each_class
 def test_a_guider_that_does_not_fit_the_call_is_refused(row):
+    only_if_it_reads_given_frames(row)
     pipe = with_guider(row.make(), "classifier free")
     calls = count_calls(pipe.unet)
     with pytest.raises(
@@ -721,6 +790,7 @@ def test_from_pipe_shares_the_parts_and_goes_there_and_back(row, tmp_path):
     expected = run(pipe, row)
     other = type(pipe).from_pipe(pipe, final_denoise=True)
     assert other.unet is pipe.unet and other.scheduler is pipe.scheduler and other.guider is None
+    assert other.context_encoder is pipe.context_encoder
     assert other.config.final_denoise and not pipe.config.final_denoise
     back = type(pipe).from_pipe(other, final_denoise=False)
     public = [{k: v for k, v in each.config.items() if not k.startswith("_")} for each in (pipe, back)]
@@ -742,7 +812,7 @@ def test_from_pipe_takes_the_parts_of_a_pipeline_of_another_class(row):
             self.register_modules(unet=unet, scheduler=scheduler)
 
     pipe = row.make()
-    taken = type(pipe).from_pipe(Other(pipe.unet, pipe.scheduler))
+    taken = type(pipe).from_pipe(Other(pipe.unet, pipe.scheduler), context_encoder=pipe.context_encoder)
     taken.set_progress_bar_config(disable=True)
     assert taken.unet is pipe.unet and torch.equal(run(taken, row), run(pipe, row))
     back = Other.from_pipe(taken)
@@ -774,7 +844,8 @@ def test_ways_to_load_give_the_same_pipeline(row, options, tmp_path):
 def test_weights_in_several_files_are_the_same_weights(row, tmp_path):
     pipe = row.make()
     pipe.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list((tmp_path / "unet").glob("*-of-*.safetensors"))) > 1
+    for name in networks(pipe):
+        assert len(list((tmp_path / name).glob("*-of-*.safetensors"))) > 1
     assert torch.equal(run(reload(pipe, tmp_path), row), run(pipe, row))
 
 
@@ -782,7 +853,8 @@ def test_weights_in_several_files_are_the_same_weights(row, tmp_path):
 def test_a_variant_is_loaded_by_its_name_only(row, tmp_path):
     pipe = row.make()
     pipe.save_pretrained(tmp_path / "half", variant="fp16")
-    assert (tmp_path / "half" / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    for name in networks(pipe):
+        assert (tmp_path / "half" / name / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert torch.equal(run(reload(pipe, tmp_path / "half", variant="fp16"), row), run(pipe, row))
     pipe.save_pretrained(tmp_path / "whole")
     with pytest.raises(ValueError, match="variant=fp16"):
@@ -796,9 +868,11 @@ def test_half_precision_is_stored_and_loaded(row, dtype, tmp_path):
     assert pipe.dtype == pipe.unet.dtype == dtype
     pipe.save_pretrained(tmp_path)
     loaded = reload(pipe, tmp_path, torch_dtype=dtype)
-    assert loaded.unet.dtype == dtype
-    for name, weight in pipe.unet.state_dict().items():
-        assert torch.equal(loaded.unet.state_dict()[name], weight)
+    for part, network in networks(pipe).items():
+        again = getattr(loaded, part)
+        assert again.dtype == network.dtype == dtype
+        for name, weight in network.state_dict().items():
+            assert torch.equal(again.state_dict()[name], weight)
 
 
 @each_class
@@ -814,7 +888,9 @@ def test_half_precision_is_stored_and_loaded(row, dtype, tmp_path):
 def test_precision_is_chosen_for_each_part(row, dtypes, expected, tmp_path):
     pipe = row.make()
     pipe.save_pretrained(tmp_path)
-    assert reload(pipe, tmp_path, torch_dtype=dtypes).unet.dtype == expected
+    loaded = reload(pipe, tmp_path, torch_dtype=dtypes)
+    assert loaded.unet.dtype == expected
+    assert run(loaded, row).isfinite().all()  # though its parts differ
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -833,8 +909,9 @@ def test_half_precision_makes_a_finite_video(row, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_weights_can_be_stored_in_8_bits_during_a_call(row, device):
     pipe = row.make().to(device, torch.bfloat16)
-    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    assert torch.float8_e4m3fn in {parameter.dtype for parameter in pipe.unet.parameters()}
+    for network in networks(pipe).values():
+        network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+        assert torch.float8_e4m3fn in {parameter.dtype for parameter in network.parameters()}
     if row.needs_gradient:  # which goes through weights that are 8 bits again by then
         with pytest.raises(
             ValueError, match="needs a gradient through the network, whose weights are stored in 8 bits"
@@ -842,7 +919,8 @@ def test_weights_can_be_stored_in_8_bits_during_a_call(row, device):
             run(pipe, row)
         return
     assert run(pipe, row).isfinite().all()
-    assert torch.float8_e4m3fn in {parameter.dtype for parameter in pipe.unet.parameters()}
+    for network in networks(pipe).values():
+        assert torch.float8_e4m3fn in {parameter.dtype for parameter in network.parameters()}
 
 
 @each_network
@@ -853,7 +931,7 @@ def test_group_offloading_changes_no_video(row, offload_type, device):
     expected = run(pipe, row)
     blocks = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
     pipe.enable_group_offload(torch.device(device), torch.device("cpu"), offload_type=offload_type, **blocks)
-    assert next(pipe.unet.parameters()).device.type == "cpu"
+    assert all(next(network.parameters()).device.type == "cpu" for network in networks(pipe).values())
     for _ in range(2):
         torch.testing.assert_close(run(pipe, row), expected, atol=1e-3, rtol=0)
 
@@ -868,7 +946,8 @@ def test_cpu_offloading_changes_no_video_and_puts_the_weights_back(row, way):
         getattr(pipe, way)()
         assert pipe._execution_device.type == "cuda"
         torch.testing.assert_close(run(pipe, row), expected, atol=1e-3, rtol=0)
-        assert pipe.unet.device.type == ("cpu" if way == "enable_model_cpu_offload" else "meta")
+        devices = {network.device.type for network in networks(pipe).values()}
+        assert devices == {"cpu" if way == "enable_model_cpu_offload" else "meta"}
 
 
 @needs_cuda
@@ -877,7 +956,7 @@ def test_a_pipeline_is_loaded_onto_a_gpu(row, tmp_path):
     pipe = row.make()
     pipe.save_pretrained(tmp_path)
     loaded = reload(pipe, tmp_path, device_map="cuda")
-    assert loaded.unet.device.type == "cuda"
+    assert {network.device.type for network in networks(loaded).values()} == {"cuda"}
     torch.testing.assert_close(run(loaded, row), run(pipe, row), atol=1e-3, rtol=0)
 
 
@@ -895,8 +974,10 @@ def test_a_compiled_network_makes_the_same_video(row):
     kwargs = {"dynamic": False} if row.needs_gradient else {}
     pipe = row.make()
     expected = run(pipe, row, 2)
-    pipe.unet.compile(**kwargs)
+    for network in networks(pipe).values():
+        network.compile(**kwargs)
     torch.testing.assert_close(run(pipe, row, 2), expected, atol=1e-3, rtol=0)
     pipe = row.make()
-    pipe.unet = torch.compile(pipe.unet, **kwargs)
+    for name, network in networks(pipe).items():
+        setattr(pipe, name, torch.compile(network, **kwargs))
     torch.testing.assert_close(run(pipe, row, 2), expected, atol=1e-3, rtol=0)
