@@ -766,3 +766,26 @@ def test_predictions_reach_as_far_as_the_data(name, tmp_path):
     largest = pipe.normalizer.largest_value
     assert largest > 3 and pipe.context_encoder.config.clip_range == largest
     assert pipe.scheduler.config.clip_sample_range == 2 * largest
+
+
+def test_mcvds_predictions_are_of_the_same_past_in_training_and_at_sampling(tmp_path):
+    """A block's mean follows from the past before it alone, however long the video is by then."""
+    method = method_of("mcvd-residual", tmp_path)
+    components = method.make_components()
+    scheduler = DDPMScheduler(prediction_type="v_prediction", clip_sample_range=2.0)
+    pipe = MCVDPipeline(**components, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    means, denoise = [], pipe.denoise
+
+    def spy(*args, context, **options):
+        means.append(context.mean)
+        return denoise(*args, context=context, **options)
+
+    pipe.denoise = spy
+    past = torch.rand(1, 2, 1, 16, 16)
+    options = {"num_inference_steps": 1, "output_type": "latent", "return_given_frames": True}
+    made = pipe(past_frames=past, num_frames=6, generator=torch.Generator().manual_seed(0), **options).frames
+    for number, mean in enumerate(means):
+        window = made[:, 2 * number : 2 * number + 2]
+        torch.testing.assert_close(mean, components["context_encoder"](window, num_frames=2).mean)
+    assert len(means) == 3

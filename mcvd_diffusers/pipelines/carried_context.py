@@ -104,8 +104,9 @@ class CarriedContext:
     """
     The state of a context encoder over the windows of a call. There is one for each call, so that no video sees another's.
 
-    An encoder without `clip_frames` reads every frame once, in the order of time. One with reads clips of so many frames, the
-    last of which ends before the window; where more frames are given than that, also clips before, as far apart as windows are.
+    An encoder without `clip_frames` reads every frame once, in the order of time; beside a network of past, block and future it
+    begins anew with the past of each block, as in training. One with reads clips of so many frames, the last of which ends before
+    the window; where more frames are given than that, also clips before, as far apart as windows are.
 
     Args:
         encoder (`torch.nn.Module`): The encoder.
@@ -115,7 +116,7 @@ class CarriedContext:
 
     def __init__(self, encoder: torch.nn.Module, config: Mapping, given: Mapping[int, torch.Tensor]) -> None:
         self._encoder, self._stride = encoder, num_made(config)
-        self._num_predicted = config.get("num_frames", 1)
+        self._num_predicted, self._num_past = config.get("num_frames", 1), config.get("num_past_frames")
         self._frames, self._state, self._end = dict(given), None, 0
 
     def add(self, positions: tuple[int, ...], block: torch.Tensor) -> None:
@@ -136,9 +137,14 @@ class CarriedContext:
         """
         clip_frames = self._encoder.clip_frames
         end = read_up_to(window, layout, clip_frames)
-        if clip_frames is None:
+        if clip_frames is None and self._num_past is not None:
+            self._state, first_needed = None, end - self._num_past
+            parts = [range(first_needed, end)]
+        elif clip_frames is None:
+            first_needed = end
             parts = [range(start, min(start + MOST_READ, end)) for start in range(self._end, end, MOST_READ)]
         else:
+            first_needed = end - clip_frames
             ends = range(end, max(self._end, clip_frames - 1), -self._stride)
             parts = [range(last - clip_frames, last) for last in reversed(ends)]
         parts = [part for part in parts if all(position in self._frames for position in part)]
@@ -152,7 +158,6 @@ class CarriedContext:
                 return self._unknown(empty)
             context = self._encode(empty, most)
         # What later windows read begins no earlier than this.
-        first_needed = self._end if clip_frames is None else end - clip_frames
         self._frames = {position: frame for position, frame in self._frames.items() if position >= first_needed}
         return context
 

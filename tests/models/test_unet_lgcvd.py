@@ -547,7 +547,7 @@ def test_encoder_gives_an_output_or_a_tuple_in_the_dtype_of_its_weights():
     clip = noise(2, 3, 1, 8, 8).to(torch.bfloat16)
     output = encoder(clip)
     assert isinstance(output, ContextOutput) and output.features[0].dtype == torch.bfloat16
-    features, state, scale = encoder(clip, return_dict=False)
+    features, state, mean, scale = encoder(clip, return_dict=False)
     assert torch.equal(features[0], output.features[0]) and torch.equal(state[0], output.state[0]) and scale == 1
 
 
