@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -392,9 +393,11 @@ def _num_read(pipeline: MCVDPipeline, protocol: Protocol) -> list[int]:
         num_read = [past, future]
     else:
         num_read = [min(past, config.num_past_frames), min(future, config.num_future_frames)]
-    if encoder is not None and encoder.clip_frames is None:
+    if (
+        encoder is not None and encoder.clip_frames is None and shows_beside(config)
+    ):  # else no more than a block's past
         num_read[0] = past
-    elif encoder is not None and past >= encoder.clip_frames:  # clips as far apart as windows
+    elif encoder is not None and past >= (encoder.clip_frames or math.inf):  # clips as far apart as windows
         num_read[0] = past - (past - encoder.clip_frames) % num_made(config)
     return num_read
 

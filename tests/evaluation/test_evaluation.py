@@ -983,7 +983,7 @@ def test_results_are_of_network_and_encoder(kind, protocol, tmp_path):
         ("rvd", 7, 4, 7, 1),
         ("memory", 3, 4, 2, 2),
         ("memory", 5, 4, 4, 2),
-        ("residual", 7, 4, 7, 2),
+        ("residual", 7, 4, 2, 2),
     ],
 )
 def test_what_a_context_encoder_reads_is_stated(kind, past, frames, num_read, size, protocol, tmp_path):
