@@ -352,12 +352,13 @@ def tasks_of_config(config: Mapping) -> list[str]:
     """
     if config.get("num_context_frames") == 0:  # frames before are all that is known
         return ["prediction"]
-    if "task_shares" in config:
+    if "task_shares" in config and config["drop_observed"] < 1:
         prediction, generation, interpolation, anywhere = config["task_shares"]
         shares = {
             "prediction": prediction + anywhere,
             "past prediction": anywhere,
-            "interpolation": interpolation + anywhere,
+            # Which takes two frames.
+            "interpolation": (interpolation + anywhere) * (config["num_context_frames"] > 1),
             "generation": generation,
         }
         return [task for task, share in shares.items() if share > 0]
