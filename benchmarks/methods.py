@@ -67,11 +67,11 @@ def train_run(name: str, folder: Path, num_updates: int, *flags: str) -> float:
 
 
 def seconds_per_update(name: str, *flags: str) -> float:
-    """Of a core: what 40 further updates take."""
+    """Of a core: what 400 further updates take."""
     short = ("--num_validation_videos", "0", "--checkpointing_steps", "0", *flags)
     with tempfile.TemporaryDirectory() as folder:
-        few, many = (train_run(name, Path(folder) / str(count), count, *short) for count in (20, 60))
-    return max(1e-3, (many - few) / 40)
+        few, many = (train_run(name, Path(folder) / str(count), count, *short) for count in (20, 420))
+    return max(1e-3, (many - few) / 400)
 
 
 def train(folder: Path, name: str, minutes: float, *flags: str, run: str | None = None) -> None:
