@@ -349,6 +349,49 @@ def train(
         part.losses = losses.detach()
         meter.add(part.losses, timesteps, method.roles_in_time(drawn), drawn.segment_ids)
 
+    def make_update(window: list[Part], num_samples: int) -> Update:
+        """
+        The steps of the optimizer that batches of which the first stage was learned make: one for each stage, on all processes or on
+        none. Further stages learn from what the network made in those before; what was made stays if one of them is skipped.
+        """
+        with contextlib.ExitStack() as changing:
+            for stage in range(method.num_stages):
+                for part in window if stage else ():
+                    learn(part, stage)
+                grad_norm = accelerator.clip_grad_norm_(components.parameters(), training.max_grad_norm)
+                are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
+                seconds = seconds_before + time.perf_counter() - started
+                is_late = seconds > 60 * (training.max_train_minutes or math.inf)
+                is_late |= training.estimate and timer.is_done
+                reports = exchange(
+                    accelerator,
+                    are_losses_finite,
+                    grad_norm.isfinite(),
+                    is_late,
+                    stop.number or 0,
+                    *batches.stream_position,
+                )
+                update = Update(stage, grad_norm, reports)
+                if stage == 0:  # from here on the state is that of no update
+                    changing.enter_context(folder.changing())
+                if not update.is_skipped:
+                    optimizer.step()
+                elif accelerator.scaler is not None:
+                    accelerator.scaler.update()  # to a smaller scale
+                optimizer.zero_grad()
+                if update.is_skipped:
+                    break
+            if update.is_made:
+                lr_scheduler.step()
+                if ema is not None:
+                    ema.step(components.parameters())
+                progress.update += 1
+            progress.num_skipped += update.is_skipped
+            progress.num_samples = num_samples
+            progress.stream_positions = [report[4:] for report in reports]
+            progress.seconds = seconds
+        return update
+
     step = progress.num_samples // (world_size * batch_size)
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
@@ -371,57 +414,16 @@ def train(
                     break
                 continue
 
-            # An update. Its further stages learn from what the network made of the clips before; each is a step of the optimizer, on
-            # all processes or on none, and what was made stays, if a later stage has to be skipped.
-            is_made = is_skipped = False
-            with contextlib.ExitStack() as changing:
-                for stage in range(method.num_stages):
-                    for part in window if stage else ():
-                        learn(part, stage)
-                    grad_norm = accelerator.clip_grad_norm_(components.parameters(), training.max_grad_norm)
-                    are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
-                    seconds = seconds_before + time.perf_counter() - started
-                    is_late = seconds > 60 * (training.max_train_minutes or math.inf)
-                    is_late |= training.estimate and timer.is_done
-                    reports = exchange(
-                        accelerator,
-                        are_losses_finite,
-                        grad_norm.isfinite(),
-                        is_late,
-                        stop.number or 0,
-                        *batches.stream_position,
-                    )
-                    is_skipped = not all(report[0] and report[1] for report in reports)
-                    if stage == 0:  # from here on the state is that of no update
-                        changing.enter_context(folder.changing())
-                    if not is_skipped:
-                        optimizer.step()
-                        is_made = True
-                    elif accelerator.scaler is not None:
-                        accelerator.scaler.update()  # to a smaller scale
-                    optimizer.zero_grad()
-                    if is_skipped:
-                        break
-                if is_made:
-                    lr_scheduler.step()
-                    if ema is not None:
-                        ema.step(components.parameters())
-                    progress.update += 1
-                progress.num_skipped += is_skipped
-                progress.num_samples = (step + 1) * world_size * batch_size
-                progress.stream_positions = [report[4:] for report in reports]
-                progress.seconds = seconds
-            is_end = bool(reports[0][2])  # the first process's clock decides
-            if signals := [report[3] for report in reports if report[3]]:
-                stop.ask(max(signals))
-            num_skipped_in_a_row = num_skipped_in_a_row + 1 if is_skipped else 0
-            if is_skipped:
-                bad = [str(process) for process, report in enumerate(reports) if not report[0]]
-                reason = f"loss of process {', '.join(bad)}" if bad else "gradient"
+            update = make_update(window, (step + 1) * world_size * batch_size)
+            is_end = update.is_late
+            if update.signals:
+                stop.ask(max(update.signals))
+            num_skipped_in_a_row = num_skipped_in_a_row + 1 if update.is_skipped else 0
+            if update.is_skipped:
+                part = f"stage {update.stage + 1} of " if update.stage else ""
                 log(
-                    f"warning: {f'stage {stage + 1} of ' if stage else ''}update {progress.update + (not is_made)} skipped, since the"
-                    f" {reason} is not finite:"
-                    f" {num_skipped_in_a_row} in a row"
+                    f"warning: {part}update {progress.update + (not update.is_made)} skipped, since the {update.reason} is not"
+                    f" finite: {num_skipped_in_a_row} in a row"
                 )
             if num_skipped_in_a_row == training.max_skipped_updates:
                 raise NotFiniteError(save_window(output_dir, window, progress.update + 1, rank))
@@ -429,14 +431,14 @@ def train(
             timer.update()
 
             is_end = is_end or (progress.update >= training.max_train_steps and not training.estimate)
-            is_last = is_end or bool(signals) or (stop.is_asked and world_size == 1)  # alike on all processes
+            is_last = is_end or bool(update.signals) or (stop.is_asked and world_size == 1)  # alike on all processes
             if is_main and not is_estimated and (timer.is_done or (is_last and timer.has_measured)):
                 is_estimated = True
                 for line in make_estimate(settings, accelerator, pipeline, timer, seconds_per_video).lines():
                     log(f"estimate  {line}")
-            if is_made and (progress.update % training.logging_steps == 0 or is_end):
+            if update.is_made and (progress.update % training.logging_steps == 0 or is_end):
                 values = meter.read() | {
-                    "grad_norm": float(grad_norm),
+                    "grad_norm": float(update.grad_norm),
                     "learning_rate": lr_scheduler.get_last_lr()[0],
                     "skipped_updates": progress.num_skipped,
                 }
@@ -449,9 +451,9 @@ def train(
                     log(f"warning: {train_set.num_broken} videos are broken inside; other clips stand in")
             if is_last:
                 break
-            if is_made and training.checkpointing_steps and progress.update % training.checkpointing_steps == 0:
+            if update.is_made and training.checkpointing_steps and progress.update % training.checkpointing_steps == 0:
                 folder.save()
-            if is_made and training.validation_steps and progress.update % training.validation_steps == 0:
+            if update.is_made and training.validation_steps and progress.update % training.validation_steps == 0:
                 paused = time.perf_counter()
                 if is_main and not training.estimate:
                     validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
@@ -667,6 +669,41 @@ class Part:
     def without_tensors(self) -> "Part":
         """The batch alone."""
         return replace(self, drawn=None, timesteps=None, losses=None, estimate=None)
+
+
+@dataclass
+class Update:
+    """What came of an update."""
+
+    stage: int  # the last one that was tried
+    grad_norm: torch.Tensor
+    reports: list[list[int]]  # of each process: are losses, is the gradient finite, is it late, a signal
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether its last stage is."""
+        return not all(report[0] and report[1] for report in self.reports)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the optimizer has made a step."""
+        return self.stage > 0 or not self.is_skipped
+
+    @property
+    def reason(self) -> str:
+        """What is not finite."""
+        bad = [str(process) for process, report in enumerate(self.reports) if not report[0]]
+        return f"loss of process {', '.join(bad)}" if bad else "gradient"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether time is over: the first process's clock decides."""
+        return bool(self.reports[0][2])
+
+    @property
+    def signals(self) -> list[int]:
+        """Those that have come, to any process."""
+        return [report[3] for report in self.reports if report[3]]
 
 
 class RunMeter(LossMeter):
