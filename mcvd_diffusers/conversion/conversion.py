@@ -1,7 +1,7 @@
 """What a conversion did, and what all conversions have in common: the record, a file's digest, the comparison of outputs."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,52 @@ class Conversion:
     verified: list[str] = field(default_factory=list)
     not_verified: list[str] = field(default_factory=list)
     max_difference: float | None = None
+
+
+def check_none_empty(shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """
+    Whether all tensors of a state dict hold something: what follows divides by their sizes.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Name -> shape.
+        what (`str`): What is read, for messages.
+
+    Raises:
+        CheckpointError: Naming one that is empty.
+    """
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise CheckpointError(f"{what}: {name} is empty, of shape {shape}.")
+
+
+def check_table(
+    shapes: Mapping[str, tuple[int, ...]], known: set[str], config: Mapping, first: int, what: str, kind: str
+) -> None:
+    """
+    Whether a state dict that was recognised by some of its names has all of them, and no others.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Name -> shape.
+        known (`set[str]`): The names of the table of keys.
+        config (`Mapping`): Of the network that was recognised.
+        first (`int`): Channels that its first layer makes, which must be those of its first level.
+        what (`str`), kind (`str`): What is read, and what it was taken for, for messages.
+
+    Raises:
+        CheckpointError: If not.
+    """
+    width = config["block_out_channels"][0]
+    if first != width:
+        raise CheckpointError(
+            f"{what}: its first level has {width} channels, after a first layer of {first}. Networks are converted whose first"
+            " channel multiplier is 1, as that of all that are published."
+        )
+    differences = {"missing": known - shapes.keys(), "left over": shapes.keys() - known}
+    found = [f"{sorted(names)[:3]} ({len(names)} in all) are {how}" for how, names in differences.items() if names]
+    if found:
+        raise CheckpointError(
+            f"{what} looks like {kind}, but {' and '.join(found)}. It is another network, or one with options that are not published."
+        )
 
 
 def check_count(name: str, value: int | None, most: int) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import ModelMixin
 
+from .conversion import check_none_empty, check_table
 from .untrusted import CheckpointError, TensorRecord
 
 
@@ -96,29 +97,13 @@ def recognise(
         CheckpointError: If it is another network, or parts of it are missing or left over.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    empty = next((name for name, shape in shapes.items() if 0 in shape), None)
-    if empty is not None:
-        raise CheckpointError(f"{what}: {empty} is empty, of shape {shapes[empty]}.")
+    check_none_empty(shapes, what)
     try:
         found = _recognise(shapes, head_dim or HEAD_DIM, in_channels)
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"{what} is no network of LGC-VD: {error} is not there or does not fit.") from error
     first = shapes["init_conv.weight"][0]
-    if first != found.config["block_out_channels"][0]:
-        raise CheckpointError(
-            f"{what}: its first level has {found.config['block_out_channels'][0]} channels, after a first layer of {first}. Networks"
-            " are converted whose first channel multiplier is 1, as that of all that are published."
-        )
-    known = {row.theirs for row in found.rows}
-    missing, left_over = known - shapes.keys(), shapes.keys() - known
-    if missing or left_over:
-        raise CheckpointError(
-            f"{what} looks like LGC-VD's {found.kind}, but"
-            + (f" {sorted(missing)[:3]} ({len(missing)} in all) are missing" if missing else "")
-            + (" and" if missing and left_over else "")
-            + (f" {sorted(left_over)[:3]} ({len(left_over)} in all) are left over" if left_over else "")
-            + ". It is another network, or one with options that are not published."
-        )
+    check_table(shapes, {row.theirs for row in found.rows}, found.config, first, what, f"LGC-VD's {found.kind}")
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 
 from mcvd_diffusers.models import SpaceTimeUNetModel
 
+from .conversion import check_none_empty, check_table
 from .untrusted import CheckpointError, TensorRecord
 
 
@@ -97,9 +98,7 @@ def recognise(
         CheckpointError: If it is another network, or parts of it are missing or left over.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if not _ROTARY.fullmatch(name)}
-    empty = next((name for name, shape in shapes.items() if 0 in shape), None)
-    if empty is not None:
-        raise CheckpointError(f"{what}: {empty} is empty, of shape {shapes[empty]}.")
+    check_none_empty(shapes, what)
     try:
         if "init_conv.weight" in shapes:
             found = _port(shapes)
@@ -110,21 +109,7 @@ def recognise(
             f"{what} is no network of RaMViD, FDM or VDM's port: {error} is not there or does not fit."
         ) from error
     first = shapes["init_conv.weight" if found.system == "vdm" else "input_blocks.0.0.weight"][0]
-    if first != found.config["block_out_channels"][0]:
-        raise CheckpointError(
-            f"{what}: its first level has {found.config['block_out_channels'][0]} channels, after a first layer of {first}. Networks"
-            " are converted whose first channel multiplier is 1, as that of all that are published."
-        )
-    known = {row.theirs for row in found.rows}
-    missing, left_over = known - shapes.keys(), shapes.keys() - known
-    if missing or left_over:
-        raise CheckpointError(
-            f"{what} looks like {found.system}, but"
-            + (f" {sorted(missing)[:3]} ({len(missing)} in all) are missing" if missing else "")
-            + (" and" if missing and left_over else "")
-            + (f" {sorted(left_over)[:3]} ({len(left_over)} in all) are left over" if left_over else "")
-            + ". It is another network, or one with options that are not published."
-        )
+    check_table(shapes, {row.theirs for row in found.rows}, found.config, first, what, found.system)
     return found
 
 
