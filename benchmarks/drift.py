@@ -18,12 +18,13 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from methods import held_out_clips, load, train_run  # noqa: E402
+from methods import load, train_run  # noqa: E402
+from six_tasks import held_out_clips  # noqa: E402
 
 from mcvd_diffusers.data import load_digits  # noqa: E402
 from mcvd_diffusers.metrics import mean_interval, paired_difference_interval  # noqa: E402
@@ -59,7 +60,7 @@ def motion(video: torch.Tensor) -> np.ndarray:
 def measure(runs: list[Path], output: Path, num_clips: int, num_steps: int) -> None:
     """The table, the plot, and a picture."""
     torch.set_num_threads(1)
-    clips = held_out_clips(num_clips, NUM_GIVEN + NUM_MADE)
+    clips = held_out_clips(runs[0], num_frames=NUM_GIVEN + NUM_MADE, num_clips=num_clips)
     output.mkdir(parents=True)
     distances, shown = {}, {"truth": clips[:4, ::6]}
     moves = {"truth": motion(clips)}
