@@ -315,6 +315,12 @@ def train(
     accelerator.wait_for_everyone()
 
     meter = RunMeter(method, accelerator, components, noise_scheduler)
+    step = progress.num_samples // (world_size * batch_size)
+    batches = Batches(
+        settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
+    )
+    at_the_end.callback(batches.close)
+    seconds_before, started = progress.seconds, time.perf_counter()
 
     def learn(part: Part, stage: int = 0) -> None:
         """Forward and backward: the gradient of a batch in one stage of an update."""
@@ -392,15 +398,9 @@ def train(
             progress.seconds = seconds
         return update
 
-    step = progress.num_samples // (world_size * batch_size)
-    batches = Batches(
-        settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
-    )
-    at_the_end.callback(batches.close)
     failure, num_skipped_in_a_row = None, 0
     is_end = progress.update >= training.max_train_steps and not training.estimate  # only the pipeline is to be saved
     window: list[Part] = []  # what the next update is made of
-    seconds_before, started = progress.seconds, time.perf_counter()
     components.train()
     try:
         for step, batch in enumerate(() if is_end else batches, step):
@@ -420,9 +420,9 @@ def train(
                 stop.ask(max(update.signals))
             num_skipped_in_a_row = num_skipped_in_a_row + 1 if update.is_skipped else 0
             if update.is_skipped:
-                part = f"stage {update.stage + 1} of " if update.stage else ""
+                which = f"stage {update.stage + 1} of " if update.stage else ""
                 log(
-                    f"warning: {part}update {progress.update + (not update.is_made)} skipped, since the {update.reason} is not"
+                    f"warning: {which}update {progress.update + (not update.is_made)} skipped, since the {update.reason} is not"
                     f" finite: {num_skipped_in_a_row} in a row"
                 )
             if num_skipped_in_a_row == training.max_skipped_updates:

@@ -274,8 +274,12 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
     if "max_frames" in config:  # any frames may be given: as many as when a long video goes on
         num_made = pipeline.config.step or config.max_frames - config.get("num_context_frames", 0)
         num_given = (config.max_frames - num_made, 0)
-        if "num_context_frames" in config and config.drop_observed == 1:  # it generates
+        prediction, generation, _, anywhere = config.get("task_shares", (1, 0, 0, 0))
+        generates = "num_context_frames" in config and config.drop_observed == 1
+        if generates or (not prediction + anywhere and generation):
             num_given = (0, 0)
+        elif not prediction + anywhere:  # it interpolates
+            num_given, num_made = (1, 1), config.max_frames - 2
         elif pipeline.context_encoder is not None:  # which reads more than the window
             num_given = (max(1, num_given[0]), 0)
     else:
@@ -409,7 +413,9 @@ def _forward_flops(
         encoder = None if context_encoder is None else type(context_encoder).from_config(context_encoder.config).eval()
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             told = {}
-            if encoder is not None and encoder.clip_frames is None:
+            if encoder is not None and encoder.clip_frames is None and past:
+                encoder(sample[:, :past], num_frames=size)  # it predicts, and tells the network nothing
+            elif encoder is not None and encoder.clip_frames is None:
                 read = torch.zeros(1, num_window_frames + 1, *sample.shape[2:])  # the first is never made
                 maps = encoder(read, each_frame=True).features
                 told = {"context": tuple(x[:, 1:] for x in maps)}

@@ -105,6 +105,7 @@ class Method(ABC):
             components["context_encoder"] = self.context_encoder_class.from_pretrained(
                 source, subfolder="context_encoder", variant=self.settings.model.variant
             )
+            components["context_encoder"].register_to_config(sample_size=list(self.settings.size))
         elif self.context_encoder_class is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(keyed_seed(self.settings.training.seed, ENCODER_STREAM))

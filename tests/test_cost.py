@@ -131,10 +131,14 @@ def test_the_time_of_a_video_grows_with_its_steps_and_few_network_calls_tell_it(
     assert measure_sampling(pipe, num_inference_steps=1, height=8, width=8).mean == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("drop_observed", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("kind", CONTEXTS)
-def test_a_video_of_a_network_with_a_context_encoder_is_one_window(kind, drop_observed, clock):
-    pipe = context_pipeline(kind, **{"drop_observed": drop_observed} if kind == "lgcvd" else {})
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [(kind, None) for kind in CONTEXTS]
+    + [("lgcvd", shares) for shares in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0.5, 0.5, 0))],
+)
+def test_a_video_of_a_network_with_a_context_encoder_is_one_window(kind, shares, clock):
+    """Whatever it was trained for."""
+    pipe = context_pipeline(kind, **{"drop_observed": shares[1], "task_shares": shares} if shares else {})
 
     def slow(*_):
         clock[0] += 0.25

@@ -3,12 +3,15 @@
 Its networks against the original's numbers: `tests/models/test_unet_lgcvd.py`.
 """
 
+import logging
 import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler
 
+import train_mcvd
 from mcvd_diffusers import FrameRole, MCVDPipeline, NoiseSequence, denoising_loss, sample_generators
 from mcvd_diffusers import methods as methods_module
 from mcvd_diffusers.frame_plans import FramePlan
@@ -17,6 +20,7 @@ from mcvd_diffusers.masking import lgcvd_positions
 from mcvd_diffusers.methods import make_method
 from mcvd_diffusers.models import LGCVDContextEncoder, LGCVDUNet2DModel
 from mcvd_diffusers.train_settings import parse_args
+from mcvd_diffusers.training import draw_timesteps
 from original_lgcvd import CASES, NUM_FRAMES, as_frames, drawn, load_network, load_reference
 
 
@@ -170,6 +174,69 @@ def test_lgc_4_two_stages_are_those_of_the_originals_trainer(case, task, monkeyp
     assert not estimates[0].requires_grad  # nothing of the second stage reaches the first
 
 
+def first_update(flags, num_stages):
+    """What the script should make of the first batch, written out: both networks after so many stages."""
+    settings = parse_args(["--output_dir", "unused", *flags])
+    method, training = make_method(settings), settings.training
+    train_set, _ = train_mcvd.make_datasets(settings, method.num_clip_frames)
+    components = method.make_components()
+    unet, encoder = components["unet"], components["context_encoder"]
+    optimizer = train_mcvd.make_optimizer(settings, components)
+    scheduler = train_mcvd.make_noise_scheduler(settings)
+    batch = next(iter(train_mcvd.make_loader(settings, train_set, Accelerator())))
+    batch = {**batch, "video": train_set.encode(batch["video"])}
+    generators = sample_generators(training.seed, range(training.train_batch_size))
+    window = estimate = None
+    for stage in range(num_stages):
+        window = method.draw_next(window, batch, estimate) if stage else method.draw(batch, generators)
+        losses, estimate = denoising_loss(
+            unet,
+            scheduler,
+            window.video,
+            window.roles,
+            timesteps=draw_timesteps(scheduler, len(window.video), generator=generators),
+            generator=generators,
+            frame_indices=window.frame_indices,
+            context=encoder(window.before, averages=False),
+            loss_type="l1",
+            return_estimate=True,
+        )
+        optimizer.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(components.parameters(), training.max_grad_norm)
+        optimizer.step()
+    return components
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_lgc_4_the_training_script_makes_both_stages(fails, tmp_path, monkeypatch, caplog):
+    """Each with a step of the optimizer; and if the second cannot be learned from, the first one stays."""
+    flags = "--method lgcvd --resolution 8 --block_out_channels 8 16".split()
+    flags += "--max_train_steps 1 --lr_scheduler constant --train_batch_size 4 --report_to none".split()
+    flags += "--num_validation_videos 0 --num_train_clips 8 --max_frames 5 --num_digits 1 --digit_size 4".split()
+    stages = []
+
+    def loss(*args, **options):
+        losses = denoising_loss(*args, **options)
+        stages.append(losses[0] if isinstance(losses, tuple) else losses)
+        return stages[-1] * math.nan if fails and len(stages) == 2 else losses
+
+    monkeypatch.setattr(train_mcvd, "denoising_loss", loss)
+    if fails:  # the update counts, by its first stage
+        flags += ["--max_skipped_updates", "5"]
+    with caplog.at_level(logging.INFO):
+        folder = train_mcvd.main(parse_args(["--output_dir", str(tmp_path / "run"), *flags]))
+    assert len(stages) == 2 and ("stage 2 of update 1 skipped, since the loss of process 0" in caplog.text) == fails
+    for num_stages in (1, 2):
+        expected = first_update(flags, num_stages)
+        saved = MCVDPipeline.from_pretrained(folder)
+        same = []
+        for name, network in expected.items():
+            ours = getattr(saved, name).state_dict()
+            same += [torch.allclose(x, ours[key], atol=1e-7, rtol=0) for key, x in network.state_dict().items()]
+        assert all(same) == (num_stages == (1 if fails else 2))
+
+
 def test_lgc_4_second_window_begins_with_the_last_two_frames_that_were_made(monkeypatch):
     _, _, (first, second), _, estimates, _ = iteration("lgcvd_rgb_small", "prediction", monkeypatch)
     assert torch.equal(second.video[:, :2], estimates[0][:, -2:])
@@ -247,6 +314,15 @@ def test_lgc_5_streams_remember_and_videos_do_not_disturb_each_other():
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     together = pipe(past_frames=given, num_frames=18, generator=generators, max_batch_size=1, **options).frames
     torch.testing.assert_close(together, torch.cat(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_frames", [3, 7, 12])
+def test_lgc_8_a_stream_of_frames_before_those_given_is_in_the_order_of_time(num_frames):
+    pipe, given = make_pipeline(), frames(1, 2, 1, 8, 8)
+    whole = sample(pipe, future_frames=given, num_frames=num_frames)
+    options = {"num_inference_steps": 2, "output_type": "pt", "generator": torch.Generator().manual_seed(0)}
+    streamed = list(pipe.stream(future_frames=given, num_frames=num_frames, **options))
+    assert torch.equal(torch.cat(streamed, dim=1), whole)
 
 
 def textured_videos(batch_size, generator, *, num_hidden):
@@ -495,14 +571,42 @@ def test_lgc_8_networks_and_encoders_must_belong_together():
         MCVDPipeline(pipe.unet, pipe.scheduler, context_encoder="memory")
 
 
+WAYS = {  # to give frames of a window -> share of training, by the first of which it was learned
+    "prediction": ({"past_frames": frames(1, 2, 1, 8, 8), "num_frames": 6}, (0, 3)),
+    "long prediction": ({"past_frames": frames(1, 2, 1, 8, 8), "num_frames": 20}, (0, 3)),
+    "generation": ({"num_frames": 8}, (1,)),
+    "interpolation": (
+        {"past_frames": frames(1, 1, 1, 8, 8), "future_frames": frames(1, 1, 1, 8, 8), "num_frames": 6},
+        (2, 3),
+    ),
+    "a single image": ({"past_frames": frames(1, 1, 1, 8, 8), "num_frames": 7}, (3,)),
+    "past prediction": ({"future_frames": frames(1, 2, 1, 8, 8), "num_frames": 6}, (3,)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_lgc_8_what_was_never_trained_is_refused(way):
+    arguments, learned_by = WAYS[way]
+    for task in range(4):
+        shares = [float(task == other) for other in range(4)]
+        pipe = make_pipeline(task_shares=shares, drop_observed=shares[1])
+        if task in learned_by:
+            assert sample(pipe, **arguments).isfinite().all()
+            continue
+        with pytest.raises(ValueError, match="never trained|in training|generates one window"):
+            sample(pipe, **arguments)
+
+
 def test_lgc_8_networks_without_past_and_with_guidance():
-    never = make_pipeline(drop_observed=1.0)
+    never = make_pipeline(drop_observed=1.0, task_shares=(0.0, 1.0, 0.0, 0.0))
     with pytest.raises(ValueError, match="generates one window of 8 frames"):
         sample(never, num_frames=9)
     assert sample(never, num_frames=8).shape[1] == 8
     with pytest.raises(ValueError, match="always had given frames in training"):
-        sample(make_pipeline(drop_observed=0.0), num_frames=8)
+        sample(make_pipeline(drop_observed=0.0, task_shares=(1.0, 0.0, 0.0, 0.0)), num_frames=8)
     pipe, given = make_pipeline(), frames(1, 2, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"names frames \[5\], but windows read at most 2 given frames"):
+        sample(pipe, past_frames=given, num_frames=6, history_guidance=[([5], 1.0)])
     plain = sample(pipe, past_frames=given, num_frames=9)
     guided = sample(pipe, past_frames=given, num_frames=9, guidance_scale=3.0)
     assert not torch.allclose(plain, guided, atol=1e-3) and guided.isfinite().all()

@@ -678,7 +678,7 @@ def test_the_example_of_a_network_with_a_context_encoder_runs_as_it_stands(kind,
 
 
 def test_a_network_that_only_generates_one_window_promises_no_more(tmp_path, monkeypatch):
-    text = save(context_pipeline("lgcvd", drop_observed=1.0), tmp_path)
+    text = save(context_pipeline("lgcvd", drop_observed=1.0, task_shares=(0.0, 1.0, 0.0, 0.0)), tmp_path)
     assert "| generation | nothing | videos of 4 frames |" in text and "any number" not in text
     assert "past =" not in text and "window by window" not in text and "num_frames=4, batch_size=4" in text
     assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == "unconditional-image-generation"

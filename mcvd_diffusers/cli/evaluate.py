@@ -333,13 +333,14 @@ def _notes(
     arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline", clips: "EvaluationClips"
 ) -> list[str]:
     """What a user would want to know before hours of sampling."""
+    from mcvd_diffusers.pipelines.carried_context import reads_before_past
     from mcvd_diffusers.protocols import list_protocols
 
     notes, config = [], pipeline.unet.config
     for side in ("past", "future"):
         given = getattr(protocol, f"num_{side}_frames")
         read = config.get(f"num_{side}_frames", given)
-        if given > read and (side == "future" or pipeline.context_encoder is None):
+        if given > read and (side == "future" or not reads_before_past(pipeline.context_encoder, config)):
             notes.append(f"the model reads {read} of the {given} {side} frames that are given, the nearest")
     if arguments.variant is None and any(Path(arguments.model).glob("unet/diffusion_pytorch_model.ema*.safetensors")):
         notes.append("these are the raw weights; the model has averaged ones, too: --variant ema")

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +32,7 @@ from mcvd_diffusers.metrics import (
     repeat_last_frame,
 )
 from mcvd_diffusers.pipelines import MCVDPipeline
+from mcvd_diffusers.pipelines.carried_context import reads_before_past
 from mcvd_diffusers.pipelines.layouts import num_made, shows_beside, takes_windows
 from mcvd_diffusers.protocols import Protocol
 from mcvd_diffusers.randomness import keyed_seed
@@ -200,11 +200,11 @@ def make_videos(
     sides = [protocol.num_past_frames, protocol.num_frames, protocol.num_future_frames]
     past, truth, future = video.split(sides, dim=1)
     # The model reads the given frames that are next to those to be made, as many as it was built for. (One of windows is given
-    # all, and its frame schedule chooses; and a context encoder reads what lies before.)
+    # all, and its frame schedule chooses; and a context encoder may read what lies before.)
     seen_past, seen_future = past, future
     if not takes_windows(config):
         seen_future = future[:, : config.num_future_frames]
-        if pipeline.context_encoder is None:
+        if not reads_before_past(pipeline.context_encoder, config):
             seen_past = past[:, -config.num_past_frames :]
     samples = pipeline(
         past_frames=seen_past if seen_past.numel() else None,
@@ -393,11 +393,11 @@ def _num_read(pipeline: MCVDPipeline, protocol: Protocol) -> list[int]:
         num_read = [past, future]
     else:
         num_read = [min(past, config.num_past_frames), min(future, config.num_future_frames)]
-    if (
-        encoder is not None and encoder.clip_frames is None and shows_beside(config)
-    ):  # else no more than a block's past
+    if not reads_before_past(encoder, config):
+        return num_read
+    if encoder.clip_frames is None:
         num_read[0] = past
-    elif encoder is not None and past >= (encoder.clip_frames or math.inf):  # clips as far apart as windows
+    elif past >= encoder.clip_frames:  # clips as far apart as windows
         num_read[0] = past - (past - encoder.clip_frames) % num_made(config)
     return num_read
 

@@ -95,8 +95,8 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the pipeline
             trusts its scheduler. A statement about the weights, as are the following.
         drop_observed (`float`, *optional*, defaults to `0.4`):
-            Probability with which no frame of a window was OBSERVED in training. At 0 the network cannot generate from
-            nothing.
+            Probability with which no frame of a window was OBSERVED in training, the second of `task_shares`. At 0 the network
+            cannot generate from nothing.
         task_shares (`tuple[float]`, *optional*, defaults to `(0.45, 0.4, 0.05, 0.1)`):
             Probabilities with which, in training, the first two frames were given (prediction), none (generation), the first and
             the last (interpolation), or any two.
@@ -799,6 +799,10 @@ def _check_config(config) -> None:
             or abs(sum(shares) - 1) > 1e-6
         ):
             raise ValueError(f"`task_shares` must be four probabilities whose sum is 1, got {shares!r}.")
+        if config.num_context_frames and abs(value - shares[1]) > 1e-6:
+            raise ValueError(
+                f"`drop_observed` must be the second of `task_shares`, {shares[1]}: how often no frame was given, got {value!r}."
+            )
     for name, allowed in (
         ("has_frame_gaps", (False,)),
         ("original_quirks", (False, True)),

@@ -72,7 +72,7 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             else tells it; the network itself does not read it.
         in_channels (`int`, *optional*, defaults to `3`): Channels of *one* frame, in and out.
         max_frames (`int`, *optional*, defaults to `1`):
-            Frames that are made at once when sampling. A pipeline reads it; the network takes any number.
+            Frames that are made at once when sampling, always 1. A pipeline reads it; the network takes any number.
         block_out_channels (`tuple[int]`, *optional*, defaults to `(48, 96, 192, 384)`):
             Channels of each level, finest first. The first is the width of the time embedding, too.
         context_channels (`tuple[int]`, *optional*):
@@ -829,7 +829,8 @@ def _check_counts(config, **bounds: tuple[int, int]) -> None:
     # Far above all use, the upper bounds keep a network from taking hours to be built.
     for name, (least, most) in bounds.items():
         if not _is_count(config[name], least, most):
-            raise ValueError(f"`{name}` must be an integer from {least} to {most:,}, got {config[name]!r}.")
+            expected = f"an integer from {least} to {most:,}" if least < most else least
+            raise ValueError(f"`{name}` must be {expected}, got {config[name]!r}.")
 
 
 def _check_widths(config, name: str, least: int) -> None:

@@ -250,12 +250,14 @@ def _plan_beside(
             for x in windows
         )
     is_forwards = positions == list(range(len(positions)))
+    if not is_forwards:
+        return CallPlan.of(list(windows), layout)
     num_windows = None
-    if is_forwards and total is not None:
+    if total is not None:
         num_beyond = total - len(positions) - size + min(num_context, len(positions))
         num_windows = 1 + max(0, -(-num_beyond // num_made(config)))
     # Forwards, it may be very long.
-    return CallPlan(windows if is_forwards else list(windows), layout, num_windows, memory=size)
+    return CallPlan(windows, layout, num_windows, memory=size)
 
 
 def _own_windows(schedule: list, total: int | None, positions: list[int]) -> list[Window]:

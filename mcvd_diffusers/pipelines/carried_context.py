@@ -15,6 +15,21 @@ from .layouts import Layout, num_made, shows_beside
 MOST_READ = 64
 
 
+def reads_before_past(encoder: torch.nn.Module | None, config: Mapping) -> bool:
+    """
+    Whether an encoder reads more given frames than a network does that it belongs to. A recurrent one beside a network of past, block
+    and future reads a block's past only.
+
+    Args:
+        encoder (`torch.nn.Module`, *optional*): The encoder.
+        config (`Mapping`): Of the network.
+
+    Returns:
+        `bool`: Whether.
+    """
+    return encoder is not None and (encoder.clip_frames is not None or shows_beside(config))
+
+
 def read_up_to(window: Window, layout: Layout, clip_frames: int | None) -> int:
     """
     How far an encoder reads before a window: all frames before this position.
@@ -85,9 +100,18 @@ def check_context_encoder(encoder: torch.nn.Module | None, unet: torch.nn.Module
             f"`context_encoder` reads {encoder.config.in_channels} channels and tells maps of {told}, and the network reads"
             f" {unet.config.in_channels} and is told {needed}: they were not trained together."
         )
+    beside = shows_beside(unet.config)
+    num_read = (
+        unet.config.max_frames if beside else unet.config.get("num_past_frames", 0) + unet.config.get("num_frames", 0)
+    )
+    if encoder.clip_frames not in (None, num_read):
+        raise ValueError(
+            f"`context_encoder` reads clips of {encoder.clip_frames} frames, and those of this network have {num_read}: they were not"
+            " trained together."
+        )
     # A network that is shown frames beside its window compares the pixels of its maps with those of a memory.
     reduction = getattr(encoder, "size_multiple", None)
-    if shows_beside(unet.config) and reduction not in (None, unet.size_multiple):
+    if beside and reduction not in (None, unet.size_multiple):
         raise ValueError(
             f"`context_encoder` makes maps of frames by {reduction} smaller, and the network reads {unet.size_multiple}: they"
             " were not trained together."
@@ -104,9 +128,9 @@ class CarriedContext:
     """
     The state of a context encoder over the windows of a call. There is one for each call, so that no video sees another's.
 
-    An encoder without `clip_frames` reads every frame once, in the order of time; beside a network of past, block and future it
-    begins anew with the past of each block, as in training. One with reads clips of so many frames, the last of which ends before
-    the window; where more frames are given than that, also clips before, as far apart as windows are.
+    An encoder whose `clip_frames` is `None` reads every frame once, in the order of time; beside a network of past, block and future
+    it begins anew with the past of each block, as in training. Any other reads clips of `clip_frames` frames. The last of them ends
+    before the window; where more frames are given than that, earlier clips are read first, as far apart as windows are.
 
     Args:
         encoder (`torch.nn.Module`): The encoder.

@@ -323,6 +323,39 @@ def check_beside(
             "This network always had given frames in training (`unet.config.drop_observed` is 0): pass `past_frames`"
             + (", `future_frames` or `observed_frames`." if num_context else ", one or more.")
         )
+    if num_context:
+        _check_task_shares(config, layouts, is_open=is_open)
+
+
+def _check_task_shares(config: Mapping, layouts: list[Layout], *, is_open: bool) -> None:
+    """Whether frames were given in training where windows are given them, as `task_shares` says."""
+    num_context, size = config["num_context_frames"], config["max_frames"]
+    prediction, generation, interpolation, anywhere = config["task_shares"]
+    shares = {
+        "the first ones": prediction + anywhere,
+        "none": generation,
+        "the first and the last": interpolation + anywhere,
+        "elsewhere, or fewer": anywhere,
+    }
+    needed = {"the first ones"} if is_open else set()
+    for layout in layouts:
+        first = layout.positions[num_context]
+        shown = [p - first for p, role in zip(layout.positions, layout.roles) if role == FrameRole.OBSERVED]
+        where = "elsewhere, or fewer"
+        if not shown:
+            where = "none"
+        elif shown == list(range(num_context)):
+            where = "the first ones"
+        elif shown == [0, size - 1]:
+            where = "the first and the last"
+        needed.add(where)
+    never = [where for where in shares if where in needed and shares[where] == 0]
+    if never:
+        raise ValueError(
+            f"A window would be given these of its {size} frames: {never[0]}. This network was never trained so"
+            f" (`unet.config.task_shares` is {list(config['task_shares'])}: how often the first {num_context} were given, none, the first and"
+            " the last, any). Give other frames, or use a network that was trained with these."
+        )
 
 
 def check_holes(layouts: list[Layout], *, guided_by: str, history_guidance) -> None:

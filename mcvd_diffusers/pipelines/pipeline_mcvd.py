@@ -280,7 +280,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
 
         Args:
             past_frames (`torch.Tensor`, `np.ndarray` or `list`, *optional*):
-                Frames before those to be made, in time order, at most as many as the network reads. A tensor
+                Frames before those to be made, in time order, at most as many as the network reads; any number, if a context
+                encoder reads those before. A tensor
                 `(B, T, C, H, W)` or `(T, C, H, W)`; an array `(B, T, H, W, C)` as Diffusers returns them, or
                 `(B, T, C, H, W)` (told apart by the network's number of channels), or without `B`; a list of
                 `PIL.Image`s, or a list of such lists; a list of tensors or arrays, one each video. Floats in

@@ -20,7 +20,7 @@ from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.randomness import NoiseSequence
 
 from .call_plan import CallPlan, plan_windows
-from .carried_context import check_context_encoder, check_order
+from .carried_context import check_context_encoder, check_order, reads_before_past
 from .frame_inputs import Frames, read_frames
 from .layouts import (
     REPLACEMENTS,
@@ -334,9 +334,9 @@ def _read_given(pipe, call: Call) -> Given:
         raise ValueError("`observed_frames` and `observed_positions` go together: one position for each frame.")
     num_channels = pipe.normalizer.num_channels(config.in_channels)
     read = partial(read_frames, num_channels=num_channels, normalizer=pipe.normalizer)
-    more = ("observed_frames",) if pipe.context_encoder is None else ("observed_frames", "past_frames")
+    reads_all = reads_before_past(pipe.context_encoder, config)
+    more = ("observed_frames", "past_frames") if reads_all else ("observed_frames",)
     frames = {
-        # A context encoder reads all that there are.
         name: read(name, value, most=None if name in more else config.get(f"num_{name}"))
         for name in ("past_frames", "future_frames", "observed_frames")
         if (value := getattr(call, name)) is not None
@@ -582,6 +582,7 @@ def _check_windows(
         check_blocks(config, windows, layouts, **needs)
     if call.history_guidance is not None:
         most = config.max_frames if takes_windows(config) else config.num_past_frames + config.num_future_frames
+        most = config.num_context_frames if shows_beside(config) else most
         if isinstance(plan.windows, list):
             most = max((len(window.observed) for window in plan.windows), default=0)
         missing = [x for numbers, _ in call.history_guidance for x in numbers or () if not -most <= x < most]
@@ -632,6 +633,7 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
         raise ValueError(f"`eta` is {call.eta}, but {type(pipe.scheduler).__name__} does not know it: leave it at 0.")
     if pipe.unet.training and pipe.unet.config.get("dropout", 0) > 0:
         logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
+    _warn_of_clipping(pipe)
     options = {name: getattr(call, name) for name in ("num_inference_steps", "timesteps", "sigmas")}
     steps = check_scheduler(pipe.scheduler, pipe.unet.config, options, final_denoise=call.final_denoise)
     if call.num_resamples > 1:
@@ -640,6 +642,20 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
         pipe.register_attention()
         check_guider(pipe.guider, pipe.unet, window_shape, len(steps))
     return len(steps)
+
+
+def _warn_of_clipping(pipe) -> None:
+    """A residual may be larger than a frame, at whose size schedulers clip by default."""
+    config = pipe.scheduler.config
+    if not pipe.unet.config.get("residual") or not config.get("clip_sample"):
+        return
+    encoder, most = pipe.context_encoder.config, config.get("clip_sample_range", 1.0)
+    largest = 2 * (encoder.clip_range or pipe.normalizer.largest_value) / encoder.scale
+    if most < largest:
+        logger.warning(
+            f"The scheduler clips what the network makes at {most:g}, but what a prediction leaves over may be as large as"
+            f" {largest:g}: make it anew by `from_config(pipe.scheduler.config, clip_sample_range={largest:g})`."
+        )
 
 
 def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:

@@ -700,6 +700,7 @@ BAD_CONFIGS = [
     ("num_train_timesteps", 0),
     ("prediction_type", "noise"),
     ("drop_observed", 1.1),
+    ("drop_observed", 0.5),  # while `task_shares` say 0.4
     ("drop_observed", None),
     ("drop_observed", float("nan")),
     ("has_frame_gaps", True),

@@ -71,6 +71,31 @@ def test_an_encoder_that_was_taken_away_or_swapped_is_noticed_before_any_work(ki
     refused(plain, "`context_encoder` .*they were not trained together", past_frames=past)
 
 
+def test_a_memory_of_other_clips_than_those_of_the_network_is_refused():
+    for kind, num_frames in (("lgcvd", 4), ("mcvd-memory", 4)):
+        pipe = ROWS[kind].make()
+        assert pipe.context_encoder.clip_frames == num_frames
+        pipe.context_encoder.register_to_config(max_frames=num_frames + 1)
+        refused(
+            pipe,
+            f"`context_encoder` reads clips of 5 frames, and those of this network have {num_frames}",
+            num_frames=2,
+        )
+
+
+def test_a_residual_that_a_scheduler_would_clip_is_told(caplog):
+    pipe = ROWS["mcvd-residual"].make()
+    for options, is_told in (
+        ({"clip_sample": True, "clip_sample_range": 1.0}, True),
+        ({"clip_sample": True, "clip_sample_range": 2.0}, False),
+        ({"clip_sample": False}, False),
+    ):
+        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, **options})
+        caplog.clear()
+        sample(pipe, past_frames=frames(1, 2, 1, 8, 8), num_frames=2)
+        assert ("`from_config(pipe.scheduler.config, clip_sample_range=2)`" in caplog.text) == is_told
+
+
 def test_a_memory_of_another_depth_than_the_network_that_stands_beside_it_is_refused():
     pipe = ROWS["lgcvd"].make()
     deeper = clip_memory(block_out_channels=(8, 8, 16))
@@ -158,15 +183,16 @@ def test_mcvds_predictor_reads_the_past_of_a_block_alone():
     """As in training, however many frames are given."""
     pipe, given = ROWS["mcvd-residual"].make(), frames(1, 20, 1, 8, 8)
     read = read_by(pipe)
-    made = sample(pipe, past_frames=given, num_frames=5)
+    made = sample(pipe, observed_frames=given, observed_positions=range(20), num_frames=5)
     assert [n for _, n in read] == [2] * 3
     assert torch.equal(sample(pipe, past_frames=given[:, -2:], num_frames=5), made)
+    refused(pipe, "`past_frames` has 20 frames, this network reads at most 2", past_frames=given, num_frames=5)
 
 
 @each_kind
 @pytest.mark.parametrize("most", [1, 2])
 def test_no_more_videos_than_asked_go_through_the_encoder_together(kind, most):
-    pipe, past = ROWS[kind].make(), frames(2, 6, 1, 8, 8)
+    pipe, past = ROWS[kind].make(), frames(2, 2 if kind == "mcvd-residual" else 6, 1, 8, 8)
     arguments = {"past_frames": past, "num_frames": 5, "ensemble_size": 2}
     expected = sample(pipe, **arguments)
     read = read_by(pipe)
@@ -176,7 +202,7 @@ def test_no_more_videos_than_asked_go_through_the_encoder_together(kind, most):
 
 @each_kind
 def test_an_encoder_for_which_memory_does_not_suffice_reads_fewer_videos(kind):
-    pipe, past = ROWS[kind].make(), frames(5, 6, 1, 8, 8)
+    pipe, past = ROWS[kind].make(), frames(5, 2 if kind == "mcvd-residual" else 6, 1, 8, 8)
     expected, forward = sample(pipe, past_frames=past, num_frames=5), pipe.context_encoder.forward
 
     def small(frames, state=None, **options):
