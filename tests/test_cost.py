@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from context_pipelines import CONTEXTS, context_pipeline
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
@@ -145,6 +147,28 @@ def test_a_video_of_a_network_with_a_context_encoder_is_one_window(kind, shares,
 
     pipe.unet.register_forward_pre_hook(slow)
     assert measure_sampling(pipe, num_inference_steps=1, height=8, width=8).mean == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_operations_of_an_encoder_are_those_of_what_it_reads_in_training(kind):
+    """A memory reads a clip; RVD's networks all frames but the last; MCVD's predictor the past, and then what it predicted."""
+    pipe = context_pipeline(kind)
+    encoder, config, num_frames = pipe.context_encoder, pipe.unet.config, 4
+    windows = {"lgcvd": 6, "rvd": num_frames}.get(kind)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter:
+            if kind in ("lgcvd", "memory"):
+                context = encoder(torch.zeros(1, 4, 1, 8, 8), averages=False)
+            elif kind == "rvd":
+                context = encoder(torch.zeros(1, num_frames + 1, 1, 8, 8), each_frame=True)
+                context.features = tuple(x[:, 1:] for x in context.features)
+            else:
+                context = encoder(torch.zeros(1, 2, 1, 8, 8), num_frames=2)
+            size = windows or config.num_past_frames + config.num_frames + config.num_future_frames
+            told = {"context": context.features} if context.features else {}
+            pipe.unet(torch.zeros(1, size, 1, 8, 8), 0, torch.full((1, size), 2), **told)
+    counted = training_flops(pipe.unet, height=8, width=8, num_frames=windows, context_encoder=encoder)
+    assert counted == 3 * counter.get_total_flops()
 
 
 def test_peak_memory_never_falls_and_sees_what_was_taken():

@@ -595,7 +595,7 @@ def test_training_goes_on_with_a_saved_pipeline_and_its_encoder(name, tmp_path, 
     first = run(tmp_path / "first", **{"method": name, **OWN[name]})
     AcceleratorState._reset_state(reset_partial_state=True)
     tiny = {key: x for key, x in TINY.items() if key not in ("resolution", "block_out_channels")}
-    settings = parse(tmp_path / "second", **tiny, pretrained_model_name_or_path=first)
+    settings = parse(tmp_path / "second", **tiny, pretrained_model_name_or_path=first, resolution=8)
     before = parse(tmp_path / "third", **{"method": name, **TINY, **OWN[name]})
     for flag in ("method", "clip_memory", "residual", "predictor_channels", "residual_scale", "block_out_channels"):
         theirs = getattr(before.model, flag)
@@ -609,6 +609,7 @@ def test_training_goes_on_with_a_saved_pipeline_and_its_encoder(name, tmp_path, 
             assert torch.equal(components[part].state_dict()[key], weight)
     second = MCVDPipeline.from_pretrained(train_mcvd.main(settings))
     assert type(second.context_encoder) is type(saved.context_encoder)
+    assert second.unet.config.sample_size == second.context_encoder.config.sample_size == [8, 8]
 
 
 def test_mcvds_pipeline_brings_its_method(tmp_path, capsys):
