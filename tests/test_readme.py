@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, its commands parse, the files it names exist."""
+"""The README is true: its Python runs, its commands parse, the files it names exist; so do those of the other pages."""
 
 import re
 import shlex
@@ -16,6 +16,9 @@ from mcvd_diffusers.protocols import load_protocol
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
 CONFIG = ROOT / "examples" / "configs" / "demo.yaml"
 
 
@@ -98,5 +101,19 @@ def test_files_of_the_readme_exist():
         assert any(str(relative).startswith(name) for name in named), f"{relative} has no line in the README"
 
 
-def test_nothing_in_the_readme_waits_to_be_filled_in():
-    assert not re.search(r"\b[A-Z]+(_[A-Z]+)+_TABLE\b|TODO|TBD|XXX", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("https://", "mailto:")):
+            name, _, heading = target.partition("#")
+            other = page.parent / name if name else page
+            assert other.exists(), f"{page.name}: {target}"
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.M) if heading else []
+            anchors = [re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings]
+            assert not heading or heading in anchors, f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_in_a_page_waits_to_be_filled_in(page):
+    assert not re.search(r"\b[A-Z]+(_[A-Z]+)+_TABLE\b|TODO|TBD|XXX", page.read_text())
