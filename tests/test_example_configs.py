@@ -204,27 +204,33 @@ def test_all_methods_are_compared_on_the_same_clips(tmp_path):
 
 
 def test_drift_of_two_models_is_measured_on_the_same_clips(tmp_path):
-    """The benchmark of drift, on runs of two updates; and true frames are those that the data could show."""
+    """The benchmark of drift, with two updates each; and true frames are those that the data could show."""
     script = runpy.run_path(str(CONFIGS.parents[1] / "benchmarks" / "drift.py"))
-    for name, is_own in (("lgcvd", "True"), ("lgcvd_true", "False")):
-        train_on_digits("lgcvd_digits", tmp_path / name, "--train_batch_size", "2", "--own_predictions", is_own)
-        AcceleratorState._reset_state(reset_partial_state=True)
-    output, runs = tmp_path / "drift", [str(tmp_path / name) for name in ("lgcvd", "lgcvd_true")]
+    folder, output = tmp_path / "drift", tmp_path / "table"
+    script["main"](["train", str(folder), "--updates", "2"])
+    runs = [str(folder / name) for name in ("own_predictions", "true_frames")]
+    made = [yaml.safe_load((folder / run / "training_settings.yaml").read_text()) for run in runs]
+    assert [x["own_predictions"] for x in made] == [True, False] and made[1]["task_shares"] == [1, 0, 0, 0]
     script["main"](["measure", *runs, "--output", str(output), "--num_clips", "2", "--steps", "2"])
-    _, _, truth, own, true, _, difference, _, protocol = (output / "table.md").read_text().splitlines()
-    assert truth.startswith("| truth | 0.00 (0.00 to 0.00) | 0.00 (0.00 to 0.00) |")
-    assert own.startswith("| lgcvd | ") and true.startswith("| lgcvd_true | ") and "2 held-out clips" in protocol
-    slopes = [float(row.split(" | ")[3].split()[0]) for row in (own, true)]
-    said = float(re.search(r"^lgcvd_true loses (-?[\d.]+) more a frame than lgcvd", difference)[1])
-    assert said == pytest.approx(slopes[1] - slopes[0], abs=1.01e-4)
+    _, _, *rows, _, said, _, _, protocol = (output / "table.md").read_text().splitlines()
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    names = ["truth", "own_predictions", "true_frames"]
+    assert [row[:2] for row in cells] == [[x, q] for q in ("any digit", "its own digit") for x in names]
+    assert all(row[2] == "0.00 (0.00 to 0.00)" for row in cells[::3]) and protocol.startswith("Squared distance")
+    slopes = [float(row[4].split()[0]) for row in cells]
+    more = re.search(
+        r"^By distance to any digit true_frames loses (-?[\d.]+) .* more a frame than own_predictions", said
+    )
+    assert float(more[1]) == pytest.approx(slopes[2] - slopes[1], abs=1.01e-5)
     assert all((output / name).stat().st_size > 0 for name in ("drift.png", "drift_plot.png", "distances.json"))
     # A picture of the data at any place has no distance; half of it has.
-    digits = script["load_digits"]("sklearn", split="train", size=script["DIGIT_SIZE"])
+    digits = script["all_digits"]()
     frame = torch.zeros(2, 1, 16, 16)
-    frame[0, 0, 3:9, 7:13] = frame[1, 0, 3:6, 7:13] = 1
-    frame[:, 0, 3:9, 7:13] *= torch.from_numpy(digits[5])
-    whole, half = script["distance_to_data"](frame)
-    assert whole < 1e-4 and half > 0.5
+    frame[0, 0, 3:9, 7:13], frame[1, 0, 3:6, 7:13] = digits[5, 0], digits[5, 0, :3]
+    whole, half = script["distances"](frame, digits[5:6])[:, 0]
+    assert whole < 1e-4 and half == pytest.approx(float(digits[5, 0, 3:].square().sum()), abs=1e-4)
+    with pytest.raises(SystemExit, match="exists, and nothing is overwritten"):
+        script["main"](["train", str(folder)])
 
 
 def test_six_tasks_are_compared_on_the_same_clips(tmp_path):

@@ -687,6 +687,22 @@ def test_a_network_that_only_generates_one_window_promises_no_more(tmp_path, mon
     exec(example, {})
 
 
+def test_a_card_promises_the_tasks_of_training_only(tmp_path):
+    text = save(
+        context_pipeline("lgcvd", drop_observed=0.0, task_shares=(1.0, 0.0, 0.0, 0.0)), tmp_path / "prediction"
+    )
+    assert "| prediction | 2 past frames, or more | any number of frames after them |" in text
+    assert "infilling" not in text and "a memory of those before" in text
+    text = save(context_pipeline("lgcvd", drop_observed=0.0, task_shares=(0.5, 0.0, 0.5, 0.0)), tmp_path / "both")
+    assert "| interpolation | a past and a future frame | the 2 between them |" in text and "infilling" not in text
+    text = save(context_pipeline("lgcvd", drop_observed=1.0, task_shares=(0.0, 1.0, 0.0, 0.0)), tmp_path / "one")
+    assert "a memory of those before" not in text
+    assert "infilling" in save(context_pipeline("lgcvd"), tmp_path / "all")
+    alone = tiny(num_past_frames=0, num_future_frames=0)
+    text = save(alone, tmp_path / "generation")
+    assert "blocks that know nothing of each other" in text and "given none" in text
+
+
 def test_with_one_given_frame_there_is_no_interpolation(tmp_path):
     text = save(context_pipeline("lgcvd", num_context_frames=1), tmp_path)
     assert read_facts(tmp_path).tasks == ["prediction", "past prediction", "generation"]

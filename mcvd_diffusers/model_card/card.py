@@ -161,7 +161,9 @@ def _sees(model: "_Model") -> str:
     else:
         past, block, future = model.frames
         made = f"It makes {_count(block, 'frame')} at a time, given up to {past} past and {future} future frames"
-    made += ", and has a memory of those before" * model.has_memory
+        if past + future == 0:
+            made = f"It makes {_count(block, 'frame')} at a time, given none"
+    made += ", and has a memory of those before" * (model.has_memory and not model.makes_one_window)
     return made + ", of each of which a recurrent network has predicted a part" * model.makes_residuals
 
 
@@ -283,6 +285,12 @@ class _Model:
     def makes_one_window(self) -> bool:
         """Whether it never was given frames, so that no video is longer than its window."""
         return self.is_beside and self.unet.get("drop_observed") == 1
+
+    @property
+    def was_given_any(self) -> bool:
+        """Whether frames anywhere in a window were given in training: of LGC-VD's network a task of its own."""
+        shares = self.unet.get("task_shares")
+        return shares is None or shares[3] > 0
 
     @property
     def makes_residuals(self) -> bool:
@@ -434,6 +442,10 @@ def _tasks(model: _Model, facts: "CardFacts") -> str:
         "interpolation": f"| interpolation | {past} past and {_count(future, 'future frame')} | the {block} between them |",
         "generation": f"| generation | nothing | videos of any length, {block} frames at a time |",
     }
+    if past == 0 and not model.has_memory:
+        rows["generation"] = (
+            f"| generation | nothing | {_count(block, 'frame')}; of more, blocks that know nothing of each other |"
+        )
     lines = ["| task | given | made |", "| --- | --- | --- |", *(rows[task] for task in facts.tasks)]
     return "\n".join([*lines, "", _units(model)])
 
@@ -451,11 +463,17 @@ def _tasks_of_windows(model: _Model, facts: "CardFacts") -> str:
     if model.makes_one_window or model.system == "RVD":
         shown = list(facts.tasks)
     elif model.unet.get("drop_observed") != 1:
-        shown = [*(task for task in facts.tasks if task != "generation"), "infilling"]
+        shown = [*(task for task in facts.tasks if task != "generation"), *["infilling"] * model.was_given_any]
         shown += [task for task in facts.tasks if task == "generation"]
     else:
         shown = list(facts.tasks)
         by_guidance = ["prediction", "past prediction", "interpolation", "infilling"]
+    if not model.was_given_any:
+        size, num_context = model.unet["max_frames"], model.unet["num_context_frames"]
+        rows["prediction"] = (
+            f"| prediction | {_count(num_context, 'past frame')}, or more | any number of frames after them |"
+        )
+        rows["interpolation"] = f"| interpolation | a past and a future frame | the {size - 2} between them |"
     if model.makes_one_window:
         rows["generation"] = f"| generation | nothing | videos of {_count(model.unet['max_frames'], 'frame')} |"
     lines = ["| task | given | made |", "| --- | --- | --- |", *(rows[task] for task in [*shown, "small"])]

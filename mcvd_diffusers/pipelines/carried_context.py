@@ -89,7 +89,8 @@ def check_context_encoder(encoder: torch.nn.Module | None, unet: torch.nn.Module
     if encoder is None:
         if needed or is_residual:
             raise ValueError(
-                "`context_encoder` must be given: this network was trained with one, which knows what lies before a window."
+                "`context_encoder` must be given: this network was trained with one, which knows what lies before a window. Load both"
+                " from their folder, by `MCVDPipeline.from_pretrained`."
             )
         return
     if not hasattr(encoder, "clip_frames"):

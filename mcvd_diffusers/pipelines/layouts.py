@@ -331,31 +331,26 @@ def _check_task_shares(config: Mapping, layouts: list[Layout], *, is_open: bool)
     """Whether frames were given in training where windows are given them, as `task_shares` says."""
     num_context, size = config["num_context_frames"], config["max_frames"]
     prediction, generation, interpolation, anywhere = config["task_shares"]
-    shares = {
-        "the first ones": prediction + anywhere,
-        "none": generation,
-        "the first and the last": interpolation + anywhere,
-        "elsewhere, or fewer": anywhere,
-    }
-    needed = {"the first ones"} if is_open else set()
+    first_ones = list(range(num_context))
+    needed = [first_ones] if is_open else []
     for layout in layouts:
         first = layout.positions[num_context]
-        shown = [p - first for p, role in zip(layout.positions, layout.roles) if role == FrameRole.OBSERVED]
-        where = "elsewhere, or fewer"
+        needed.append([p - first for p, role in zip(layout.positions, layout.roles) if role == FrameRole.OBSERVED])
+    for shown in needed:
+        share = anywhere
         if not shown:
-            where = "none"
-        elif shown == list(range(num_context)):
-            where = "the first ones"
+            share = generation
+        elif shown == first_ones:
+            share = prediction + anywhere
         elif shown == [0, size - 1]:
-            where = "the first and the last"
-        needed.add(where)
-    never = [where for where in shares if where in needed and shares[where] == 0]
-    if never:
-        raise ValueError(
-            f"A window would be given these of its {size} frames: {never[0]}. This network was never trained so"
-            f" (`unet.config.task_shares` is {list(config['task_shares'])}: how often the first {num_context} were given, none, the first and"
-            " the last, any). Give other frames, or use a network that was trained with these."
-        )
+            share = interpolation + anywhere
+        if share == 0:
+            raise ValueError(
+                f"`past_frames`, `future_frames`, `observed_positions`: of the {size} frames of a window this network would be given"
+                f" {shown or 'none'} (counted from 0), and never was in training (`unet.config.task_shares` is"
+                f" {list(config['task_shares'])}: how often it was given the first {num_context}, none, the first and the last, any). Give"
+                " others, or use a network that was trained with these."
+            )
 
 
 def check_holes(layouts: list[Layout], *, guided_by: str, history_guidance) -> None:
