@@ -8,7 +8,8 @@ of a core: how many updates that is, is measured first, in two short runs, by th
 so that other jobs on the machine do not matter much. Started again, it trains what is missing. `measure` makes the six tasks of
 `examples/six_tasks.py` of 64 held-out clips of 8 frames, one sample each, and of the prediction also ensembles of 5; and the mean squared
 error and the CRPS of the frames that are made, beside those of repeating the nearest given frame (for spatial super-resolution: of
-enlarging the small frames). A method that cannot do a task has a dash there.
+enlarging the small frames). A method that cannot do a task has a dash there. What was measured is kept with the run: `measure runs/methods
+--only vdm` does a part of it beforehand, beside others. With 64 clips, VDM takes half an hour of a core, all others together as much.
 """
 
 import argparse
@@ -140,51 +141,62 @@ def with_interval(values: np.ndarray) -> str:
     return f"{values.mean() * 1000:.1f} ({interval.low:.1f} to {interval.high:.1f})"
 
 
-def measure(folder: Path, output: Path, num_clips: int, num_steps: int) -> None:
-    """The table, and a picture of each task."""
+def measured(folder: Path, name: str, num_clips: int, num_steps: int) -> dict:
+    """
+    What the table says of a method, and its frames of the first clips; kept in its run, so that it is measured once.
+
+    Values of clips by task, squared errors and the CRPS, are one number for each clip.
+    """
+    path = folder / name / f"measured_{num_clips}_clips_{num_steps}_steps.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)  # our own
     torch.set_num_threads(1)
-    clips = held_out_clips(folder / "mcvd", num_frames=NUM_FRAMES, num_clips=num_clips)
-    pipes = {name: load(folder / name) for name in METHODS}
-    output.mkdir(parents=True)
-    rows, pictures = [], {}
-    budgets = {name: json.loads((folder / name / "budget.json").read_text()) for name in METHODS}
-    networks = {name: [x for x in (pipe.unet, pipe.context_encoder) if x is not None] for name, pipe in pipes.items()}
-    counts = {name: sum(p.numel() for x in parts for p in x.parameters()) for name, parts in networks.items()}
-    rows.append(["parameters", *(f"{counts[name]:,}" for name in METHODS), ""])
-    rows.append(["training, minutes of a core", *(f"{budgets[x]['seconds of a core'] / 60:.1f}" for x in METHODS), ""])
-    rows.append(["updates", *(f"{budgets[name]['updates']:,}" for name in METHODS), ""])
-    seconds = []
-    for name, pipe in pipes.items():
-        sample(pipe, clips[:1], "prediction", 2)
-        seconds.append(f"{min(seconds_of(pipe, clips[:1], num_steps) for _ in range(5)):.2f}")
-    rows.append(["seconds for a video (prediction)", *seconds, ""])
-    for task in TASKS:
+    clips, pipe = held_out_clips(folder / name, num_frames=NUM_FRAMES, num_clips=num_clips), load(folder / name)
+    networks = [x for x in (pipe.unet, pipe.context_encoder) if x is not None]
+    sample(pipe, clips[:1], "prediction", 2)
+    found = {
+        "parameters": sum(x.numel() for network in networks for x in network.parameters()),
+        "seconds": min(seconds_of(pipe, clips[:1], num_steps) for _ in range(5)),
+        "errors": {},
+        "shown": {},
+    }
+    for task in TASKS.keys() - CANNOT.get(name, set()):
         missing = missing_frames(task)
-        truth, pictures[task], cells = clips[:, missing], {"truth": clips}, []
-        for name, pipe in pipes.items():
-            if task in CANNOT.get(name, ()):
-                cells.append("-")
-                continue
-            made = sample(pipe, clips, task, num_steps)
-            pictures[task][METHODS[name]] = clips.clone()
-            pictures[task][METHODS[name]][:, missing] = made
-            cells.append(with_interval((made - truth).square().flatten(1).mean(1).numpy()))
+        made = sample(pipe, clips, task, num_steps)
+        found["errors"][task] = (made - clips[:, missing]).square().flatten(1).mean(1).numpy()
+        found["shown"][task] = clips[:NUM_SHOWN].clone()
+        found["shown"][task][:, missing] = made[:NUM_SHOWN]
+    members = sample(pipe, clips, "prediction", num_steps, NUM_MEMBERS).unflatten(0, (len(clips), NUM_MEMBERS))
+    truth = clips[:, missing_frames("prediction")].numpy()
+    found["crps"] = crps(members.numpy(), truth, fair=True).reshape(len(clips), -1).mean(1)
+    torch.save(found, path)
+    return found
+
+
+def make_table(folder: Path, output: Path, num_clips: int, num_steps: int) -> None:
+    """The table, and a picture of each task."""
+    clips = held_out_clips(folder / "mcvd", num_frames=NUM_FRAMES, num_clips=num_clips)
+    found = [measured(folder, name, num_clips, num_steps) for name in METHODS]
+    budgets = [json.loads((folder / name / "budget.json").read_text()) for name in METHODS]
+    output.mkdir(parents=True)
+    rows = [
+        ["parameters", *(f"{x['parameters']:,}" for x in found), ""],
+        ["training, minutes of a core", *(f"{x['seconds of a core'] / 60:.1f}" for x in budgets), ""],
+        ["updates", *(f"{x['updates']:,}" for x in budgets), ""],
+        ["seconds for a video (prediction)", *(f"{x['seconds']:.2f}" for x in found), ""],
+    ]
+    for task in TASKS:
+        videos = {METHODS[name]: x["shown"][task] for name, x in zip(METHODS, found) if task in x["shown"]}
         if task != "generation":
-            cells.append(with_interval((baseline(clips, task) - truth).square().flatten(1).mean(1).numpy()))
-            rows.append([f"{task}, squared error x 1000", *cells])
-    truth, cells = clips[:, missing_frames("prediction")].numpy(), []
-    for pipe in pipes.values():
-        made = (
-            sample(pipe, clips, "prediction", num_steps, NUM_MEMBERS).unflatten(0, (len(clips), NUM_MEMBERS)).numpy()
-        )
-        cells.append(with_interval(crps(made, truth, fair=True).reshape(len(clips), -1).mean(1)))
-    repeated = baseline(clips, "prediction").numpy()[:, None]
-    cells.append(with_interval(crps(repeated, truth).reshape(len(clips), -1).mean(1)))
-    rows.append(["prediction, CRPS x 1000", *cells])
-    for task, videos in pictures.items():
+            cells = [with_interval(x["errors"][task]) if task in x["errors"] else "-" for x in found]
+            of_baseline = (baseline(clips, task) - clips[:, missing_frames(task)]).square().flatten(1).mean(1).numpy()
+            rows.append([f"{task}, squared error x 1000", *cells, with_interval(of_baseline)])
+            videos = {"truth": clips[:NUM_SHOWN], **videos}
         is_given = [position in TASKS[task] for position in range(NUM_FRAMES)]
-        shown = {name: video[:NUM_SHOWN] for name, video in videos.items() if task != "generation" or name != "truth"}
-        contact_sheet(shown, is_given).save(output / f"{task.replace(' ', '_')}.png")
+        contact_sheet(videos, is_given).save(output / f"{task.replace(' ', '_')}.png")
+    repeated, truth = baseline(clips, "prediction").numpy()[:, None], clips[:, missing_frames("prediction")].numpy()
+    of_baseline = with_interval(crps(repeated, truth).reshape(len(clips), -1).mean(1))
+    rows.append(["prediction, CRPS x 1000", *(with_interval(x["crps"]) for x in found), of_baseline])
     names = ["", *METHODS.values(), "nearest given frame"]
     lines = [f"| {' | '.join(names)} |", "| --- |" + " --- |" * (len(names) - 1)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -216,10 +228,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.what == "train":
         for name in options.only:
             train(options.folder, name, options.minutes)
+    elif options.only != list(METHODS) and options.output is None:
+        for name in options.only:
+            measured(options.folder, name, options.num_clips, options.steps)
     elif options.output is None or options.output.exists():
         raise SystemExit(f"--output must be a new folder, got {options.output}.")
     else:
-        measure(options.folder, options.output, options.num_clips, options.steps)
+        make_table(options.folder, options.output, options.num_clips, options.steps)
 
 
 if __name__ == "__main__":
