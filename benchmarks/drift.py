@@ -1,84 +1,89 @@
-"""How a long video drifts: the quality of each of 60 predicted frames, with and without training on own predictions.
+"""How a long video drifts: the error of each of 60 predicted frames, with and without training on own predictions.
 
-    python benchmarks/drift.py train runs/drift        # twice LGC-VD for prediction alone, a quarter of an hour of a core each
-    python benchmarks/drift.py measure runs/drift/own_predictions runs/drift/true_frames --output runs/drift_table
+    python benchmarks/drift.py train runs/drift      # LGC-VD for prediction alone, and two ways on from it; half an hour of a core
+    python benchmarks/drift.py measure runs/drift --output runs/drift_table
 
-`train` makes `examples/configs/lgcvd_digits.yaml` with `--task_shares 1 0 0 0`, once as it is and once with `--own_predictions False`:
-as many updates on the same clips in the same order. `measure` takes any runs on the same digits.
+A handwritten digit moves over a torus of 16 x 16 pixels, always by the same step: after two frames all others are known, so that the
+error of a predicted frame is its squared distance to the true one, and errors that pile up from window to window are all there is to
+see. A model is trained first whose second window of an update is given true frames and a true memory, and from it two models with as
+many updates on the same clips in the same order: one by `--own_predictions True`, as LGC-VD is, so that the second window is given
+frames and a memory of the network's own making; the other goes on by true ones. (Trained so from the start for so short a time, a model
+is given frames of too poor a making to learn from.)
 
-Where a digit is after 60 frames, nobody can know: it bounces at random. What can be told of a frame is how far it is from what the
-data could show: its squared distance to the nearest of all pictures of one handwritten digit of the data set at any place; and
-from what this clip could show, the digit that it began with. Those of a true frame are 0, those of an empty one about 2 and 4. A
-model's loss a frame is the slope of a straight line through the 60 distances of a clip, by least squares; means over clips with
-95 % intervals, and the interval of the difference between models clip by clip. A digit that stands still would lose nothing: how far
-its centre moves in a frame is told, too.
+A model's loss a frame is the slope of a straight line through the 60 errors of a clip, by least squares; means over held-out clips,
+whose digits no model has seen, with 95 % intervals, and the interval of the difference between the models clip by clip.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "examples")]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from methods import load, train_run  # noqa: E402
-from six_tasks import held_out_clips  # noqa: E402
 
+from mcvd_diffusers import MCVDPipeline  # noqa: E402
 from mcvd_diffusers.data import load_digits  # noqa: E402
 from mcvd_diffusers.metrics import mean_interval  # noqa: E402
 from mcvd_diffusers.visualization import contact_sheet  # noqa: E402
 
 
-NUM_GIVEN, NUM_MADE, DIGIT_SIZE = 2, 60, 6
+SIZE, DIGIT_SIZE, NUM_GIVEN, NUM_MADE, NUM_TRAIN_CLIPS, NUM_WINDOW_FRAMES = 16, 8, 2, 60, 6000, 8
+MODELS = {"own_predictions": "True", "true_frames": "False"}
+COMMON = "--axes NTHW --task_shares 1 0 0 0 --train_batch_size 8 --logging_steps 200 --num_validation_videos 16 --report_to none"
+NEW = f"""
+    --method lgcvd --max_frames {NUM_WINDOW_FRAMES} --block_out_channels 32 48 64 --attention_levels 2
+    --prediction_type v_prediction --beta_schedule squaredcos_cap_v2 --learning_rate 1e-3 --own_predictions False
+"""
 
 
-def all_digits() -> torch.Tensor:
-    """Every picture of a digit that a clip may show, (K, 1, h, w) in [0, 1]."""
-    splits = (load_digits("sklearn", split=split, size=DIGIT_SIZE) for split in ("train", "validation"))
-    return torch.from_numpy(np.concatenate(list(splits)))[:, None]
+def torus_clips(split: str, num_clips: int, num_frames: int, seed: int) -> np.ndarray:
+    """Clips (N, T, H, W), uint8, of one digit that moves by 1 pixel across, along or aslant, and comes back on the other side."""
+    digits, numbers = load_digits("sklearn", split=split, size=DIGIT_SIZE), np.random.default_rng(seed)
+    steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+    clips = np.zeros((num_clips, num_frames, SIZE, SIZE), np.float32)
+    for clip in clips:
+        clip[:, :DIGIT_SIZE, :DIGIT_SIZE] = digits[numbers.integers(len(digits))]
+        start, step = numbers.integers(SIZE, size=2), steps[numbers.integers(len(steps))]
+        for time, frame in enumerate(clip):
+            frame[:] = np.roll(frame, start + time * np.array(step), (0, 1))
+    return (255 * clips).round().astype(np.uint8)
 
 
-def distances(frames: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
-    """Squared distance of each frame (N, 1, H, W) to an empty one with a digit of (K, 1, h, w) at its best place, (N, K)."""
-    energy = digits.square().flatten(1).sum(1)[:, None, None]
-    # |x - d|^2 = |x|^2 - 2 <x, d> + |d|^2, for all digits at all places.
-    others = [(energy - 2 * F.conv2d(part, digits)).flatten(2).amin(2) for part in frames.split(16)]
-    return (frames.square().flatten(1).sum(1)[:, None] + torch.cat(others)).clamp(min=0)
+def train(folder: Path, num_updates: int, num_more: int) -> None:
+    """The model that both begin with, and both, on clips of two windows."""
+    folder.mkdir(parents=True)
+    data = folder / "train.npy"
+    np.save(data, torus_clips("train", NUM_TRAIN_CLIPS, 2 * NUM_WINDOW_FRAMES - NUM_GIVEN, seed=0))
+
+    def run(name: str, updates: int, *flags: str) -> None:
+        command = [sys.executable, str(ROOT / "train_mcvd.py"), "--train_data_dir", str(data), *COMMON.split(), *flags]
+        command += ["--max_train_steps", str(updates), "--output_dir", str(folder / name)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
+
+    run("begin", num_updates, *NEW.split())
+    for name, is_own in MODELS.items():
+        begun = ("--pretrained_model_name_or_path", str(folder / "begin"), "--variant", "ema", "--seed", "1")
+        run(name, num_more, *begun, "--learning_rate", "5e-4", "--own_predictions", is_own)
 
 
-def distance_to_any(videos: torch.Tensor, digits: torch.Tensor) -> np.ndarray:
-    """That of each frame of videos (N, T, 1, H, W) to the nearest digit, (N, T)."""
-    return torch.stack([distances(video, digits).amin(1) for video in videos]).numpy()
-
-
-def distance_to_own(videos: torch.Tensor, digits: torch.Tensor, clips: torch.Tensor) -> np.ndarray:
-    """That to the digit that the first frame of the true clip shows, (N, T)."""
-    own = [distances(clip[:1], digits).argmin() for clip in clips]
-    return torch.stack([distances(video, digits[k][None])[:, 0] for video, k in zip(videos, own)]).numpy()
-
-
-def motion(video: torch.Tensor) -> np.ndarray:
-    """Pixels that the centre of brightness moves from frame to frame, the mean for each video (N, T, 1, H, W), (N,)."""
-    weights = video[:, :, 0].clamp(min=1e-6)
-    total = weights.sum((2, 3))
-    rows, columns = torch.arange(video.shape[-2]), torch.arange(video.shape[-1])
-    centre = torch.stack([(weights.sum(3) @ rows.float()) / total, (weights.sum(2) @ columns.float()) / total], dim=2)
-    return centre.diff(dim=1).norm(dim=2).mean(1).numpy()
-
-
-def measure(runs: list[Path], output: Path, num_clips: int, num_steps: int) -> None:
+def measure(folder: Path, output: Path, num_clips: int, num_steps: int) -> None:
     """The table, the plot, and a picture."""
     torch.set_num_threads(1)
-    clips, digits = held_out_clips(runs[0], num_frames=NUM_GIVEN + NUM_MADE, num_clips=num_clips), all_digits()
+    clips = torch.from_numpy(torus_clips("validation", num_clips, NUM_GIVEN + NUM_MADE, seed=1))[:, :, None] / 255
     output.mkdir(parents=True)
-    videos = {"truth": clips}
-    for run in runs:
-        videos[run.name] = load(run)(
+    videos, errors, slopes = {"truth": clips}, {}, {}
+    time = np.arange(1, NUM_MADE + 1) - (NUM_MADE + 1) / 2
+    for name in MODELS:
+        pipe = MCVDPipeline.from_pretrained(folder / name, variant="ema")
+        pipe.set_progress_bar_config(disable=True)
+        videos[name] = pipe(
             past_frames=clips[:, :NUM_GIVEN],
             num_frames=NUM_MADE,
             num_inference_steps=num_steps,
@@ -86,85 +91,71 @@ def measure(runs: list[Path], output: Path, num_clips: int, num_steps: int) -> N
             return_given_frames=True,
             output_type="pt",
         ).frames
-    made = {name: video[:, NUM_GIVEN:] for name, video in videos.items()}
-    time = np.arange(1, NUM_MADE + 1) - (NUM_MADE + 1) / 2
+        errors[name] = (videos[name] - clips)[:, NUM_GIVEN:].square().flatten(2).mean(2).numpy()
+        slopes[name] = errors[name] @ time / (time @ time)
+    repeated = (clips[:, NUM_GIVEN - 1 : NUM_GIVEN] - clips)[:, NUM_GIVEN:].square().mean().item()
 
-    def cell(values: np.ndarray, places: int) -> str:
-        interval = mean_interval(values, None)
-        return f"{values.mean():.{places}f} ({interval.low:.{places}f} to {interval.high:.{places}f})"
+    def cell(values: np.ndarray) -> str:
+        interval = mean_interval(1000 * values, None)
+        return f"{1000 * values.mean():.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
-    heads = ["", "quality", "first 10 frames", "last 10 frames", "lost a frame", "moves, pixels a frame"]
-    lines, said, kept = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)], [], {}
-    for quality in ("any digit", "its own digit"):
-        slopes = {}
-        for name, video in made.items():
-            if quality == "any digit":
-                values = distance_to_any(video, digits)
-            else:
-                values = distance_to_own(video, digits, clips)
-            kept[f"{name}, {quality}"], slopes[name] = values, values @ time / (time @ time)
-            parts = cell(values[:, :10].mean(1), 2), cell(values[:, -10:].mean(1), 2), cell(slopes[name], 5)
-            lines.append(f"| {name} | {quality} | {' | '.join(parts)} | {cell(motion(videos[name]), 2)} |")
-        for run in runs[1:]:
-            more = slopes[run.name] - slopes[runs[0].name]
-            said.append(f"By distance to {quality} {run.name} loses {cell(more, 5)} more a frame than {runs[0].name}.")
+    lines = ["| squared error x 1000 | first window | last window | lost a frame |", "| --- |" + " --- |" * 3]
+    for name, values in errors.items():
+        lines.append(
+            f"| {name} | {cell(values[:, :6].mean(1))} | {cell(values[:, -6:].mean(1))} | {cell(slopes[name])} |"
+        )
+    own, true = slopes.values()
     lines += [
         "",
-        *said,
+        f"{' and '.join(reversed(MODELS))}: the former loses {cell(true - own)} more a frame, clip by clip. Repeating the last given frame has an error"
+        f" of {1000 * repeated:.1f}.",
         "",
-        "Squared distance of a frame to the nearest picture of one digit of the data, or of the digit that the clip began with, at any"
-        f" place, 16 x 16 pixels in [0, 1]; {num_clips} held-out clips, {NUM_GIVEN} frames given, {NUM_MADE} predicted, one sample each,"
-        f" {num_steps} steps of DDIM, EMA weights; means and 95 % intervals over clips, of differences clip by clip.",
+        f"Mean squared error of pixels in [0, 1] against the true frames; {num_clips} held-out clips of {SIZE} x {SIZE} pixels, {NUM_GIVEN}"
+        f" frames given, {NUM_MADE} predicted, one sample each, {num_steps} steps of DDIM, EMA weights; means and 95 % intervals over clips.",
     ]
     (output / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
-    (output / "distances.json").write_text(json.dumps({name: x.mean(0).tolist() for name, x in kept.items()}))
+    (output / "errors.json").write_text(json.dumps({name: x.tolist() for name, x in errors.items()}))
     shown = {name: video[:4, ::6] for name, video in videos.items()}
     contact_sheet(shown, [True] + [False] * (shown["truth"].shape[1] - 1)).save(output / "drift.png")
-    plot({name: {q: kept[f"{name}, {q}"] for q in ("any digit", "its own digit")} for name in made}, output)
+    plot(errors, output / "drift_plot.png")
     print("\n".join(lines))
 
 
-def plot(models: dict[str, dict[str, np.ndarray]], output: Path) -> None:
-    """Mean distance of each frame (thin), and of each window of six with twice its standard error (thick)."""
+def plot(errors: dict[str, np.ndarray], path: Path) -> None:
+    """Mean error of each frame, and twice its standard error."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
     frames = np.arange(1, NUM_MADE + 1)
-    for axes, quality in zip(figure.subplots(1, 2), ("any digit", "its own digit")):
-        for number, (name, values) in enumerate(models.items()):
-            windows = values[quality].reshape(len(values[quality]), -1, 6).mean(2)
-            error = 2 * windows.std(0, ddof=1) / len(windows) ** 0.5
-            axes.plot(frames, values[quality].mean(0), color=f"C{number}", linewidth=0.6, alpha=0.5)
-            middle = frames.reshape(-1, 6).mean(1)
-            axes.errorbar(middle, windows.mean(0), error, color=f"C{number}", linewidth=2, capsize=2, label=name)
-        axes.set(xlabel="predicted frame", ylabel=f"squared distance to {quality}", ylim=(0, None))
+    for name, values in errors.items():
+        mean, error = values.mean(0), 2 * values.std(0, ddof=1) / len(values) ** 0.5
+        axes.plot(frames, mean, label=name)
+        axes.fill_between(frames, mean - error, mean + error, alpha=0.2)
+    axes.set(xlabel="predicted frame", ylabel="squared error", ylim=(0, None))
     axes.legend()
-    figure.savefig(output / "drift_plot.png", dpi=120)
+    figure.savefig(path, dpi=120)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the two models, or measure some."""
+    """Train the two models, or measure them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "measure"))
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="folder of the runs; of each run, the first with own predictions"
-    )
+    parser.add_argument("folder", type=Path, help="of the two runs")
     parser.add_argument("--output", type=Path, help="new folder for table, plot and picture")
-    parser.add_argument("--updates", type=int, default=7000, help="of each training")
-    parser.add_argument("--num_clips", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=4500, help="of the first model")
+    parser.add_argument("--more", type=int, default=2200, help="updates of each of the two")
+    parser.add_argument("--num_clips", type=int, default=256)
     parser.add_argument("--steps", type=int, default=25)
     options = parser.parse_args(arguments)
+    target = options.folder if options.what == "train" else options.output
+    if target is None or target.exists():
+        name = "the folder of the runs" if options.what == "train" else "--output"
+        raise SystemExit(f"{name} must be a new one, got {target}.")
     if options.what == "train":
-        (folder,) = options.runs
-        if folder.exists():
-            raise SystemExit(f"{folder} exists, and nothing is overwritten: name a new folder.")
-        for name, is_own in (("own_predictions", "True"), ("true_frames", "False")):
-            flags = ("--task_shares", "1", "0", "0", "0", "--own_predictions", is_own)
-            train_run("lgcvd", folder / name, options.updates, *flags)
-    elif options.output is None or options.output.exists():
-        raise SystemExit(f"--output must be a new folder, got {options.output}.")
+        train(options.folder, options.updates, options.more)
     else:
-        measure(options.runs, options.output, options.num_clips, options.steps)
+        measure(options.folder, options.output, options.num_clips, options.steps)
 
 
 if __name__ == "__main__":

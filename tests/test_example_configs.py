@@ -204,33 +204,28 @@ def test_all_methods_are_compared_on_the_same_clips(tmp_path):
 
 
 def test_drift_of_two_models_is_measured_on_the_same_clips(tmp_path):
-    """The benchmark of drift, with two updates each; and true frames are those that the data could show."""
+    """The benchmark of drift, with two updates each."""
     script = runpy.run_path(str(CONFIGS.parents[1] / "benchmarks" / "drift.py"))
     folder, output = tmp_path / "drift", tmp_path / "table"
-    script["main"](["train", str(folder), "--updates", "2"])
-    runs = [str(folder / name) for name in ("own_predictions", "true_frames")]
-    made = [yaml.safe_load((folder / run / "training_settings.yaml").read_text()) for run in runs]
-    assert [x["own_predictions"] for x in made] == [True, False] and made[1]["task_shares"] == [1, 0, 0, 0]
-    script["main"](["measure", *runs, "--output", str(output), "--num_clips", "2", "--steps", "2"])
-    _, _, *rows, _, said, _, _, protocol = (output / "table.md").read_text().splitlines()
-    cells = [row.strip("| ").split(" | ") for row in rows]
-    names = ["truth", "own_predictions", "true_frames"]
-    assert [row[:2] for row in cells] == [[x, q] for q in ("any digit", "its own digit") for x in names]
-    assert all(row[2] == "0.00 (0.00 to 0.00)" for row in cells[::3]) and protocol.startswith("Squared distance")
-    slopes = [float(row[4].split()[0]) for row in cells]
-    more = re.search(
-        r"^By distance to any digit true_frames loses (-?[\d.]+) .* more a frame than own_predictions", said
-    )
-    assert float(more[1]) == pytest.approx(slopes[2] - slopes[1], abs=1.01e-5)
-    assert all((output / name).stat().st_size > 0 for name in ("drift.png", "drift_plot.png", "distances.json"))
-    # A picture of the data at any place has no distance; half of it has.
-    digits = script["all_digits"]()
-    frame = torch.zeros(2, 1, 16, 16)
-    frame[0, 0, 3:9, 7:13], frame[1, 0, 3:6, 7:13] = digits[5, 0], digits[5, 0, :3]
-    whole, half = script["distances"](frame, digits[5:6])[:, 0]
-    assert whole < 1e-4 and half == pytest.approx(float(digits[5, 0, 3:].square().sum()), abs=1e-4)
-    with pytest.raises(SystemExit, match="exists, and nothing is overwritten"):
+    script["main"](["train", str(folder), "--updates", "2", "--more", "2"])
+    names = ["begin", "own_predictions", "true_frames"]
+    made = [yaml.safe_load((folder / name / "training_settings.yaml").read_text()) for name in names]
+    assert [x["own_predictions"] for x in made] == [False, True, False] and made[1]["seed"] == made[2]["seed"] == 1
+    script["main"](["measure", str(folder), "--output", str(output), "--num_clips", "2", "--steps", "2"])
+    _, _, own, true, _, said, _, protocol = (output / "table.md").read_text().splitlines()
+    assert own.startswith("| own_predictions | ") and true.startswith("| true_frames | ") and "2 held-out" in protocol
+    slopes = [float(row.split(" | ")[3].split()[0]) for row in (own, true)]
+    more = float(re.search(r"the former loses (-?[\d.]+) ", said)[1])
+    assert more == pytest.approx(slopes[1] - slopes[0], abs=0.016)
+    assert all((output / name).stat().st_size > 0 for name in ("drift.png", "drift_plot.png", "errors.json"))
+    with pytest.raises(SystemExit, match="the folder of the runs must be a new one"):
         script["main"](["train", str(folder)])
+    # Each frame is the one before, moved over a torus by the same step.
+    clips = script["torus_clips"]("train", 20, 6, seed=0).astype(int)
+    for clip in clips:
+        steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+        same = [all((np.roll(a, step, (0, 1)) == b).all() for a, b in zip(clip, clip[1:])) for step in steps]
+        assert sum(same) == 1 and clip.max() > 200
 
 
 def test_six_tasks_are_compared_on_the_same_clips(tmp_path):
