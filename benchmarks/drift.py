@@ -1,14 +1,14 @@
 """How a long video drifts: the error of each of 60 predicted frames, with and without training on own predictions.
 
-    python benchmarks/drift.py train runs/drift      # LGC-VD for prediction alone, and two ways on from it; half an hour of a core
+    python benchmarks/drift.py train runs/drift      # LGC-VD for prediction alone, and two ways on from it
     python benchmarks/drift.py measure runs/drift --output runs/drift_table
 
 A handwritten digit moves over a torus of 16 x 16 pixels, always by the same step: after two frames all others are known, so that the
 error of a predicted frame is its squared distance to the true one, and errors that pile up from window to window are all there is to
 see. A model is trained first whose second window of an update is given true frames and a true memory, and from it two models with as
 many updates on the same clips in the same order: one by `--own_predictions True`, as LGC-VD is, so that the second window is given
-frames and a memory of the network's own making; the other goes on by true ones. (Trained so from the start for so short a time, a model
-is given frames of too poor a making to learn from.)
+frames and a memory of the network's own making; the other goes on by true ones. (Trained so from the start, and for so short a time, it
+was the worse model throughout.)
 
 A model's loss a frame is the slope of a straight line through the 60 errors of a clip, by least squares; means over held-out clips,
 whose digits no model has seen, with 95 % intervals, and the interval of the difference between the models clip by clip.
