@@ -253,22 +253,8 @@ def train(
             precision=accelerator.mixed_precision,
             depends_on_batch=method.depends_on_batch,
         )
-        components.to(device)
-        averaged, ema = make_average(settings, components)
-        if training.gradient_checkpointing:
-            checkpoint_gradients(components)
-        optimizer = plain_optimizer = make_optimizer(settings, components)
-        if settings.checkpoint is not None:
-            load_training_tensors(settings.checkpoint, components, averaged, optimizer)
-            if ema is not None:
-                ema.optimization_step = progress.update
-    lr_scheduler = make_lr_scheduler(settings, optimizer, progress.update)
-    *wrapped, optimizer = accelerator.prepare(*components.values(), optimizer)
-    unet, encoder = wrapped[0], wrapped[1] if len(wrapped) > 1 else None
-    if accelerator.scaler is not None and progress.scaler:
-        accelerator.scaler.load_state_dict(progress.scaler)
-    sampled = components if averaged is None else averaged  # what validation shows
-    pipeline = make_pipeline(settings, sampled, noise_scheduler, normalizer)
+        learner = Learner(method, accelerator, components, noise_scheduler, train_set, progress)
+    pipeline = make_pipeline(settings, learner.sampled, noise_scheduler, normalizer)
 
     # Where it is saved, and told. From here on a signal leaves a checkpoint. (A refused push leaves no folder in the way.)
     with setup_errors(settings):
@@ -277,8 +263,8 @@ def train(
     at_the_end.callback(folder.close)
     folder.keep(
         components=components,
-        averaged=averaged,
-        optimizer=plain_optimizer,
+        averaged=learner.averaged,
+        optimizer=learner.optimizer,
         scaler=accelerator.scaler,
         pipeline=pipeline,
         progress=progress,
@@ -306,7 +292,7 @@ def train(
     timer = UpdateTimer(device, max(NUM_TIMED, 4 * settings.data.dataloader_num_workers))
     seconds_per_video, is_estimated = None, False
     if is_main:
-        sampled.eval()
+        learner.sampled.eval()
         pipeline.to(device).set_progress_bar_config(disable=True)
         height, width = settings.size
         steps = training.validation_inference_steps
@@ -314,107 +300,38 @@ def train(
             seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
     accelerator.wait_for_everyone()
 
-    meter = RunMeter(method, accelerator, components, noise_scheduler)
     step = progress.num_samples // (world_size * batch_size)
     batches = Batches(
         settings, train_set, accelerator, first_batch=step, stream_position=progress.stream_positions[rank]
     )
     at_the_end.callback(batches.close)
-    seconds_before, started = progress.seconds, time.perf_counter()
-
-    def learn(part: Part, stage: int = 0) -> None:
-        """Forward and backward: the gradient of a batch in one stage of an update."""
-        later = (stage,) if stage else ()  # which the first one's key has never had
-        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, rank, *later))
-        clips = {**part.batch, "video": train_set.encode(part.batch["video"].to(device, non_blocking=True))}
-        if stage == 0:  # which frames are given, and which learned
-            drawn = method.draw(clips, part.generators)
-        else:
-            drawn = method.draw_next(part.drawn, clips, part.estimate)
-        timesteps = draw_timesteps(noise_scheduler, batch_size, generator=part.generators)
-        part.drawn, part.timesteps, part.losses, part.estimate = drawn, timesteps, None, None
-        has_next = stage + 1 < method.num_stages
-        with accelerator.accumulate(*wrapped):
-            learned = denoising_loss(
-                unet,
-                noise_scheduler,
-                drawn.video,
-                drawn.roles,
-                generator=part.generators,
-                timesteps=timesteps,
-                frame_indices=drawn.frame_indices,
-                segment_ids=drawn.segment_ids,
-                context=method.encode(encoder, drawn),
-                loss_type=training.loss_type,
-                reduction=training.loss_reduction,
-                return_estimate=has_next,
-            )
-            losses, part.estimate = learned if has_next else (learned, None)
-            num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
-            accelerator.backward(losses.sum() / num_learned.clamp(min=1))
-        part.losses = losses.detach()
-        meter.add(part.losses, timesteps, method.roles_in_time(drawn), drawn.segment_ids)
-
-    def make_update(window: list[Part], num_samples: int) -> Update:
-        """
-        The steps of the optimizer that batches of which the first stage was learned make: one for each stage, on all processes or on
-        none. Further stages learn from what the network made in those before; what was made stays if one of them is skipped.
-        """
-        with contextlib.ExitStack() as changing:
-            for stage in range(method.num_stages):
-                for part in window if stage else ():
-                    learn(part, stage)
-                grad_norm = accelerator.clip_grad_norm_(components.parameters(), training.max_grad_norm)
-                are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
-                seconds = seconds_before + time.perf_counter() - started
-                is_late = seconds > 60 * (training.max_train_minutes or math.inf)
-                is_late |= training.estimate and timer.is_done
-                reports = exchange(
-                    accelerator,
-                    are_losses_finite,
-                    grad_norm.isfinite(),
-                    is_late,
-                    stop.number or 0,
-                    *batches.stream_position,
-                )
-                update = Update(stage, grad_norm, reports)
-                if stage == 0:  # from here on the state is that of no update
-                    changing.enter_context(folder.changing())
-                if not update.is_skipped:
-                    optimizer.step()
-                elif accelerator.scaler is not None:
-                    accelerator.scaler.update()  # to a smaller scale
-                optimizer.zero_grad()
-                if update.is_skipped:
-                    break
-            if update.is_made:
-                lr_scheduler.step()
-                if ema is not None:
-                    ema.step(components.parameters())
-                progress.update += 1
-            progress.num_skipped += update.is_skipped
-            progress.num_samples = num_samples
-            progress.stream_positions = [report[4:] for report in reports]
-            progress.seconds = seconds
-        return update
-
     failure, num_skipped_in_a_row = None, 0
     is_end = progress.update >= training.max_train_steps and not training.estimate  # only the pipeline is to be saved
     window: list[Part] = []  # what the next update is made of
     components.train()
+    learner.meter.start()
+    seconds_before, started = progress.seconds, time.perf_counter()
     try:
         for step, batch in enumerate(() if is_end else batches, step):
             # The numbers of these samples in the run, over all processes.
             first = (step * world_size + rank) * batch_size
             numbers = range(first, first + batch_size)
             window.append(Part(step, batch, numbers, sample_generators(training.seed, numbers, device)))
-            learn(window[-1])
+            learner.learn(window[-1])
             if not accelerator.sync_gradients:
                 if stop.is_asked and world_size == 1:  # the update that was begun is made anew when training goes on
                     break
                 continue
 
-            update = make_update(window, (step + 1) * world_size * batch_size)
+            seconds = seconds_before + time.perf_counter() - started
+            is_late = seconds > 60 * (training.max_train_minutes or math.inf) or (training.estimate and timer.is_done)
+            update = learner.update(
+                window,
+                num_samples=(step + 1) * world_size * batch_size,
+                seconds=seconds,
+                news=(is_late, stop.number or 0, *batches.stream_position),
+                changing=folder.changing(),
+            )
             is_end = update.is_late
             if update.signals:
                 stop.ask(max(update.signals))
@@ -437,13 +354,7 @@ def train(
                 for line in make_estimate(settings, accelerator, pipeline, timer, seconds_per_video).lines():
                     log(f"estimate  {line}")
             if update.is_made and (progress.update % training.logging_steps == 0 or is_end):
-                values = meter.read() | {
-                    "grad_norm": float(update.grad_norm),
-                    "learning_rate": lr_scheduler.get_last_lr()[0],
-                    "skipped_updates": progress.num_skipped,
-                }
-                if ema is not None:
-                    values["ema_decay"] = ema.cur_decay_value
+                values = learner.read_values(update)
                 shown = {name: x for name, x in values.items() if "/" not in name}
                 log(f"step {progress.update:>6}  " + "  ".join(f"{name} {x:.4g}" for name, x in shown.items()))
                 trackers.log(values, progress.update)
@@ -459,7 +370,7 @@ def train(
                     validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
                 accelerator.wait_for_everyone()
                 timer.skip()
-                meter.skip(time.perf_counter() - paused)
+                learner.meter.skip(time.perf_counter() - paused)
                 started += time.perf_counter() - paused
     except Exception as error:  # of the data, the memory, another process: what the last update left is still there
         failure = error
@@ -482,9 +393,7 @@ def train(
             log(f"stopped {stage}. {where}")
             return None
         if is_out_of_memory(failure):
-            hint = what_would_fit(
-                failure, method, accelerator, components, plain_optimizer, noise_scheduler, train_set, window
-            )
+            hint = what_would_fit(failure, learner, window)
             raise TooLittleMemoryError(f"Memory has run out {stage}. {hint} {where}") from None
         if isinstance(failure, (DataError, NotFiniteError)):
             raise type(failure)(f"Training stopped {stage}: {failure} {where}") from failure
@@ -501,13 +410,261 @@ def train(
         log(
             f"saved to {output_dir}: the averaged weights are"
             f' MCVDPipeline.from_pretrained("{output_dir}", variant="ema"), the raw ones those without variant'
-            if ema is not None
+            if learner.averaged is not None
             else f"saved to {output_dir}"
         )
         pictures = validate(settings, pipeline, validation_clips, progress.update, trackers, stop)
         folder.write_card(pictures, seconds_per_video and seconds_per_video.mean)
     accelerator.wait_for_everyone()
     return output_dir
+
+
+@dataclass
+class Part:
+    """A batch of an update, and what came of it."""
+
+    step: int
+    batch: dict
+    numbers: range
+    generators: list[torch.Generator]
+    drawn: TrainingWindow | None = None
+    timesteps: torch.Tensor | None = None
+    losses: torch.Tensor | None = None
+    estimate: torch.Tensor | None = None
+
+    def without_tensors(self) -> "Part":
+        """The batch alone."""
+        return replace(self, drawn=None, timesteps=None, losses=None, estimate=None)
+
+
+@dataclass
+class Update:
+    """What came of an update."""
+
+    stage: int  # the last one that was tried
+    grad_norm: torch.Tensor
+    reports: list[list[int]]  # of each process: are losses, is the gradient finite, is it late, a signal, its stream
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether its last stage is."""
+        return not all(report[0] and report[1] for report in self.reports)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the optimizer has made a step."""
+        return self.stage > 0 or not self.is_skipped
+
+    @property
+    def reason(self) -> str:
+        """What is not finite."""
+        bad = [str(process) for process, report in enumerate(self.reports) if not report[0]]
+        return f"loss of process {', '.join(bad)}" if bad else "gradient"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether time is over: the first process's clock decides."""
+        return bool(self.reports[0][2])
+
+    @property
+    def signals(self) -> list[int]:
+        """Those that have come, to any process."""
+        return [report[3] for report in self.reports if report[3]]
+
+    @property
+    def stream_positions(self) -> list[list[int]]:
+        """Of each process: the pass of its stream, and batches in it."""
+        return [report[4:] for report in self.reports]
+
+
+class Learner:
+    """
+    What is trained: networks, their average, the optimizer, and how far they are. `learn` is forward and backward, `update` the steps
+    of the optimizer.
+
+    Args:
+        method (`Method`): What the networks are, and which frames they are given.
+        accelerator (`Accelerator`): Where they are trained.
+        components (`torch.nn.ModuleDict`): The networks, by the names that they have in a pipeline; the denoiser comes first.
+        noise_scheduler (`DDPMScheduler`): The noise of training.
+        train_set (`Dataset`): What knows how clips are encoded.
+        progress (`Progress`): How far it is; each update changes it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        accelerator: Accelerator,
+        components: torch.nn.ModuleDict,
+        noise_scheduler: DDPMScheduler,
+        train_set: torch.utils.data.Dataset,
+        progress: Progress,
+    ) -> None:
+        settings = method.settings
+        self.method, self.accelerator, self.noise_scheduler, self.train_set = (
+            method,
+            accelerator,
+            noise_scheduler,
+            train_set,
+        )
+        self.progress, self.components = progress, components.to(accelerator.device)
+        self.averaged, self._ema = make_average(settings, components)
+        if settings.training.gradient_checkpointing:
+            checkpoint_gradients(components)
+        self.optimizer = make_optimizer(settings, components)
+        if settings.checkpoint is not None:
+            load_training_tensors(settings.checkpoint, components, self.averaged, self.optimizer)
+            if self._ema is not None:
+                self._ema.optimization_step = progress.update
+        self._lr_scheduler = make_lr_scheduler(settings, self.optimizer, progress.update)
+        *self._wrapped, self._wrapped_optimizer = accelerator.prepare(*components.values(), self.optimizer)
+        if accelerator.scaler is not None and progress.scaler:
+            accelerator.scaler.load_state_dict(progress.scaler)
+        self.meter = RunMeter(method, accelerator, components, noise_scheduler)
+
+    @property
+    def sampled(self) -> torch.nn.ModuleDict:
+        """The networks that videos are made with: the average, if there is one."""
+        return self.components if self.averaged is None else self.averaged
+
+    def learn(self, part: Part, stage: int = 0) -> None:
+        """Forward and backward: the gradient of a batch in one stage of an update."""
+        method, accelerator, training = self.method, self.accelerator, self.method.settings.training
+        unet, encoder = self._wrapped if len(self._wrapped) > 1 else (*self._wrapped, None)
+        later = (stage,) if stage else ()  # which the first one's key has never had
+        torch.manual_seed(keyed_seed(training.seed, DROPOUT_STREAM, part.step, accelerator.process_index, *later))
+        video = self.train_set.encode(part.batch["video"].to(accelerator.device, non_blocking=True))
+        clips = {**part.batch, "video": video}
+        if stage == 0:  # which frames are given, and which learned
+            drawn = method.draw(clips, part.generators)
+        else:
+            drawn = method.draw_next(part.drawn, clips, part.estimate)
+        timesteps = draw_timesteps(self.noise_scheduler, len(video), generator=part.generators)
+        part.drawn, part.timesteps, part.losses, part.estimate = drawn, timesteps, None, None
+        has_next = stage + 1 < method.num_stages
+        with accelerator.accumulate(*self._wrapped):
+            learned = denoising_loss(
+                unet,
+                self.noise_scheduler,
+                drawn.video,
+                drawn.roles,
+                generator=part.generators,
+                timesteps=timesteps,
+                frame_indices=drawn.frame_indices,
+                segment_ids=drawn.segment_ids,
+                context=method.encode(encoder, drawn),
+                loss_type=training.loss_type,
+                reduction=training.loss_reduction,
+                return_estimate=has_next,
+            )
+            losses, part.estimate = learned if has_next else (learned, None)
+            num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
+            accelerator.backward(losses.sum() / num_learned.clamp(min=1))
+        part.losses = losses.detach()
+        self.meter.add(part.losses, timesteps, method.roles_in_time(drawn), drawn.segment_ids)
+
+    def update(
+        self,
+        window: list[Part],
+        *,
+        num_samples: int,
+        seconds: float,
+        news: tuple[int, ...],
+        changing: contextlib.AbstractContextManager,
+    ) -> Update:
+        """
+        The steps of the optimizer that batches of which the first stage was learned make: one for each stage, on all processes or on
+        none. Further stages learn from what the network made in those before; what was made stays if one of them is skipped.
+
+        Args:
+            window (`list[Part]`): The batches.
+            num_samples (`int`): Samples of the run, with these.
+            seconds (`float`): Time of the run, until now.
+            news (`tuple[int, ...]`): What this process tells the others: whether it is late, a signal, where its stream is.
+            changing (`AbstractContextManager`): Entered as long as the state is that of no update.
+        """
+        accelerator, progress = self.accelerator, self.progress
+        with contextlib.ExitStack() as until_changed:
+            for stage in range(self.method.num_stages):
+                for part in window if stage else ():
+                    self.learn(part, stage)
+                max_grad_norm = self.method.settings.training.max_grad_norm
+                grad_norm = accelerator.clip_grad_norm_(self.components.parameters(), max_grad_norm)
+                are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
+                update = Update(
+                    stage, grad_norm, exchange(accelerator, are_losses_finite, grad_norm.isfinite(), *news)
+                )
+                if stage == 0:  # whoever waits for another process has changed nothing
+                    until_changed.enter_context(changing)
+                if not update.is_skipped:
+                    self._wrapped_optimizer.step()
+                elif accelerator.scaler is not None:
+                    accelerator.scaler.update()  # to a smaller scale
+                self._wrapped_optimizer.zero_grad()
+                if update.is_skipped:
+                    break
+            if update.is_made:
+                self._lr_scheduler.step()
+                if self._ema is not None:
+                    self._ema.step(self.components.parameters())
+                progress.update += 1
+            progress.num_skipped += update.is_skipped
+            progress.num_samples, progress.seconds = num_samples, seconds
+            progress.stream_positions = update.stream_positions
+        return update
+
+    def read_values(self, update: Update) -> dict[str, float]:
+        """What the log says after an update; the meter begins anew."""
+        values = self.meter.read() | {
+            "grad_norm": float(update.grad_norm),
+            "learning_rate": self._lr_scheduler.get_last_lr()[0],
+            "skipped_updates": self.progress.num_skipped,
+        }
+        return values if self._ema is None else values | {"ema_decay": self._ema.cur_decay_value}
+
+
+class RunMeter(LossMeter):
+    """Losses and speed since the last line of the log."""
+
+    def __init__(
+        self, method: Method, accelerator: Accelerator, components: torch.nn.ModuleDict, noise_scheduler
+    ) -> None:
+        super().__init__(num_train_timesteps=noise_scheduler.config.num_train_timesteps, device=accelerator.device)
+        self._accelerator, self._components, self._method = accelerator, components, method
+        self._flops_per_window = self._flops_at_most = None
+        self.start()
+
+    def start(self) -> None:
+        """Speed is measured from here on."""
+        self._num_windows, self._since = 0, time.perf_counter()
+
+    def add(self, losses: torch.Tensor, *args) -> None:
+        super().add(losses, *args)
+        self._num_windows += len(losses) * self._accelerator.num_processes
+
+    def skip(self, seconds: float) -> None:
+        """So much time was not training."""
+        self._since += seconds
+
+    def read(self) -> dict[str, float]:
+        """The values, on all processes; then all begins anew."""
+        windows_per_second = self._num_windows / (time.perf_counter() - self._since)
+        if self._flops_per_window is None:
+            types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+            kind = types.get(self._accelerator.mixed_precision, torch.float32)
+            height, width = self._method.settings.size
+            num_frames = self._method.num_seen_frames
+            unet, encoder = (dict(self._components.items()).get(name) for name in ("unet", "context_encoder"))
+            self._flops_per_window = training_flops(
+                unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
+            )
+            self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
+        values = self.mean(self._accelerator) | {
+            "clips_per_second": windows_per_second / self._method.num_stages,
+            "flops_utilisation": windows_per_second * self._flops_per_window / self._flops_at_most,
+        }
+        self.start()
+        return values
 
 
 def check_launch(settings: Settings, accelerator: Accelerator) -> None:
@@ -653,99 +810,6 @@ def announce(
         log(f"there is no checkpoint in {training.output_dir} yet: beginning")
 
 
-@dataclass
-class Part:
-    """A batch of an update, and what came of it."""
-
-    step: int
-    batch: dict
-    numbers: range
-    generators: list[torch.Generator]
-    drawn: TrainingWindow | None = None
-    timesteps: torch.Tensor | None = None
-    losses: torch.Tensor | None = None
-    estimate: torch.Tensor | None = None
-
-    def without_tensors(self) -> "Part":
-        """The batch alone."""
-        return replace(self, drawn=None, timesteps=None, losses=None, estimate=None)
-
-
-@dataclass
-class Update:
-    """What came of an update."""
-
-    stage: int  # the last one that was tried
-    grad_norm: torch.Tensor
-    reports: list[list[int]]  # of each process: are losses, is the gradient finite, is it late, a signal
-
-    @property
-    def is_skipped(self) -> bool:
-        """Whether its last stage is."""
-        return not all(report[0] and report[1] for report in self.reports)
-
-    @property
-    def is_made(self) -> bool:
-        """Whether the optimizer has made a step."""
-        return self.stage > 0 or not self.is_skipped
-
-    @property
-    def reason(self) -> str:
-        """What is not finite."""
-        bad = [str(process) for process, report in enumerate(self.reports) if not report[0]]
-        return f"loss of process {', '.join(bad)}" if bad else "gradient"
-
-    @property
-    def is_late(self) -> bool:
-        """Whether time is over: the first process's clock decides."""
-        return bool(self.reports[0][2])
-
-    @property
-    def signals(self) -> list[int]:
-        """Those that have come, to any process."""
-        return [report[3] for report in self.reports if report[3]]
-
-
-class RunMeter(LossMeter):
-    """Losses and speed since the last line of the log."""
-
-    def __init__(
-        self, method: Method, accelerator: Accelerator, components: torch.nn.ModuleDict, noise_scheduler
-    ) -> None:
-        super().__init__(num_train_timesteps=noise_scheduler.config.num_train_timesteps, device=accelerator.device)
-        self._accelerator, self._components, self._method = accelerator, components, method
-        self._flops_per_window = self._flops_at_most = None
-        self._num_windows, self._since = 0, time.perf_counter()
-
-    def add(self, losses: torch.Tensor, *args) -> None:
-        super().add(losses, *args)
-        self._num_windows += len(losses) * self._accelerator.num_processes
-
-    def skip(self, seconds: float) -> None:
-        """So much time was not training."""
-        self._since += seconds
-
-    def read(self) -> dict[str, float]:
-        """The values, on all processes; then all begins anew."""
-        windows_per_second = self._num_windows / (time.perf_counter() - self._since)
-        if self._flops_per_window is None:
-            types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-            kind = types.get(self._accelerator.mixed_precision, torch.float32)
-            height, width = self._method.settings.size
-            num_frames = self._method.num_seen_frames
-            unet, encoder = (dict(self._components.items()).get(name) for name in ("unet", "context_encoder"))
-            self._flops_per_window = training_flops(
-                unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
-            )
-            self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
-        values = self.mean(self._accelerator) | {
-            "clips_per_second": windows_per_second / self._method.num_stages,
-            "flops_utilisation": windows_per_second * self._flops_per_window / self._flops_at_most,
-        }
-        self._num_windows, self._since = 0, time.perf_counter()
-        return values
-
-
 def save_window(output_dir: Path, window: list[Part], update: int, rank: int) -> str:
     """Saves the clips whose loss is not finite, or all of an update whose gradient is not; says where."""
     names = (
@@ -779,20 +843,12 @@ def save_window(output_dir: Path, window: list[Part], update: int, rank: int) ->
     )
 
 
-def what_would_fit(
-    failure: Exception,
-    method: Method,
-    accelerator: Accelerator,
-    components: torch.nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
-    noise_scheduler: DDPMScheduler,
-    train_set: torch.utils.data.Dataset,
-    window: list[Part],
-) -> str:
+def what_would_fit(failure: Exception, learner: Learner, window: list[Part]) -> str:
     """What memory has run out for, and the largest batch that it suffices for, which is tried."""
+    method, accelerator, components = learner.method, learner.accelerator, learner.components
     settings, training, device = method.settings, method.settings.training, accelerator.device
     reason = first_line(failure)
-    has_moments = bool(optimizer.state)
+    has_moments = bool(learner.optimizer.state)
     tried = (
         f"--train_batch_size {training.train_batch_size} clips of {method.num_seen_frames} frames of"
         f" {settings.size[0]}x{settings.size[1]} pixels"
@@ -809,13 +865,13 @@ def what_would_fit(
         spare = torch.empty(SPARE_BYTES, dtype=torch.uint8, device=device)  # a run needs a little more than one try
         generator, estimate, drawn = torch.Generator(device).manual_seed(0), None, None
         clips = {name: x[:num_clips] for name, x in batch.items()}
-        clips["video"] = train_set.encode(clips["video"].to(device))
+        clips["video"] = learner.train_set.encode(clips["video"].to(device))
         for stage in range(method.num_stages):
             drawn = method.draw(clips, generator) if stage == 0 else method.draw_next(drawn, clips, estimate)
             with accelerator.autocast():
                 losses, estimate = denoising_loss(
                     components["unet"],
-                    noise_scheduler,
+                    learner.noise_scheduler,
                     drawn.video,
                     drawn.roles,
                     frame_indices=drawn.frame_indices,
