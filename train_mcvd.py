@@ -787,7 +787,7 @@ def announce(
     clips = "streamed" if num_clips is None else f"{num_clips:,} an epoch"
     windows = ""
     if method.num_seen_frames < method.num_clip_frames:
-        windows = f" in windows of {method.num_seen_frames},"
+        windows = f" of which the network sees {method.num_seen_frames} at a time,"
     elif method.num_seen_frames > method.num_clip_frames:
         windows = f" with {method.num_seen_frames - method.num_clip_frames} images beside each,"
     log(

@@ -1,21 +1,20 @@
 """How a long video drifts: the error of each of 60 predicted frames, with and without training on own predictions.
 
-    python benchmarks/drift.py train runs/drift      # LGC-VD for prediction alone, and two ways on from it
+    python benchmarks/drift.py train runs/drift      # LGC-VD for prediction alone, and three times two ways on from it
     python benchmarks/drift.py measure runs/drift --output runs/drift_table
 
 A handwritten digit moves over a torus of 16 x 16 pixels, always by the same step: after two frames all others are known, so that the
 error of a predicted frame is its squared distance to the true one, and errors that pile up from window to window are all there is to
-see. A model is trained first whose second window of an update is given true frames and a true memory, and from it two models with as
-many updates on the same clips in the same order: one by `--own_predictions True`, as LGC-VD is, so that the second window is given
-frames and a memory of the network's own making; the other goes on by true ones. (Trained so from the start, and for so short a time, it
-was the worse model throughout.)
+see. A model is trained first whose second window of an update is given true frames and a true memory, and from it pairs of models, with
+as many updates on the same clips in the same order: one by `--own_predictions True`, as LGC-VD is, so that the second window is given
+frames and a memory of the network's own making; the other goes on by true ones. The pairs differ by their seed.
 
 A model's loss a frame is the slope of a straight line through the 60 errors of a clip, by least squares; means over held-out clips,
-whose digits no model has seen, with 95 % intervals, and the interval of the difference between the models clip by clip.
+whose digits no model has seen, with 95 % intervals, and the interval of the difference between the models clip by clip. Started again,
+`train` goes on where it was stopped.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -56,104 +55,135 @@ def torus_clips(split: str, num_clips: int, num_frames: int, seed: int) -> np.nd
     return (255 * clips).round().astype(np.uint8)
 
 
-def train(folder: Path, num_updates: int, num_more: int) -> None:
-    """The model that both begin with, and both, on clips of two windows."""
-    folder.mkdir(parents=True)
+def train(folder: Path, num_updates: int, num_more: int, num_pairs: int) -> None:
+    """The model that all begin with, and the pairs, on clips of two windows."""
+    folder.mkdir(parents=True, exist_ok=True)
     data = folder / "train.npy"
-    np.save(data, torus_clips("train", NUM_TRAIN_CLIPS, 2 * NUM_WINDOW_FRAMES - NUM_GIVEN, seed=0))
+    if not data.exists():
+        np.save(data, torus_clips("train", NUM_TRAIN_CLIPS, 2 * NUM_WINDOW_FRAMES - NUM_GIVEN, seed=0))
 
     def run(name: str, updates: int, *flags: str) -> None:
         command = [sys.executable, str(ROOT / "train_mcvd.py"), "--train_data_dir", str(data), *COMMON.split(), *flags]
         command += ["--max_train_steps", str(updates), "--output_dir", str(folder / name)]
+        command += ["--resume_from_checkpoint", "latest"]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
 
     run("begin", num_updates, *NEW.split())
-    for name, is_own in MODELS.items():
-        begun = ("--pretrained_model_name_or_path", str(folder / "begin"), "--variant", "ema", "--seed", "1")
-        run(name, num_more, *begun, "--learning_rate", "5e-4", "--own_predictions", is_own)
+    begun = ("--pretrained_model_name_or_path", str(folder / "begin"), "--variant", "ema", "--learning_rate", "5e-4")
+    for pair in range(1, num_pairs + 1):
+        for name, is_own in MODELS.items():
+            run(f"{name}_{pair}", num_more, *begun, "--own_predictions", is_own, "--seed", str(pair))
 
 
-def measure(folder: Path, output: Path, num_clips: int, num_steps: int) -> None:
+def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[int]) -> None:
     """The table, the plot, and a picture."""
     torch.set_num_threads(1)
     clips = torch.from_numpy(torus_clips("validation", num_clips, NUM_GIVEN + NUM_MADE, seed=1))[:, :, None] / 255
+    num_pairs = len(list(folder.glob("true_frames_*/model_index.json")))
+    if not num_pairs:
+        raise SystemExit(f"{folder} holds no pair of models: train it first.")
     output.mkdir(parents=True)
-    videos, errors, slopes = {"truth": clips}, {}, {}
-    time = np.arange(1, NUM_MADE + 1) - (NUM_MADE + 1) / 2
-    for name in MODELS:
-        pipe = MCVDPipeline.from_pretrained(folder / name, variant="ema")
-        pipe.set_progress_bar_config(disable=True)
-        videos[name] = pipe(
-            past_frames=clips[:, :NUM_GIVEN],
-            num_frames=NUM_MADE,
-            num_inference_steps=num_steps,
-            generator=torch.Generator().manual_seed(0),
-            return_given_frames=True,
-            output_type="pt",
-        ).frames
-        errors[name] = (videos[name] - clips)[:, NUM_GIVEN:].square().flatten(2).mean(2).numpy()
-        slopes[name] = errors[name] @ time / (time @ time)
+    lines = [
+        "| steps | pair | first window: own | true | last window: own | true | lost a frame: own | true | true loses more |",
+        "| --- | --- |" + " --- |" * 7,
+    ]
+    all_errors = {}  # steps -> model -> (pairs, clips, frames)
+    for num_steps in numbers_of_steps:
+        videos = {
+            name: [predict(folder / f"{name}_{i}", clips, num_steps) for i in range(1, num_pairs + 1)]
+            for name in MODELS
+        }
+        errors = all_errors[num_steps] = {
+            name: np.stack([(x - clips)[:, NUM_GIVEN:].square().flatten(2).mean(2).numpy() for x in of_pairs])
+            for name, of_pairs in videos.items()
+        }
+        for pair in range(num_pairs):
+            lines.append(table_row(num_steps, str(pair + 1), *(errors[name][pair] for name in MODELS)))
+        if num_pairs > 1:
+            lines.append(table_row(num_steps, "all", *(errors[name].mean(0) for name in MODELS)))
+        shown = {"truth": clips[:4, ::6]} | {
+            name.replace("_", " "): of_pairs[0][:4, ::6] for name, of_pairs in videos.items()
+        }
+        picture = contact_sheet(shown, [True] + [False] * (shown["truth"].shape[1] - 1))
+        picture.save(output / f"drift_{num_steps}_steps.png")
     repeated = (clips[:, NUM_GIVEN - 1 : NUM_GIVEN] - clips)[:, NUM_GIVEN:].square().mean().item()
-
-    def cell(values: np.ndarray) -> str:
-        interval = mean_interval(1000 * values, None)
-        return f"{1000 * values.mean():.2f} ({interval.low:.2f} to {interval.high:.2f})"
-
-    lines = ["| squared error x 1000 | first window | last window | lost a frame |", "| --- |" + " --- |" * 3]
-    for name, values in errors.items():
-        lines.append(
-            f"| {name} | {cell(values[:, :6].mean(1))} | {cell(values[:, -6:].mean(1))} | {cell(slopes[name])} |"
-        )
-    own, true = slopes.values()
     lines += [
         "",
-        f"{' and '.join(reversed(MODELS))}: the former loses {cell(true - own)} more a frame, clip by clip. Repeating the last given frame has an error"
-        f" of {1000 * repeated:.1f}.",
-        "",
-        f"Mean squared error of pixels in [0, 1] against the true frames; {num_clips} held-out clips of {SIZE} x {SIZE} pixels, {NUM_GIVEN}"
-        f" frames given, {NUM_MADE} predicted, one sample each, {num_steps} steps of DDIM, EMA weights; means and 95 % intervals over clips.",
+        f"Mean squared error x 1000 of pixels in [0, 1] against the true frames; {num_clips} held-out clips of {SIZE} x {SIZE} pixels,"
+        f" {NUM_GIVEN} frames given, {NUM_MADE} predicted in windows of {NUM_WINDOW_FRAMES - NUM_GIVEN}, one sample each, by DDIM, EMA weights;"
+        f' means and 95 % intervals over clips, "all" of the mean of the pairs. Repeating the last given frame has an error of'
+        f" {1000 * repeated:.1f}.",
     ]
     (output / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
-    (output / "errors.json").write_text(json.dumps({name: x.tolist() for name, x in errors.items()}))
-    shown = {name: video[:4, ::6] for name, video in videos.items()}
-    contact_sheet(shown, [True] + [False] * (shown["truth"].shape[1] - 1)).save(output / "drift.png")
-    plot(errors, output / "drift_plot.png")
+    np.savez(
+        output / "errors.npz", **{f"{name}_{n}_steps": x for n, of in all_errors.items() for name, x in of.items()}
+    )
+    plot(all_errors, output / "drift_plot.png")
     print("\n".join(lines))
 
 
-def plot(errors: dict[str, np.ndarray], path: Path) -> None:
-    """Mean error of each frame, and twice its standard error."""
+def predict(run: Path, clips: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """The given frames of clips, and those that follow."""
+    pipe = MCVDPipeline.from_pretrained(run, variant="ema")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        past_frames=clips[:, :NUM_GIVEN],
+        num_frames=NUM_MADE,
+        num_inference_steps=num_steps,
+        generator=torch.Generator().manual_seed(0),
+        return_given_frames=True,
+        output_type="pt",
+    ).frames
+
+
+def table_row(num_steps: int, pair: str, own: np.ndarray, true: np.ndarray) -> str:
+    """Of the errors (clips, frames) of both models: means x 1000, and their intervals."""
+    time, num_new = np.arange(NUM_MADE) - (NUM_MADE - 1) / 2, NUM_WINDOW_FRAMES - NUM_GIVEN
+    own_slope, true_slope = (errors @ time / (time @ time) for errors in (own, true))
+    values = [errors[:, part].mean(1) for part in (slice(num_new), slice(-num_new, None)) for errors in (own, true)]
+    cells = [f"{1000 * x.mean():.1f}" for x in values] + [f"{1000 * x.mean():.3f}" for x in (own_slope, true_slope)]
+    more = 1000 * (true_slope - own_slope)
+    interval = mean_interval(more, None)
+    cells.append(f"{more.mean():.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    return f"| {num_steps} | {pair} | {' | '.join(cells)} |"
+
+
+def plot(all_errors: dict[int, dict[str, np.ndarray]], path: Path) -> None:
+    """Mean error of each frame: of each pair, thin, and of all, with twice the standard error over clips."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(4 * len(all_errors), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(all_errors), sharey=True, squeeze=False)[0]
     frames = np.arange(1, NUM_MADE + 1)
-    for name, values in errors.items():
-        mean, error = values.mean(0), 2 * values.std(0, ddof=1) / len(values) ** 0.5
-        axes.plot(frames, mean, label=name)
-        axes.fill_between(frames, mean - error, mean + error, alpha=0.2)
-    axes.set(xlabel="predicted frame", ylabel="squared error", ylim=(0, None))
-    axes.legend()
+    for axes, (num_steps, errors) in zip(panels, all_errors.items()):
+        for color, (name, of_pairs) in zip(("tab:blue", "tab:orange"), errors.items()):
+            of_clips = 1000 * of_pairs.mean(0)
+            mean, error = of_clips.mean(0), 2 * of_clips.std(0, ddof=1) / len(of_clips) ** 0.5
+            axes.plot(frames, mean, color=color, label=name.replace("_", " "))
+            axes.fill_between(frames, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+            axes.plot(frames, 1000 * of_pairs.mean(1).T, color=color, linewidth=0.5)
+        axes.set(title=f"{num_steps} steps", xlabel="predicted frame", ylim=(0, None))
+    panels[0].set_ylabel("squared error x 1000")
+    panels[0].legend(title="trained on")
     figure.savefig(path, dpi=120)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the two models, or measure them."""
+    """Train the models, or measure them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "measure"))
-    parser.add_argument("folder", type=Path, help="of the two runs")
-    parser.add_argument("--output", type=Path, help="new folder for table, plot and picture")
-    parser.add_argument("--updates", type=int, default=4500, help="of the first model")
-    parser.add_argument("--more", type=int, default=2200, help="updates of each of the two")
+    parser.add_argument("folder", type=Path, help="of the runs")
+    parser.add_argument("--output", type=Path, help="new folder for table, plot and pictures")
+    parser.add_argument("--updates", type=int, default=10_000, help="of the first model")
+    parser.add_argument("--more", type=int, default=4000, help="updates of each of the others")
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--num_clips", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25])
     options = parser.parse_args(arguments)
-    target = options.folder if options.what == "train" else options.output
-    if target is None or target.exists():
-        name = "the folder of the runs" if options.what == "train" else "--output"
-        raise SystemExit(f"{name} must be a new one, got {target}.")
     if options.what == "train":
-        train(options.folder, options.updates, options.more)
+        train(options.folder, options.updates, options.more, options.pairs)
+    elif options.output is None or options.output.exists():
+        raise SystemExit(f"--output must be a new folder, got {options.output}.")
     else:
         measure(options.folder, options.output, options.num_clips, options.steps)
 

@@ -207,19 +207,40 @@ def test_drift_of_two_models_is_measured_on_the_same_clips(tmp_path):
     """The benchmark of drift, with two updates each."""
     script = runpy.run_path(str(CONFIGS.parents[1] / "benchmarks" / "drift.py"))
     folder, output = tmp_path / "drift", tmp_path / "table"
-    script["main"](["train", str(folder), "--updates", "2", "--more", "2"])
-    names = ["begin", "own_predictions", "true_frames"]
+    measure = ["measure", str(folder), "--num_clips", "2", "--steps", "1", "2"]
+    with pytest.raises(SystemExit, match="holds no pair of models: train it first"):
+        script["main"]([*measure, "--output", str(output)])
+    train = ["train", str(folder), "--updates", "2", "--more", "2"]
+    script["main"]([*train, "--pairs", "1"])
+    first = (folder / "own_predictions_1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    script["main"]([*train, "--pairs", "2"])  # the second alone
+    assert (folder / "own_predictions_1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
+    names = ["begin", "own_predictions_1", "true_frames_1", "own_predictions_2", "true_frames_2"]
     made = [yaml.safe_load((folder / name / "training_settings.yaml").read_text()) for name in names]
-    assert [x["own_predictions"] for x in made] == [False, True, False] and made[1]["seed"] == made[2]["seed"] == 1
-    script["main"](["measure", str(folder), "--output", str(output), "--num_clips", "2", "--steps", "2"])
-    _, _, own, true, _, said, _, protocol = (output / "table.md").read_text().splitlines()
-    assert own.startswith("| own_predictions | ") and true.startswith("| true_frames | ") and "2 held-out" in protocol
-    slopes = [float(row.split(" | ")[3].split()[0]) for row in (own, true)]
-    more = float(re.search(r"the former loses (-?[\d.]+) ", said)[1])
-    assert more == pytest.approx(slopes[1] - slopes[0], abs=0.016)
-    assert all((output / name).stat().st_size > 0 for name in ("drift.png", "drift_plot.png", "errors.json"))
-    with pytest.raises(SystemExit, match="the folder of the runs must be a new one"):
-        script["main"](["train", str(folder)])
+    assert [x["own_predictions"] for x in made] == [False, True, False, True, False]
+    assert [x["seed"] for x in made[1:]] == [1, 1, 2, 2]
+
+    script["main"]([*measure, "--output", str(output)])
+    _, _, *rows, _, protocol = (output / "table.md").read_text().splitlines()
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert [row[:2] for row in cells] == [[steps, pair] for steps in "12" for pair in ("1", "2", "all")]
+    assert "2 held-out clips" in protocol
+    for _, _, *numbers, own_slope, true_slope, more in cells:
+        assert all(float(x) > 0 for x in numbers)
+        assert float(more.split()[0]) == pytest.approx(float(true_slope) - float(own_slope), abs=0.0016)
+    values = np.array([row[2:8] for row in cells], float).reshape(2, 3, 6)  # steps, pairs and all of them
+    assert values[:, 2, :4] == pytest.approx(values[:, :2, :4].mean(1), abs=0.11)
+    assert values[:, 2, 4:] == pytest.approx(values[:, :2, 4:].mean(1), abs=0.0011)
+    errors = np.load(output / "errors.npz")
+    assert errors["true_frames_2_steps"].shape == (2, 2, 60)
+    found = 1000 * errors["true_frames_2_steps"][1, :, :6].mean()
+    assert float(cells[4][3]) == pytest.approx(found, abs=0.051)
+    line = [np.polyfit(np.arange(60), clip, 1)[0] for clip in errors["true_frames_2_steps"][1]]
+    assert float(cells[4][7]) == pytest.approx(1000 * np.mean(line), abs=0.00051)
+    pictures = ["drift_1_steps.png", "drift_2_steps.png", "drift_plot.png"]
+    assert all((output / name).stat().st_size > 0 for name in pictures)
+    with pytest.raises(SystemExit, match="--output must be a new folder"):
+        script["main"]([*measure, "--output", str(output)])
     # Each frame is the one before, moved over a torus by the same step.
     clips = script["torus_clips"]("train", 20, 6, seed=0).astype(int)
     for clip in clips:
