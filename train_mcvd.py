@@ -12,8 +12,8 @@
     accelerate launch --multi_gpu --num_processes 8 train_mcvd.py ...               # several GPUs
     accelerate launch --config_file cluster.yaml train_mcvd.py ...                  # several machines
 
-`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is in `train`, below. What
-differs from method to method is in `mcvd_diffusers/methods.py`.
+`--help` explains each flag (they are in `mcvd_diffusers/train_settings.py`); the training loop is in `train`, below, and what an
+update does in `Learner`. What differs from method to method is in `mcvd_diffusers/methods.py`.
 
 All randomness is keyed: clip i of epoch e by (seed, e, i); masks, timesteps and noise of training sample n by
 (seed, n); dropout by (seed, step, process), which depends on the batch size and the number of processes, as does a window that
@@ -229,7 +229,7 @@ def main(settings: Settings, stop: StopSignals | None = None) -> Path | None:
 def train(
     settings: Settings, accelerator: Accelerator, stop: StopSignals, at_the_end: contextlib.ExitStack
 ) -> Path | None:
-    """All of it, top to bottom; `at_the_end` takes what is to be closed however it ends."""
+    """All of it, top to bottom, but for an update, which is [`Learner`]'s; `at_the_end` takes what is to be closed however it ends."""
     training, output_dir = settings.training, Path(settings.training.output_dir)
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     is_main, batch_size = accelerator.is_main_process, training.train_batch_size
@@ -311,6 +311,16 @@ def train(
     components.train()
     learner.meter.start()
     seconds_before, started = progress.seconds, time.perf_counter()
+
+    def seconds() -> float:
+        """Spent on training, in all starts together."""
+        return seconds_before + time.perf_counter() - started
+
+    def news() -> tuple[int, ...]:
+        """What this process tells the others of an update: whether time is over, a signal, where its stream is."""
+        is_late = seconds() > 60 * (training.max_train_minutes or math.inf) or (training.estimate and timer.is_done)
+        return int(is_late), stop.number or 0, *batches.stream_position
+
     try:
         for step, batch in enumerate(() if is_end else batches, step):
             # The numbers of these samples in the run, over all processes.
@@ -323,15 +333,8 @@ def train(
                     break
                 continue
 
-            seconds = seconds_before + time.perf_counter() - started
-            is_late = seconds > 60 * (training.max_train_minutes or math.inf) or (training.estimate and timer.is_done)
-            update = learner.update(
-                window,
-                num_samples=(step + 1) * world_size * batch_size,
-                seconds=seconds,
-                news=(is_late, stop.number or 0, *batches.stream_position),
-                changing=folder.changing(),
-            )
+            num_samples = (step + 1) * world_size * batch_size
+            update = learner.update(window, num_samples, seconds, news, changing=folder.changing())
             is_end = update.is_late
             if update.signals:
                 stop.ask(max(update.signals))
@@ -501,12 +504,8 @@ class Learner:
         progress: Progress,
     ) -> None:
         settings = method.settings
-        self.method, self.accelerator, self.noise_scheduler, self.train_set = (
-            method,
-            accelerator,
-            noise_scheduler,
-            train_set,
-        )
+        self.method, self.accelerator = method, accelerator
+        self.noise_scheduler, self.train_set = noise_scheduler, train_set
         self.progress, self.components = progress, components.to(accelerator.device)
         self.averaged, self._ema = make_average(settings, components)
         if settings.training.gradient_checkpointing:
@@ -566,10 +565,10 @@ class Learner:
     def update(
         self,
         window: list[Part],
-        *,
         num_samples: int,
-        seconds: float,
-        news: tuple[int, ...],
+        seconds: Callable[[], float],
+        news: Callable[[], tuple[int, ...]],
+        *,
         changing: contextlib.AbstractContextManager,
     ) -> Update:
         """
@@ -579,8 +578,8 @@ class Learner:
         Args:
             window (`list[Part]`): The batches.
             num_samples (`int`): Samples of the run, with these.
-            seconds (`float`): Time of the run, until now.
-            news (`tuple[int, ...]`): What this process tells the others: whether it is late, a signal, where its stream is.
+            seconds (`Callable`): Time that the run has taken.
+            news (`Callable`): What this process tells the others in each stage, in the order of `Update.reports`.
             changing (`AbstractContextManager`): Entered as long as the state is that of no update.
         """
         accelerator, progress = self.accelerator, self.progress
@@ -591,10 +590,9 @@ class Learner:
                 max_grad_norm = self.method.settings.training.max_grad_norm
                 grad_norm = accelerator.clip_grad_norm_(self.components.parameters(), max_grad_norm)
                 are_losses_finite = torch.stack([part.losses.isfinite().all() for part in window]).all()
-                update = Update(
-                    stage, grad_norm, exchange(accelerator, are_losses_finite, grad_norm.isfinite(), *news)
-                )
-                if stage == 0:  # whoever waits for another process has changed nothing
+                reports = exchange(accelerator, are_losses_finite, grad_norm.isfinite(), *news())
+                update = Update(stage, grad_norm, reports)
+                if stage == 0:  # from here on the state is that of no update
                     until_changed.enter_context(changing)
                 if not update.is_skipped:
                     self._wrapped_optimizer.step()
@@ -609,7 +607,7 @@ class Learner:
                     self._ema.step(self.components.parameters())
                 progress.update += 1
             progress.num_skipped += update.is_skipped
-            progress.num_samples, progress.seconds = num_samples, seconds
+            progress.num_samples, progress.seconds = num_samples, seconds()
             progress.stream_positions = update.stream_positions
         return update
 

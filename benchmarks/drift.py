@@ -10,8 +10,9 @@ as many updates on the same clips in the same order: one by `--own_predictions T
 frames and a memory of the network's own making; the other goes on by true ones. The pairs differ by their seed.
 
 A model's loss a frame is the slope of a straight line through the 60 errors of a clip, by least squares; means over held-out clips,
-whose digits no model has seen, with 95 % intervals, and the interval of the difference between the models clip by clip. Started again,
-`train` goes on where it was stopped.
+whose digits no model has seen, with their 95 % intervals over clips, and that of the difference between the models clip by clip. These
+intervals are of the models at hand; how much trainings differ, the rows of the pairs show. Started again, `train` goes on from the last
+checkpoints. It takes about an hour and a half of a core, `measure` half an hour; they need the extras `digits` and `plots`.
 """
 
 import argparse
@@ -26,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from mcvd_diffusers import MCVDPipeline  # noqa: E402
 from mcvd_diffusers.data import load_digits  # noqa: E402
@@ -58,9 +61,10 @@ def torus_clips(split: str, num_clips: int, num_frames: int, seed: int) -> np.nd
 def train(folder: Path, num_updates: int, num_more: int, num_pairs: int) -> None:
     """The model that all begin with, and the pairs, on clips of two windows."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "train.npy"
+    data, partial = folder / "train.npy", folder / "partial.npy"
     if not data.exists():
-        np.save(data, torus_clips("train", NUM_TRAIN_CLIPS, 2 * NUM_WINDOW_FRAMES - NUM_GIVEN, seed=0))
+        np.save(partial, torus_clips("train", NUM_TRAIN_CLIPS, 2 * NUM_WINDOW_FRAMES - NUM_GIVEN, seed=0))
+        partial.replace(data)
 
     def run(name: str, updates: int, *flags: str) -> None:
         command = [sys.executable, str(ROOT / "train_mcvd.py"), "--train_data_dir", str(data), *COMMON.split(), *flags]
@@ -76,12 +80,18 @@ def train(folder: Path, num_updates: int, num_more: int, num_pairs: int) -> None
 
 
 def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[int]) -> None:
-    """The table, the plot, and a picture."""
+    """The table, the plot, and a picture of each number of steps."""
     torch.set_num_threads(1)
     clips = torch.from_numpy(torus_clips("validation", num_clips, NUM_GIVEN + NUM_MADE, seed=1))[:, :, None] / 255
     num_pairs = len(list(folder.glob("true_frames_*/model_index.json")))
     if not num_pairs:
         raise SystemExit(f"{folder} holds no pair of models: train it first.")
+    if num_clips < 2:
+        raise SystemExit(f"--num_clips must be at least 2 for an interval, got {num_clips}.")
+    num_updates = [
+        yaml.safe_load((folder / run / "training_settings.yaml").read_text())["max_train_steps"]
+        for run in ("begin", "true_frames_1")
+    ]
     output.mkdir(parents=True)
     lines = [
         "| steps | pair | first window: own | true | last window: own | true | lost a frame: own | true | true loses more |",
@@ -109,9 +119,10 @@ def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[i
     repeated = (clips[:, NUM_GIVEN - 1 : NUM_GIVEN] - clips)[:, NUM_GIVEN:].square().mean().item()
     lines += [
         "",
-        f"Mean squared error x 1000 of pixels in [0, 1] against the true frames; {num_clips} held-out clips of {SIZE} x {SIZE} pixels,"
+        f"LGC-VD after {num_updates[0]:,} updates by true frames and {num_updates[1]:,} more by its own predictions or by true frames still;"
+        f" {num_pairs} pair{'s' * (num_pairs > 1)}, which differ by their seed. Mean squared error x 1000 of pixels in [0, 1] against the true frames; {num_clips} held-out clips of {SIZE} x {SIZE} pixels,"
         f" {NUM_GIVEN} frames given, {NUM_MADE} predicted in windows of {NUM_WINDOW_FRAMES - NUM_GIVEN}, one sample each, by DDIM, EMA weights;"
-        f' means and 95 % intervals over clips, "all" of the mean of the pairs. Repeating the last given frame has an error of'
+        f" means over clips and 95 % intervals for these models; those of all pairs are of their mean, clip by clip. Repeating the last given frame has an error of"
         f" {1000 * repeated:.1f}.",
     ]
     (output / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
@@ -124,6 +135,7 @@ def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[i
 
 def predict(run: Path, clips: torch.Tensor, num_steps: int) -> torch.Tensor:
     """The given frames of clips, and those that follow."""
+    print(f"{run.name}, {num_steps} steps", file=sys.stderr)
     pipe = MCVDPipeline.from_pretrained(run, variant="ema")
     pipe.set_progress_bar_config(disable=True)
     return pipe(
@@ -137,21 +149,19 @@ def predict(run: Path, clips: torch.Tensor, num_steps: int) -> torch.Tensor:
 
 
 def table_row(num_steps: int, pair: str, own: np.ndarray, true: np.ndarray) -> str:
-    """Of the errors (clips, frames) of both models: means x 1000, and their intervals."""
+    """Of the errors (clips, frames) of both models: means x 1000, of slopes with their intervals."""
     time, num_new = np.arange(NUM_MADE) - (NUM_MADE - 1) / 2, NUM_WINDOW_FRAMES - NUM_GIVEN
-    own_slope, true_slope = (errors @ time / (time @ time) for errors in (own, true))
-    values = [errors[:, part].mean(1) for part in (slice(num_new), slice(-num_new, None)) for errors in (own, true)]
-    cells = [f"{1000 * x.mean():.1f}" for x in values] + [f"{1000 * x.mean():.3f}" for x in (own_slope, true_slope)]
-    more = 1000 * (true_slope - own_slope)
-    interval = mean_interval(more, None)
-    cells.append(f"{more.mean():.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    slopes = [errors @ time / (time @ time) for errors in (own, true)]
+    windows = [errors[:, part].mean() for part in (slice(num_new), slice(-num_new, None)) for errors in (own, true)]
+    cells = [f"{1000 * mean:.1f}" for mean in windows]
+    for values in (*slopes, slopes[1] - slopes[0]):
+        interval = mean_interval(1000 * values, None)
+        cells.append(f"{1000 * values.mean():.3f} ({interval.low:.3f} to {interval.high:.3f})")
     return f"| {num_steps} | {pair} | {' | '.join(cells)} |"
 
 
 def plot(all_errors: dict[int, dict[str, np.ndarray]], path: Path) -> None:
     """Mean error of each frame: of each pair, thin, and of all, with twice the standard error over clips."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(4 * len(all_errors), 3.5), layout="constrained")
     panels = figure.subplots(1, len(all_errors), sharey=True, squeeze=False)[0]
     frames = np.arange(1, NUM_MADE + 1)
@@ -180,12 +190,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_clips", type=int, default=256)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25])
     options = parser.parse_args(arguments)
+    folder = options.folder.resolve()  # trainings run in another one
     if options.what == "train":
-        train(options.folder, options.updates, options.more, options.pairs)
+        train(folder, options.updates, options.more, options.pairs)
     elif options.output is None or options.output.exists():
         raise SystemExit(f"--output must be a new folder, got {options.output}.")
     else:
-        measure(options.folder, options.output, options.num_clips, options.steps)
+        measure(folder, options.output, options.num_clips, options.steps)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_clips", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
     options = parser.parse_args(arguments)
+    options.folder = options.folder.resolve()  # trainings run in another one
     if options.what == "train":
         for name in options.only:
             train(options.folder, name, options.minutes)

@@ -5,6 +5,8 @@ Its networks against the original's numbers: `tests/models/test_unet_lgcvd.py`.
 
 import logging
 import math
+import re
+import time
 
 import pytest
 import torch
@@ -219,6 +221,7 @@ def test_lgc_4_the_training_script_makes_both_stages(fails, tmp_path, monkeypatc
     def loss(*args, **options):
         losses = denoising_loss(*args, **options)
         stages.append(losses[0] if isinstance(losses, tuple) else losses)
+        time.sleep(2 * (len(stages) == 2))
         return stages[-1] * math.nan if fails and len(stages) == 2 else losses
 
     monkeypatch.setattr(train_mcvd, "denoising_loss", loss)
@@ -226,6 +229,8 @@ def test_lgc_4_the_training_script_makes_both_stages(fails, tmp_path, monkeypatc
         flags += ["--max_skipped_updates", "5"]
     with caplog.at_level(logging.INFO):
         folder = train_mcvd.main(parse_args(["--output_dir", str(tmp_path / "run"), *flags]))
+    seconds = float(re.search(r"trained 1 updates in (\d+) s", caplog.text)[1])
+    assert seconds >= 2  # the time of both
     assert len(stages) == 2 and ("stage 2 of update 1 skipped, since the loss of process 0" in caplog.text) == fails
     for num_stages in (1, 2):
         expected = first_update(flags, num_stages)
