@@ -12,7 +12,7 @@ frames and a memory of the network's own making; the other goes on by true ones.
 A model's loss a frame is the slope of a straight line through the 60 errors of a clip, by least squares; means over held-out clips,
 whose digits no model has seen, with their 95 % intervals over clips, and that of the difference between the models clip by clip. These
 intervals are of the models at hand; how much trainings differ, the rows of the pairs show. Started again, `train` goes on from the last
-checkpoints. It takes about an hour and a half of a core, `measure` half an hour; they need the extras `digits` and `plots`.
+checkpoints. It takes an hour of a core, `measure` ten minutes; they need the extras `digits` and `plots`.
 """
 
 import argparse
@@ -172,8 +172,8 @@ def plot(all_errors: dict[int, dict[str, np.ndarray]], path: Path) -> None:
             axes.plot(frames, mean, color=color, label=name.replace("_", " "))
             axes.fill_between(frames, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
             axes.plot(frames, 1000 * of_pairs.mean(1).T, color=color, linewidth=0.5)
-        axes.set(title=f"{num_steps} steps", xlabel="predicted frame", ylim=(0, None))
-    panels[0].set_ylabel("squared error x 1000")
+        axes.set(title=f"{num_steps} steps", xlabel="predicted frame")
+    panels[0].set(ylabel="squared error x 1000", ylim=(0, None))
     panels[0].legend(title="trained on")
     figure.savefig(path, dpi=120)
 
