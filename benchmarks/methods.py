@@ -7,8 +7,8 @@
 of a core: how many updates that is, is measured first, in two short runs, by the time that the processor worked, not by the clock,
 so that other jobs on the machine do not matter much. Started again, it trains what is missing. `measure` makes the six tasks of
 `examples/six_tasks.py` of 64 held-out clips of 8 frames, one sample each, and of the prediction also ensembles of 5; and the mean squared
-error and the CRPS of the frames that are made, beside those of repeating the nearest given frame (for spatial super-resolution: of
-enlarging the small frames). A method that cannot do a task has a dash there. What was measured is kept with the run: `measure runs/methods
+error and the CRPS of the frames that are made, beside those of black frames and of repeating the nearest given one (for spatial
+super-resolution: of enlarging the small frames). A method that cannot do a task has a dash there. What was measured is kept with the run: `measure runs/methods
 --only vdm` does a part of it beforehand, beside others. With 64 clips, VDM takes nearly an hour of a core.
 """
 
@@ -135,6 +135,15 @@ def seconds_of(pipe: MCVDPipeline, clips: torch.Tensor, num_steps: int) -> float
     return time.process_time() - started
 
 
+def num_calls(pipe: MCVDPipeline, clips: torch.Tensor, num_steps: int) -> int:
+    """Calls of the network that a prediction takes."""
+    calls = []
+    hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    sample(pipe, clips, "prediction", num_steps)
+    hook.remove()
+    return len(calls)
+
+
 def with_interval(values: np.ndarray) -> str:
     """Mean over clips x 1000, and its 95 % interval."""
     interval = mean_interval(values * 1000, None)
@@ -157,6 +166,7 @@ def measured(folder: Path, name: str, num_clips: int, num_steps: int) -> dict:
     found = {
         "parameters": sum(x.numel() for network in networks for x in network.parameters()),
         "seconds": min(seconds_of(pipe, clips[:1], num_steps) for _ in range(5)),
+        "calls": num_calls(pipe, clips[:1], num_steps),
         "errors": {},
         "shown": {},
     }
@@ -180,24 +190,28 @@ def make_table(folder: Path, output: Path, num_clips: int, num_steps: int) -> No
     budgets = [json.loads((folder / name / "budget.json").read_text()) for name in METHODS]
     output.mkdir(parents=True)
     rows = [
-        ["parameters", *(f"{x['parameters']:,}" for x in found), ""],
-        ["training, minutes of a core", *(f"{x['seconds of a core'] / 60:.1f}" for x in budgets), ""],
-        ["updates", *(f"{x['updates']:,}" for x in budgets), ""],
-        ["seconds for a video (prediction)", *(f"{x['seconds']:.2f}" for x in found), ""],
+        ["parameters", *(f"{x['parameters']:,}" for x in found), "", ""],
+        ["training, minutes of a core", *(f"{x['seconds of a core'] / 60:.1f}" for x in budgets), "", ""],
+        ["updates", *(f"{x['updates']:,}" for x in budgets), "", ""],
+        ["seconds for a video (prediction)", *(f"{x['seconds']:.2f}" for x in found), "", ""],
+        ["calls of the network for it", *(str(x["calls"]) for x in found), "", ""],
     ]
     for task in TASKS:
         videos = {METHODS[name]: x["shown"][task] for name, x in zip(METHODS, found) if task in x["shown"]}
         if task != "generation":
             cells = [with_interval(x["errors"][task]) if task in x["errors"] else "-" for x in found]
-            of_baseline = (baseline(clips, task) - clips[:, missing_frames(task)]).square().flatten(1).mean(1).numpy()
-            rows.append([f"{task}, squared error x 1000", *cells, with_interval(of_baseline)])
+            truth = clips[:, missing_frames(task)]
+            for other in (torch.zeros_like(truth), baseline(clips, task)):
+                cells.append(with_interval((other - truth).square().flatten(1).mean(1).numpy()))
+            rows.append([f"{task}, squared error x 1000", *cells])
             videos = {"truth": clips[:NUM_SHOWN], **videos}
         is_given = [position in TASKS[task] for position in range(NUM_FRAMES)]
         contact_sheet(videos, is_given).save(output / f"{task.replace(' ', '_')}.png")
-    repeated, truth = baseline(clips, "prediction").numpy()[:, None], clips[:, missing_frames("prediction")].numpy()
-    of_baseline = with_interval(crps(repeated, truth).reshape(len(clips), -1).mean(1))
-    rows.append(["prediction, CRPS x 1000", *(with_interval(x["crps"]) for x in found), of_baseline])
-    names = ["", *METHODS.values(), "nearest given frame"]
+    cells, truth = [with_interval(x["crps"]) for x in found], clips[:, missing_frames("prediction")].numpy()
+    for other in (np.zeros_like(truth), baseline(clips, "prediction").numpy()):
+        cells.append(with_interval(crps(other[:, None], truth).reshape(len(clips), -1).mean(1)))
+    rows.append(["prediction, CRPS x 1000", *cells])
+    names = ["", *METHODS.values(), "black frames", "nearest given frame"]
     lines = [f"| {' | '.join(names)} |", "| --- |" + " --- |" * (len(names) - 1)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += [
@@ -206,9 +220,9 @@ def make_table(folder: Path, output: Path, num_clips: int, num_steps: int) -> No
         f" {num_steps} steps of DDIM, one sample each, for the CRPS (the fair one) {NUM_MEMBERS}; means over the pixels that are made,"
         " and their 95 % interval over clips. Given frames, counted from 0: prediction 0 and 1; past prediction 6 and 7;"
         " interpolation 0, 1, 6 and 7; infilling 1, 4 and 6; temporal super-resolution 0, 2, 4 and 6; spatial super-resolution all, at"
-        " half the size, beside them enlarged. That, and whatever is given to VDM, which never was given any, is by guidance"
+        " half the size, beside them enlarged. Small frames, and all frames given to VDM, enter by guidance"
         f" (num_resamples={BY_GUIDANCE['num_resamples']}, eta={BY_GUIDANCE['eta']:g}). Seconds are of a core, for one video"
-        " of 6 frames, the least of five.",
+        " of 6 frames, the least of five. One training of each method: how much others would differ is not in the intervals.",
     ]
     (output / "table.md").write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))

@@ -191,16 +191,19 @@ def test_all_methods_are_compared_on_the_same_clips(tmp_path):
     output = tmp_path / "table"
     script["main"](["measure", str(tmp_path / "runs"), "--output", str(output), "--num_clips", "2", "--steps", "2"])
     head, _, *rows, empty, protocol = (output / "table.md").read_text().splitlines()
-    assert head.split(" | ")[1:-1] == ["MCVD", "RaMViD", "FDM", "VDM", "LGC-VD", "RVD"] and not empty
+    names = ["MCVD", "RaMViD", "FDM", "VDM", "LGC-VD", "RVD", "black frames", "nearest given frame |"]
+    assert head.split(" | ")[1:] == names and not empty
     cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ")[1:] for row in rows}
     assert cells["training, minutes of a core"][0] == "1.0" and cells["updates"][:6] == ["2"] * 6
     errors = "{}, squared error x 1000"
     is_dash = {task: [cell == "-" for cell in cells[errors.format(task)]] for task in ("prediction", "infilling")}
-    assert not any(is_dash["prediction"]) and is_dash["infilling"] == [True] + [False] * 4 + [True, False]
+    assert not any(is_dash["prediction"]) and is_dash["infilling"] == [True] + [False] * 4 + [True, False, False]
     assert all(
         cell == "-" for cell in (cells[errors.format("past prediction")][5], cells[errors.format("interpolation")][5])
     )
-    assert len(cells["prediction, CRPS x 1000"]) == 7 and protocol.startswith("2 held-out clips of 8 frames")
+    calls = [int(x) for x in cells["calls of the network for it"][:6] if x]
+    assert [calls[i] for i in (0, 1, 2, 4, 5)] == [4, 2, 2, 2, 12]  # two blocks, one window, six frames
+    assert len(cells["prediction, CRPS x 1000"]) == 8 and protocol.startswith("2 held-out clips of 8 frames")
     for task in ("prediction", "past_prediction", "interpolation", "infilling", "generation"):
         assert (output / f"{task}.png").stat().st_size > 0
     with pytest.raises(SystemExit, match="--output must be a new folder"):
@@ -249,9 +252,9 @@ def test_drift_of_pairs_of_models_is_measured_on_the_same_clips(tmp_path):
     arguments = ["measure", str(folder), "--num_clips", "12", "--output", str(output)]
     script["main"]([*arguments, "--steps", "1", "2"])
 
-    _, _, *rows, _, protocol = (output / "table.md").read_text().splitlines()
+    _, _, *rows, _, protocol, _, of_pairs = (output / "table.md").read_text().splitlines()
     assert "12 held-out clips" in protocol and "after 7 updates" in protocol and "2 pairs" in protocol
-    clips = torch.from_numpy(script["torus_clips"]("validation", 12, 62, seed=1))[:, :, None] / 255
+    clips = torch.from_numpy(script["torus_clips"]("validation", 12, 62, seed=2))[:, :, None] / 255
     cells = {tuple(row.strip("| ").split(" | ")[:2]): row.strip("| ").split(" | ")[2:] for row in rows}
     for steps in (1, 2):
         errors = {}
@@ -276,6 +279,10 @@ def test_drift_of_pairs_of_models_is_measured_on_the_same_clips(tmp_path):
                 interval = mean_interval(values, None)
                 numbers = [float(x) for x in re.findall(r"-?[\d.]+", said)]
                 assert numbers == pytest.approx([values.mean(), interval.low, interval.high], abs=0.002)
+        differences = np.array([float(cells[str(steps), pair][6].split()[0]) for pair in ("1", "2")])
+        interval = mean_interval(differences, None)
+        said = [float(x) for x in re.findall(r"-?\d+\.\d+", of_pairs.split(":")[1].split(";")[steps - 1])]
+        assert said == pytest.approx([differences.mean(), interval.low, interval.high], abs=0.02)
     assert len({tuple(row) for row in cells.values()}) == 6  # no two of them are alike
     pictures = ["drift_1_steps.png", "drift_2_steps.png", "drift_plot.png", "errors.npz"]
     assert all((output / name).stat().st_size > 0 for name in pictures)
