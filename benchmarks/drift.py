@@ -112,13 +112,8 @@ def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[i
             lines.append(table_row(num_steps, str(pair + 1), *(errors[name][pair] for name in MODELS)))
         if num_pairs > 1:
             lines.append(table_row(num_steps, "all", *(errors[name].mean(0) for name in MODELS)))
-            of_pairs = np.array(
-                [
-                    (slopes(errors["true_frames"][i]) - slopes(errors["own_predictions"][i])).mean()
-                    for i in range(num_pairs)
-                ]
-            )
-            differences.append(f"{interval_cell(of_pairs)} at {num_steps} steps")
+            by_pair = (slopes(errors["true_frames"]) - slopes(errors["own_predictions"])).mean(1)
+            differences.append(f"{interval_cell(by_pair)} at {num_steps} steps")
         shown = {"truth": clips[:4, ::6]} | {
             f"trained by {name.replace('_', ' ')}": of_pairs[0][:4, ::6] for name, of_pairs in videos.items()
         }
@@ -165,7 +160,7 @@ def predict(run: Path, clips: torch.Tensor, num_steps: int) -> torch.Tensor:
 
 
 def slopes(errors: np.ndarray) -> np.ndarray:
-    """Of straight lines through the errors (clips, frames), by least squares."""
+    """Of straight lines through the errors (..., frames), by least squares."""
     time = np.arange(NUM_MADE) - (NUM_MADE - 1) / 2
     return errors @ time / (time @ time)
 

@@ -8,8 +8,8 @@ of a core: how many updates that is, is measured first, in two short runs, by th
 so that other jobs on the machine do not matter much. Started again, it trains what is missing. `measure` makes the six tasks of
 `examples/six_tasks.py` of 64 held-out clips of 8 frames, one sample each, and of the prediction also ensembles of 5; and the mean squared
 error and the CRPS of the frames that are made, beside those of black frames and of repeating the nearest given one (for spatial
-super-resolution: of enlarging the small frames). A method that cannot do a task has a dash there. What was measured is kept with the run: `measure runs/methods
---only vdm` does a part of it beforehand, beside others. With 64 clips, VDM takes nearly an hour of a core.
+super-resolution: of enlarging the small frames). A method that cannot do a task has a dash there. What was measured is kept with the
+run: `measure runs/methods --only vdm` does a part of it beforehand, beside others. With 64 clips, VDM takes nearly an hour of a core.
 """
 
 import argparse
