@@ -49,8 +49,9 @@ from accelerate.utils import (
     ProjectConfiguration,
     gather_object,
 )
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.optimization import get_scheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 
@@ -74,6 +75,7 @@ from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
 from mcvd_diffusers.noise_schedules import cosine_logsnr_betas
 from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.objectives import noise_positions
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
@@ -152,38 +154,41 @@ def make_unet(settings: Settings) -> torch.nn.Module:
     return make_method(settings).make_network()
 
 
-def make_noise_scheduler(settings: Settings) -> DDPMScheduler:
+def make_noise_scheduler(settings: Settings) -> SchedulerMixin:
     """The noise of training; a saved pipeline's, if training goes on with one."""
     training, source = settings.training, settings.model.pretrained_model_name_or_path
-    variance_type = make_method(settings).variance_type
+    kinds = {"flow_prediction": FlowMatchEulerDiscreteScheduler, "edm": EDMEulerScheduler}
+    kind, own = kinds.get(training.prediction_type, DDPMScheduler), {}
+    if kind is DDPMScheduler:
+        own["variance_type"] = make_method(settings).variance_type
     if source is not None:
-        return DDPMScheduler.from_pretrained(source, subfolder="scheduler", variance_type=variance_type)
-    betas = None
-    if training.beta_schedule == "cosine_logsnr":  # which Diffusers does not know by name
-        betas = cosine_logsnr_betas(training.num_train_timesteps)
-    return DDPMScheduler(
-        num_train_timesteps=training.num_train_timesteps,
-        beta_schedule=training.beta_schedule if betas is None else "linear",
-        trained_betas=betas,
-        prediction_type=training.prediction_type,
-        variance_type=variance_type,
-    )
+        return kind.from_pretrained(source, subfolder="scheduler", **own)
+    if training.prediction_type == "edm":
+        own["sigma_data"] = training.sigma_data
+    if kind is DDPMScheduler:
+        betas = None
+        if training.beta_schedule == "cosine_logsnr":  # which Diffusers does not know by name
+            betas = cosine_logsnr_betas(training.num_train_timesteps)
+        own |= {
+            "beta_schedule": training.beta_schedule if betas is None else "linear",
+            "trained_betas": betas,
+            "prediction_type": training.prediction_type,
+            "rescale_betas_zero_snr": training.rescale_betas_zero_snr,
+        }
+    return kind(num_train_timesteps=training.num_train_timesteps, **own)
 
 
 def make_pipeline(
-    settings: Settings, components: torch.nn.ModuleDict, noise_scheduler: DDPMScheduler, normalizer: FrameNormalizer
+    settings: Settings, components: torch.nn.ModuleDict, noise_scheduler: SchedulerMixin, normalizer: FrameNormalizer
 ) -> MCVDPipeline:
     """What was trained, its units, and the scheduler it is sampled with: from pure noise, within the range of the data."""
     method = make_method(settings)
     # What a prediction leaves over may be as large as twice that.
     largest = normalizer.largest_value * (2 / settings.model.residual_scale if method.makes_residuals else 1)
-    scheduler_class = getattr(diffusers, settings.training.sampling_scheduler)
-    scheduler = scheduler_class.from_config(
-        noise_scheduler.config,
-        timestep_spacing="trailing",
-        clip_sample=True,
-        clip_sample_range=largest,
-    )
+    scheduler_class, own = getattr(diffusers, settings.training.sampling_scheduler), {}
+    if isinstance(noise_scheduler, DDPMScheduler):
+        own = {"timestep_spacing": "trailing", "clip_sample": True, "clip_sample_range": largest}
+    scheduler = scheduler_class.from_config(noise_scheduler.config, **own)
     source, sampling = settings.model.pretrained_model_name_or_path, method.pipeline_settings()
     theirs = {} if source is None else MCVDPipeline.load_config(source)
     sampling |= {name: theirs[name] for name in sampling if theirs.get(name) is not None}
@@ -489,7 +494,7 @@ class Learner:
         method (`Method`): What the networks are, and which frames they are given.
         accelerator (`Accelerator`): Where they are trained.
         components (`torch.nn.ModuleDict`): The networks, by the names that they have in a pipeline; the denoiser comes first.
-        noise_scheduler (`DDPMScheduler`): The noise of training.
+        noise_scheduler (`SchedulerMixin`): The noise of training.
         train_set (`Dataset`): What knows how clips are encoded.
         progress (`Progress`): How far it is; each update changes it.
     """
@@ -499,7 +504,7 @@ class Learner:
         method: Method,
         accelerator: Accelerator,
         components: torch.nn.ModuleDict,
-        noise_scheduler: DDPMScheduler,
+        noise_scheduler: SchedulerMixin,
         train_set: torch.utils.data.Dataset,
         progress: Progress,
     ) -> None:
@@ -538,7 +543,8 @@ class Learner:
             drawn = method.draw(clips, part.generators)
         else:
             drawn = method.draw_next(part.drawn, clips, part.estimate)
-        timesteps = draw_timesteps(self.noise_scheduler, len(video), generator=part.generators)
+        chances = {"mean": training.noise_level_mean, "std": training.noise_level_std}
+        timesteps = draw_timesteps(self.noise_scheduler, len(video), generator=part.generators, **chances)
         part.drawn, part.timesteps, part.losses, part.estimate = drawn, timesteps, None, None
         has_next = stage + 1 < method.num_stages
         with accelerator.accumulate(*self._wrapped):
@@ -554,13 +560,14 @@ class Learner:
                 context=method.encode(encoder, drawn),
                 loss_type=training.loss_type,
                 reduction=training.loss_reduction,
+                min_snr_gamma=training.min_snr_gamma,
                 return_estimate=has_next,
             )
             losses, part.estimate = learned if has_next else (learned, None)
             num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
             accelerator.backward(losses.sum() / num_learned.clamp(min=1))
         part.losses = losses.detach()
-        self.meter.add(part.losses, timesteps, method.roles_in_time(drawn), drawn.segment_ids)
+        self.meter.add(part.losses, noise_positions(self.noise_scheduler, timesteps), method.roles_in_time(drawn), drawn.segment_ids)
 
     def update(
         self,

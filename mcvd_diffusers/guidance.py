@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import torch
 from diffusers.guiders import BaseGuidance
 
+from mcvd_diffusers.objectives import Objective
+
 
 def needed_views(histories: Sequence[tuple[Hashable, float]], nothing: Hashable) -> list[Hashable]:
     """
@@ -51,67 +53,7 @@ def compose_histories(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Noise levels
-
-
-def noise_level(scheduler, timestep: torch.Tensor) -> tuple[float, float]:
-    """
-    How much signal and noise is in what the network gets at a timestep: `z = alpha x + sigma eps`, squares adding up to 1.
-
-    Args:
-        scheduler: One of Diffusers' noise schedulers whose timesteps are set.
-        timestep (`torch.Tensor`): One of them.
-
-    Returns:
-        `tuple[float, float]`: `alpha` and `sigma`.
-    """
-    # Some keep full signal under growing noise, and scale by alpha.
-    if getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
-        alpha = float(scheduler.scale_model_input(torch.ones(1), timestep))
-        return alpha, max(1 - alpha**2, 0.0) ** 0.5
-    index = getattr(scheduler, "step_index", None)
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None:  # also where noise levels lie between the timesteps of the training
-        ratio = float(sigmas[index if index is not None else 0])
-        alpha = (1 + ratio**2) ** -0.5
-        return alpha, ratio * alpha
-    signal = float(scheduler.alphas_cumprod[int(timestep)])
-    return signal**0.5, (1 - signal) ** 0.5
-
-
-def to_clean(
-    prediction: torch.Tensor, noisy: torch.Tensor, level: tuple[float, float], prediction_type: str
-) -> torch.Tensor:
-    """
-    The clean frames that a prediction amounts to.
-
-    Args:
-        prediction (`torch.Tensor`): What the network says.
-        noisy (`torch.Tensor` of the same shape): What it was asked about.
-        level (`tuple[float, float]`): `alpha` and `sigma` of that, as of [`noise_level`].
-        prediction_type (`str`): `"epsilon"`, `"v_prediction"` or `"sample"`.
-
-    Returns:
-        `torch.Tensor` of the same shape, about `[-1, 1]`, not clamped.
-    """
-    alpha, sigma = level
-    if prediction_type == "epsilon":
-        return (noisy - sigma * prediction) / alpha
-    if prediction_type == "v_prediction":
-        return alpha * noisy - sigma * prediction
-    return prediction
-
-
-def from_clean(
-    clean: torch.Tensor, noisy: torch.Tensor, level: tuple[float, float], prediction_type: str
-) -> torch.Tensor:
-    """The inverse of [`to_clean`] for the same noisy frames."""
-    alpha, sigma = level
-    if prediction_type == "epsilon":
-        return (noisy - alpha * clean) / sigma
-    if prediction_type == "v_prediction":
-        return (alpha * noisy - clean) / sigma
-    return clean
+# One step back
 
 
 def one_step_back(
@@ -148,7 +90,7 @@ def guide_by_reconstruction(
     *,
     slots: torch.Tensor,
     level: tuple[float, float],
-    prediction_type: str,
+    objective: Objective,
 ) -> torch.Tensor:
     r"""
     Move a prediction so that what the network thinks of the whole window agrees with what is known of it (VDM,
@@ -164,7 +106,7 @@ def guide_by_reconstruction(
             How far a clean window `(B, T, C, H, W)` is from what is known, `(B,)`: weighted sums of squares.
         slots (`torch.Tensor` of shape `(k,)`): Where the frames to be made stand in the window.
         level (`tuple[float, float]`): `alpha` and `sigma`.
-        prediction_type (`str`): What the network predicts.
+        objective ([`Objective`]): What the network predicts.
 
     Returns:
         `torch.Tensor` of shape `(B, k, C, H, W)`: The guided prediction of the frames to be made.
@@ -172,10 +114,10 @@ def guide_by_reconstruction(
     with torch.enable_grad():
         noisy = noisy.detach().requires_grad_()
         window, prediction = predict(noisy)
-        clean = to_clean(prediction, window, level, prediction_type)
+        clean = objective.to_clean(prediction, window, level)
         gradient = torch.autograd.grad(error(clean).sum(), noisy)[0]
     moved = clean.detach()[:, slots] - level[0] / 2 * gradient
-    return from_clean(moved, noisy.detach(), level, prediction_type)
+    return objective.from_clean(moved, noisy.detach(), level)
 
 
 def reconstruction_error(

@@ -40,6 +40,7 @@ from mcvd_diffusers.models import (
     SpaceTimeUNetModel,
 )
 from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.objectives import VARIANCE_PRESERVING
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.presets import PRESETS, preset
 
@@ -282,14 +283,31 @@ class TrainingArguments:
         " original's code, if not given.",
     )
 
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = _flag(
-        "v_prediction", "What the network predicts; the original's predicts epsilon."
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction", "edm"] = _flag(
+        "v_prediction",
+        "What the network predicts: the noise (the original's), the velocity, the clean frames; or by flow matching, or with EDM's"
+        " preconditioning, which have noise levels of their own.",
     )
-    beta_schedule: Literal["linear", "squaredcos_cap_v2", "cosine_logsnr"] = _flag(
-        "squaredcos_cap_v2",
-        "Noise schedule: the original's linear one, cosine, or VDM's cosine with log-SNR from 20 to -20.",
+    beta_schedule: Literal["linear", "squaredcos_cap_v2", "cosine_logsnr"] | None = _flag(
+        None,
+        "Noise schedule of the first three: the original's linear one, cosine (squaredcos_cap_v2, if not given), or VDM's cosine with"
+        " log-SNR from 20 to -20.",
+    )
+    rescale_betas_zero_snr: bool = _flag(
+        False, "Rescale that schedule so that its last timestep is pure noise (2305.08891); not for epsilon."
     )
     num_train_timesteps: int = _flag(1000, "Timesteps of the noise schedule.")
+    noise_level_mean: float | None = _flag(
+        None,
+        "Where noise levels of training are drawn: for edm the mean of the logarithm of the noise level, -1.2 if not given; for"
+        " flow_prediction that of the logit of the share of noise, all shares alike if neither this nor the next is given.",
+    )
+    noise_level_std: float | None = _flag(None, "Standard deviation of the same; edm 1.2, flow_prediction 1.")
+    sigma_data: float | None = _flag(None, "edm: standard deviation of the data in [-1, 1], 0.5 if not given.")
+    min_snr_gamma: float | None = _flag(
+        None,
+        "Weigh losses by min(SNR, gamma), counted on the clean frames, so that nearly clean clips count less (2303.09556: 5).",
+    )
     loss_type: Literal["l2", "l1"] | None = _flag(
         None, "Squared or absolute error; l1 for lgcvd and rvd, l2 for the others, if not given."
     )
@@ -336,8 +354,10 @@ class TrainingArguments:
     )
     gradient_checkpointing: bool = _flag(False, "Trade time for memory.")
 
-    sampling_scheduler: Literal["DDIMScheduler", "DDPMScheduler"] = _flag(
-        "DDIMScheduler", "Noise scheduler that is saved in the pipeline."
+    sampling_scheduler: str | None = _flag(
+        None,
+        "Noise scheduler of Diffusers that is saved in the pipeline; DDIMScheduler, FlowMatchEulerDiscreteScheduler or"
+        " EDMDPMSolverMultistepScheduler, if not given, as --prediction_type has it.",
     )
     validation_steps: int = _flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
     num_validation_videos: int = _flag(4, "Held-out clips to make videos of; 0: none.")
@@ -392,6 +412,26 @@ NOT_FOR_STREAMS = [
 ] + ["variables", "normalization_frames"]
 
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
+
+# Noise schedulers that a pipeline may be saved with, the default first, by what its network predicts.
+FROM_BETAS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler") + (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+)
+SAMPLING_SCHEDULERS = {
+    **dict.fromkeys(VARIANCE_PRESERVING, FROM_BETAS),
+    "flow_prediction": ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "edm": ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
+}
+
+# Settings that only mean something for some predictions.
+FOR_PREDICTIONS = {
+    "beta_schedule": VARIANCE_PRESERVING,
+    "rescale_betas_zero_snr": ("v_prediction", "sample"),
+    **dict.fromkeys(("noise_level_mean", "noise_level_std"), ("flow_prediction", "edm")),
+    "sigma_data": ("edm",),
+}
 
 # Settings that only mean something for some methods.
 FOR_METHODS = {
@@ -472,7 +512,9 @@ FROM_PRETRAINED = {
     "lgcvd": FROM_PRETRAINED_LGCVD,
     "rvd": FROM_PRETRAINED_RVD,
 }
-FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "num_train_timesteps")
+FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "rescale_betas_zero_snr", "sigma_data") + (
+    "num_train_timesteps",
+)
 
 # What a checkpoint is made with.
 MUST_STAY = frozenset(sum(FROM_PRETRAINED.values(), FROM_PRETRAINED_SCHEDULER)) | {
@@ -783,8 +825,9 @@ def _adopt_pretrained(settings: Settings) -> None:
     _adopt_normalization(settings, pipeline_config.get("normalization"))
     unet_config["in_channels"] -= settings.data.nan_mask_channel
     size = unet_config["sample_size"]
+    brought_noise = _brought_noise(unet_config, scheduler_config)
     sampling_scheduler = pipeline_config["scheduler"][1]
-    if sampling_scheduler not in ("DDIMScheduler", "DDPMScheduler"):
+    if sampling_scheduler not in SAMPLING_SCHEDULERS[brought_noise["prediction_type"]]:
         sampling_scheduler = settings.training.sampling_scheduler
     masks = {"mcvd": ("drop_past", "drop_future"), "ramvid": ("drop_observed",)}.get(settings.model.method, ())
     for group, name, theirs in (  # these may be changed
@@ -800,7 +843,7 @@ def _adopt_pretrained(settings: Settings) -> None:
     shape = [name for name in shape if settings.model.method in FOR_METHODS.get(name, METHODS)]
     for group, config, names in (  # and these not
         (settings.model, brought, shape),
-        (settings.training, scheduler_config, FROM_PRETRAINED_SCHEDULER),
+        (settings.training, brought_noise, FROM_PRETRAINED_SCHEDULER),
     ):
         for name in names:
             ours, theirs = getattr(group, name), config[name]
@@ -810,6 +853,18 @@ def _adopt_pretrained(settings: Settings) -> None:
                     " or leave out --pretrained_model_name_or_path to train a new one."
                 )
             setattr(group, name, theirs)
+
+
+def _brought_noise(unet_config: dict, scheduler_config: dict) -> dict:
+    """What the network of a pretrained pipeline predicts, at which noise levels, under the names of the flags."""
+    prediction_type = unet_config.get("prediction_type") or scheduler_config["prediction_type"]
+    brought = {name: scheduler_config.get(name) for name in FROM_PRETRAINED_SCHEDULER}
+    brought |= {
+        "prediction_type": prediction_type,
+        "rescale_betas_zero_snr": bool(brought["rescale_betas_zero_snr"]),
+        "num_train_timesteps": scheduler_config["num_train_timesteps"],
+    }
+    return brought | {name: None for name in ("beta_schedule", "sigma_data") if prediction_type not in FOR_PREDICTIONS[name]}
 
 
 def _adopt_context_encoder(settings: Settings, pipeline_config: dict, unet_config: dict) -> dict:
@@ -888,6 +943,13 @@ def _fill_in_defaults(settings: Settings) -> None:
         group = model if hasattr(model, name) else settings.training
         if getattr(group, name) is None:
             setattr(group, name, values.get(method))
+    training = settings.training
+    if training.beta_schedule is None and training.prediction_type in VARIANCE_PRESERVING:
+        training.beta_schedule = "squaredcos_cap_v2"
+    if training.sigma_data is None and training.prediction_type == "edm":
+        training.sigma_data = 0.5
+    if training.sampling_scheduler is None:
+        training.sampling_scheduler = SAMPLING_SCHEDULERS[training.prediction_type][0]
     if model.residual and model.residual_scale is None:
         model.residual_scale = 1.0
     if method == "ramvid" and settings.training.max_observed is None:
@@ -998,6 +1060,7 @@ def _check_settings(settings: Settings) -> None:
             f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
             f" --num_train_timesteps ({training.num_train_timesteps})."
         )
+    _check_objective(settings)
     _check_method_settings(settings)
     if model.down_block_types is not None and len(model.down_block_types) != len(model.block_out_channels):
         raise ValueError(
@@ -1082,6 +1145,33 @@ def _check_method_settings(settings: Settings) -> None:
                 f"--output_dir {training.output_dir} lies inside --image_data_dir {folder}: its pictures would become training"
                 " data of the next run. Choose a folder outside."
             )
+
+
+def _check_objective(settings: Settings) -> None:
+    """What the network predicts, and at which noise levels."""
+    training = settings.training
+    prediction_type = training.prediction_type
+    for name, meant in FOR_PREDICTIONS.items():
+        value = getattr(training, name)
+        if name in settings.changed and value is not None and value is not False and prediction_type not in meant:
+            reason = (
+                "has a last timestep of pure noise, at which the noise says nothing of the frames"
+                if name == "rescale_betas_zero_snr" and prediction_type == "epsilon"
+                else f"is for --prediction_type {' or '.join(meant)}"
+            )
+            raise ValueError(f"--{name} {reason}, got --prediction_type {prediction_type}: leave one of them out.")
+    for name in ("noise_level_std", "sigma_data", "min_snr_gamma"):
+        value = getattr(training, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a positive number, got {value}.")
+    if training.noise_level_mean is not None and not math.isfinite(training.noise_level_mean):
+        raise ValueError(f"--noise_level_mean must be a finite number, got {training.noise_level_mean}.")
+    known = SAMPLING_SCHEDULERS[prediction_type]
+    if training.sampling_scheduler not in known:
+        raise ValueError(
+            f"--sampling_scheduler must be one of {', '.join(known)} for --prediction_type {prediction_type}, got"
+            f" {training.sampling_scheduler}."
+        )
 
 
 def _check_ablations(settings: Settings) -> None:

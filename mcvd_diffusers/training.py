@@ -1,20 +1,22 @@
 """The training loss over LATENT frames. It knows roles and Diffusers' noise schedulers, not methods."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from mcvd_diffusers.guidance import to_clean
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models.context import ContextOutput
+from mcvd_diffusers.objectives import objective_of, training_level
 from mcvd_diffusers.randomness import Generators, keyed_seed, rand_tensor
 
 
 # First key of each kind of random stream of a training run.
 SAMPLE_STREAM, DROPOUT_STREAM, ENCODER_STREAM = 0, 1, 2
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# EDM's mean and standard deviation of the logarithm of the noise level (2206.00364, table 1).
+EDM_MEAN, EDM_STD = -1.2, 1.2
 
 
 def sample_generators(
@@ -37,19 +39,42 @@ def sample_generators(
     return [torch.Generator(device).manual_seed(keyed_seed(seed, SAMPLE_STREAM, index)) for index in sample_indices]
 
 
-def draw_timesteps(noise_scheduler, batch_size: int, *, generator: Generators = None) -> torch.Tensor:
+def draw_timesteps(
+    noise_scheduler,
+    batch_size: int,
+    *,
+    generator: Generators = None,
+    mean: float | None = None,
+    std: float | None = None,
+) -> torch.Tensor:
     """
-    Timesteps of training, each with the same chance.
+    Timesteps of training: each with the same chance, or, for EDM and flow matching, with normal chances.
 
     Args:
         noise_scheduler: One of Diffusers' schedulers.
         batch_size (`int`): Number of clips `B`.
         generator (`torch.Generator` or a list of them, *optional*): The source; one number each.
+        mean, std (`float`, *optional*):
+            For EDM, those of the logarithm of the noise level, by default -1.2 and 1.2 (2206.00364, table 1). For flow matching,
+            those of the logit of the share of noise (2403.03206, section 3.1); by default all shares have the same chance.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`, integer, from 0 to `num_train_timesteps - 1`.
+        `torch.Tensor` of shape `(B,)`:
+            Integers from 0 to `num_train_timesteps - 1`; for flow matching numbers from 0 to `num_train_timesteps`, for EDM a
+            quarter of the logarithm of the noise level.
     """
-    return (rand_tensor((batch_size,), generator) * noise_scheduler.config.num_train_timesteps).long()
+    config, prediction_type = noise_scheduler.config, objective_of(noise_scheduler).prediction_type
+    uniform = rand_tensor((batch_size,), generator)
+    # Noise as good as none would have an infinite logarithm.
+    normal = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+    if prediction_type == "edm":
+        logarithm = (EDM_MEAN if mean is None else mean) + (EDM_STD if std is None else std) * normal
+        return logarithm.clamp(math.log(config.sigma_min), math.log(config.sigma_max)) / 4
+    if prediction_type == "flow_prediction":
+        is_normal = mean is not None or std is not None
+        share = torch.sigmoid((mean or 0.0) + (1.0 if std is None else std) * normal) if is_normal else uniform
+        return share * config.num_train_timesteps
+    return (uniform * config.num_train_timesteps).long()
 
 
 def denoising_loss(
@@ -65,6 +90,7 @@ def denoising_loss(
     segment_ids: torch.Tensor | None = None,
     loss_type: str = "l2",
     reduction: str = "mean",
+    min_snr_gamma: float | None = None,
     learns_observed: bool = False,
     context: ContextOutput | None = None,
     return_estimate: bool = False,
@@ -72,8 +98,8 @@ def denoising_loss(
     r"""
     The denoising loss of a batch of clips (DDPM, 2006.11239, equation 14, over the LATENT frames only).
 
-    The LATENT frames are noised to a timestep drawn for each clip; the network predicts what the noise scheduler's
-    `prediction_type` says. Input, noise and loss are float32 whatever the network computes in.
+    The LATENT frames are noised to a timestep drawn for each clip; the network predicts what the noise scheduler is for
+    ([`objectives.Objective`]). Input, noise and loss are float32 whatever the network computes in.
 
     Three reductions are offered, because they are different optimisers. MCVD's original adds up half the squared error over all
     pixels of the block. Its gradient norm is in the hundreds and it clips the norm at 1, so that *every* step is
@@ -85,8 +111,7 @@ def denoising_loss(
 
     Args:
         model (`torch.nn.Module`): A network with the signature of [`MCVDUNet2DModel`] or [`SpaceTimeUNetModel`].
-        noise_scheduler: One of Diffusers' schedulers with `alphas_cumprod`, `add_noise` and `get_velocity`, such as
-            `DDPMScheduler`.
+        noise_scheduler: One of Diffusers' schedulers: `DDPMScheduler`, `FlowMatchEulerDiscreteScheduler`, `EDMEulerScheduler`, ...
         video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean clips.
         roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame.
         generator (`torch.Generator` or a list of them, *optional*): Source of timesteps and noise, in that order.
@@ -99,6 +124,9 @@ def denoising_loss(
         reduction (`str`, *optional*, defaults to `"mean"`):
             `"mean"` over the pixels of the LATENT frames; MCVD's `"sum"`, which for `"l2"` is halved; or FDM's
             `"window_mean"`, the sum over the LATENT frames divided by the pixels of all `T` frames.
+        min_snr_gamma (`float`, *optional*):
+            Weigh each clip's loss so that the error of the clean frames counts at most so much, however little noise there is:
+            by `min(SNR, gamma)` (min-SNR, 2303.09556, equation 4; 5 in the paper), whatever the network predicts.
         learns_observed (`bool`, *optional*, defaults to `False`):
             Whether OBSERVED frames are learned, too: that there is no noise in them (an option of RaMViD's code, not used in the
             paper). For `prediction_type="epsilon"` and networks whose output there is not zero by construction, as that of
@@ -116,22 +144,23 @@ def denoising_loss(
         `return_estimate`, a tuple of it and the estimate.
 
     Raises:
-        ValueError: If `loss_type`, `reduction` or the scheduler's `prediction_type` is unknown.
+        ValueError: If `loss_type` or `reduction` is unknown, or the scheduler is for another kind of network.
     """
     if loss_type not in ("l2", "l1"):
         raise ValueError(f'`loss_type` must be "l2" or "l1", got {loss_type!r}.')
     if reduction not in ("mean", "sum", "window_mean"):
         raise ValueError(f'`reduction` must be "mean", "sum" or "window_mean", got {reduction!r}.')
-    prediction_type = noise_scheduler.config.prediction_type
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"`noise_scheduler` has prediction_type={prediction_type!r}; training knows {', '.join(PREDICTION_TYPES)}."
-        )
-    if learns_observed and prediction_type != "epsilon":
+    try:
+        objective = objective_of(noise_scheduler)
+    except ValueError as error:
+        raise ValueError(f"`noise_scheduler`: {error}") from None
+    if learns_observed and objective.prediction_type != "epsilon":
         raise ValueError(
             "`learns_observed=True` asks for the noise of frames that have none: the scheduler's prediction_type must be"
-            f" 'epsilon', got {prediction_type!r}."
+            f" 'epsilon', got {objective.prediction_type!r}."
         )
+    if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
+        raise ValueError(f"`min_snr_gamma` must be a positive number or None, got {min_snr_gamma!r}.")
 
     batch_size, device = video.shape[0], video.device
     for name, value in (("roles", roles), ("frame_indices", frame_indices), ("segment_ids", segment_ids)):
@@ -150,7 +179,8 @@ def denoising_loss(
 
     is_latent = (roles == FrameRole.LATENT).to(device)[:, :, None, None, None]
     clean = video if context.mean is None else (video - context.mean.float()) / context.scale
-    noisy = noise_scheduler.add_noise(clean, noise, timesteps)
+    level = alpha, sigma = training_level(noise_scheduler, timesteps)
+    noisy = alpha * clean + sigma * noise
     sample = torch.where(is_latent, noisy, video)
     places = {"frame_indices": frame_indices, "segment_ids": segment_ids}  # not every network takes them
     places = {name: x.to(device) for name, x in places.items() if x is not None}
@@ -158,12 +188,8 @@ def denoising_loss(
         places["context"] = context.features
     prediction = model(sample, timesteps, roles.to(device), **places, return_dict=False)[0].float()
 
-    if prediction_type == "epsilon":
-        target = torch.where(is_latent, noise, 0)
-    elif prediction_type == "v_prediction":
-        target = noise_scheduler.get_velocity(clean, noise, timesteps)
-    else:
-        target = clean
+    # There is no noise in OBSERVED frames, and what stands at ABSENT ones must not matter, even if it is NaN.
+    target = torch.where(is_latent, objective.of(clean, noise, level), 0)
     error = (prediction - target).abs() if loss_type == "l1" else (prediction - target) ** 2
     is_learned = is_latent
     if learns_observed:
@@ -176,11 +202,13 @@ def denoising_loss(
     else:
         num_pixels = is_learned.flatten(1).sum(dim=1) * video[0, 0].numel()
         losses = total / num_pixels.clamp(min=1)
+    if min_snr_gamma is not None:
+        weight = ((alpha / sigma) ** 2).clamp(max=min_snr_gamma) * objective.error_scale(level) ** 2
+        losses = losses * weight.flatten()
     if not return_estimate:
         return losses
     with torch.no_grad():
-        alphas = noise_scheduler.alphas_cumprod.to(device)[timesteps][:, None, None, None, None]
-        estimate = to_clean(prediction, noisy, (alphas.sqrt(), (1 - alphas).sqrt()), prediction_type)
+        estimate = objective.to_clean(prediction, noisy, level)
         if context.mean is not None:
             estimate = context.mean.float() + context.scale * estimate
         return losses, torch.where(is_latent, estimate, video)

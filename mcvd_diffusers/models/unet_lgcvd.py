@@ -40,6 +40,9 @@ SQRT2 = 2**0.5
 GAIN_OUT = 1e-5
 GAIN_QKV = 0.1**0.5
 
+# What a network may have been trained to predict, as `mcvd_diffusers.objectives` defines it.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm")
+
 MOST_CHANNELS = 65_536
 MOST_PIXELS = 65_536
 
@@ -92,8 +95,8 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             of one pixel.
         num_train_timesteps (`int`, *optional*, defaults to `1000`): Number of timesteps of the noise schedule.
         prediction_type (`str`, *optional*):
-            What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the pipeline
-            trusts its scheduler. A statement about the weights, as are the following.
+            What the network was trained to predict: `"epsilon"`, `"v_prediction"`, `"sample"`, `"flow_prediction"` or
+            `"edm"`. With `None` the pipeline trusts its scheduler, which must then be one with a `beta_schedule`. A statement about the weights, as are the following.
         drop_observed (`float`, *optional*, defaults to `0.4`):
             Probability with which no frame of a window was OBSERVED in training, the second of `task_shares`. At 0 the network
             cannot generate from nothing.
@@ -806,7 +809,7 @@ def _check_config(config) -> None:
     for name, allowed in (
         ("has_frame_gaps", (False,)),
         ("original_quirks", (False, True)),
-        ("prediction_type", (None, "epsilon", "v_prediction", "sample")),
+        ("prediction_type", (None, *PREDICTION_TYPES)),
     ):
         # 1 equals True and 0 False; in a config they are something else.
         if name in config and (config[name] not in allowed or type(config[name]) not in map(type, allowed)):

@@ -39,6 +39,9 @@ SQRT2 = 2**0.5
 GAIN_OUT = 1e-5
 GAIN_QKV = 0.1**0.5
 
+# What a network may have been trained to predict, as `mcvd_diffusers.objectives` defines it.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm")
+
 MOST_CHANNELS = 65_536
 MOST_PIXELS = 65_536
 
@@ -110,8 +113,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         drop_future (`float`, *optional*, defaults to `0.5`): The same for the future frames.
         num_train_timesteps (`int`, *optional*, defaults to `1000`): Number of timesteps of the noise schedule.
         prediction_type (`str`, *optional*):
-            What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the
-            pipeline trusts its scheduler. A statement about the weights, as `drop_past`.
+            What the network was trained to predict: `"epsilon"`, `"v_prediction"`, `"sample"`, `"flow_prediction"` or
+            `"edm"`. With `None` the pipeline trusts its scheduler, which must then be one with a `beta_schedule`. A statement about the weights, as `drop_past`.
         context_channels (`int`, *optional*, defaults to `0`):
             Channels of the feature map of a context encoder, such as [`LGCVDContextEncoder`], which the network then looks at in
             its middle and cannot do without (as LGC-VD's does, 2306.02562). 0: there is none.
@@ -846,7 +849,7 @@ def _check_config(config) -> None:
             raise ValueError(f"`{name}` is a probability, got {value!r}.")
     for name, allowed in (
         ("conditioning", ("concat", "spatin")),
-        ("prediction_type", (None, "epsilon", "v_prediction", "sample")),
+        ("prediction_type", (None, *PREDICTION_TYPES)),
         ("embed_past_kept", (False, True)),
         ("residual", (False, True)),
     ):

@@ -32,6 +32,9 @@ ABSENT = 0
 
 SLOPE = 0.2  # of the activation below zero
 
+# What a network may have been trained to predict, as `mcvd_diffusers.objectives` defines it.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm")
+
 MOST_CHANNELS = 65_536
 MOST_PIXELS = 65_536
 
@@ -83,8 +86,8 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         attention_head_dim (`int`, *optional*, defaults to `16`): Channels of a head.
         num_train_timesteps (`int`, *optional*, defaults to `1600`): Number of timesteps of the noise schedule.
         prediction_type (`str`, *optional*):
-            What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the pipeline
-            trusts its scheduler.
+            What the network was trained to predict: `"epsilon"`, `"v_prediction"`, `"sample"`, `"flow_prediction"` or
+            `"edm"`. With `None` the pipeline trusts its scheduler, which must then be one with a `beta_schedule`.
         drop_observed (`float`, *optional*, defaults to `0.0`):
             Probability with which no frame was given in training. A statement about the weights, as is the following.
         has_frame_gaps (`bool`, *optional*, defaults to `False`):
@@ -868,9 +871,9 @@ def _check_denoiser_config(config) -> None:
     for name in ("has_frame_gaps", "residual"):
         if not isinstance(config[name], bool):
             raise ValueError(f"`{name}` must be one of (False, True), got {config[name]!r}.")
-    if config.prediction_type not in (None, "epsilon", "v_prediction", "sample"):
+    if config.prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(
-            f'`prediction_type` must be None, "epsilon", "v_prediction" or "sample", got {config.prediction_type!r}.'
+            f"`prediction_type` must be one of {(None, *PREDICTION_TYPES)}, got {config.prediction_type!r}."
         )
     _check_widths(config, "block_out_channels", 4)
     given, levels = config.context_channels, len(config.block_out_channels)

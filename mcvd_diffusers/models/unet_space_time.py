@@ -42,6 +42,9 @@ POSITIONS = ("relative_network", "bias", "rotary", "bias_and_rotary", "none")
 ROTARY_CHANNELS = 32  # of a head, at most
 PIXEL_HEAD_DIM = 32  # of the attention among pixels of the backbone "unet3d"
 
+# What a network may have been trained to predict, as `mcvd_diffusers.objectives` defines it.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm")
+
 MOST_CHANNELS = 65_536
 MOST_PIXELS = 65_536
 
@@ -118,8 +121,8 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             Whether the frames of a window had gaps between them in training. If not, the pipeline gives it consecutive ones.
         num_train_timesteps (`int`, *optional*, defaults to `1000`): Number of timesteps of the noise schedule.
         prediction_type (`str`, *optional*):
-            What the network was trained to predict: `"epsilon"`, `"v_prediction"` or `"sample"`. With `None` the pipeline
-            trusts its scheduler.
+            What the network was trained to predict: `"epsilon"`, `"v_prediction"`, `"sample"`, `"flow_prediction"` or
+            `"edm"`. With `None` the pipeline trusts its scheduler, which must then be one with a `beta_schedule`.
         original_quirks (`bool`, *optional*, defaults to `False`):
             For converted checkpoints. `"adm"` with factorised attention: attention is normalised over all frames of a pixel,
             ABSENT ones included, whose contents are then read, and added to the normalised feature map, as in FDM's code.
@@ -559,7 +562,7 @@ def _check_config(config) -> None:
         ("mark_observed", (False, True)),
         ("has_frame_gaps", (False, True)),
         ("original_quirks", (False, True)),
-        ("prediction_type", (None, "epsilon", "v_prediction", "sample")),
+        ("prediction_type", (None, *PREDICTION_TYPES)),
     ):
         # 1 equals True and 0 False; in a config they are something else.
         if config[name] not in allowed or type(config[name]) not in map(type, allowed):

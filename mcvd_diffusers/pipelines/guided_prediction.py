@@ -11,10 +11,10 @@ from mcvd_diffusers.guidance import (
     guide_by_reconstruction,
     guider_prediction,
     needed_views,
-    noise_level,
     reconstruction_error,
 )
 from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.objectives import objective_of, sampling_level
 
 from .layouts import replaced_sides
 from .window_network import WindowNetwork
@@ -109,7 +109,7 @@ class GuidedPrediction:
         """
         level, noised = None, None
         if self._error is not None or self._noised.shape[1]:
-            level = noise_level(self._pipe.scheduler, timestep)
+            level = sampling_level(self._pipe.scheduler, timestep)
         if self._noised.shape[1]:
             noised = level[0] * self._noised + level[1] * self._draw(self._noised.shape)
         if self._guider is not None:
@@ -124,9 +124,9 @@ class GuidedPrediction:
             window, predictions = self._network.predict_window(noisy, timestep, noised)
             return window, self._composed(predictions)
 
-        prediction_type = self._pipe.scheduler.config.prediction_type
+        objective = objective_of(self._pipe.scheduler)
         return guide_by_reconstruction(
-            predict_window, noisy, self._error, slots=self._slots, level=level, prediction_type=prediction_type
+            predict_window, noisy, self._error, slots=self._slots, level=level, objective=objective
         )
 
     def _composed(self, predictions: list[torch.Tensor]) -> torch.Tensor:

@@ -24,7 +24,7 @@ from diffusers.video_processor import VideoProcessor
 
 from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import FRAME_SCHEDULES, Window, schedule_name
-from mcvd_diffusers.guidance import downsample, noise_level, one_step_back
+from mcvd_diffusers.guidance import downsample, one_step_back
 from mcvd_diffusers.hub import CheckedPipelineMixin
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models import (
@@ -40,6 +40,7 @@ from mcvd_diffusers.models.space_time_layers import SpaceTimeAttnProcessor
 from mcvd_diffusers.models.unet_lgcvd import LGCVDAttnProcessor
 from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
+from mcvd_diffusers.objectives import sampling_level
 from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
@@ -790,9 +791,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     ) -> torch.Tensor:
         """Undo a step of the scheduler, and add the noise that it took away."""
         is_clean = next_timestep is None and not hasattr(self.scheduler, "sigmas")
-        level = (1.0, 0.0) if is_clean else noise_level(self.scheduler, next_timestep)
+        level = (1.0, 0.0) if is_clean else sampling_level(self.scheduler, next_timestep)
         vars(self.scheduler).update(scheduler_before)
-        noisier = noise_level(self.scheduler, timestep)
+        noisier = sampling_level(self.scheduler, timestep)
         # Some schedulers keep frames of full signal under growing noise, which they scale for the network.
         is_scaled = getattr(self.scheduler, "init_noise_sigma", 1.0) != 1.0
         latents = latents * level[0] if is_scaled else latents

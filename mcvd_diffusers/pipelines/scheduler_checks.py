@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from mcvd_diffusers.objectives import VARIANCE_PRESERVING, objective_of
+
 
 def check_scheduler(
     scheduler: SchedulerMixin, network_config: Mapping, options: Mapping, *, final_denoise: bool
@@ -34,37 +36,46 @@ def check_scheduler(
     if not isinstance(scheduler, SchedulerMixin):
         raise ValueError(f"`scheduler` must be one of Diffusers' schedulers, an object, got {scheduler!r}.")
     name, config = type(scheduler).__name__, scheduler.config
-    prediction_type = config.get("prediction_type")
-    other = "DDPMScheduler" if name == "DDIMScheduler" else "DDIMScheduler"
-    way_out = f"Use another, such as {other}.from_config(pipe.scheduler.config)."
-    for needed in ("prediction_type", "beta_schedule"):
-        if needed not in inspect.signature(type(scheduler).__init__).parameters:
-            raise ValueError(
-                f"`scheduler`: {name} cannot serve this network: it has no `{needed}`, so it is for another kind of"
-                f" model, such as one trained by flow matching or with EDM's noise levels. {way_out}"
-            )
     trained = network_config["prediction_type"]
+    way_out = f"Use {_way_out(trained, name)}."
+    try:
+        prediction_type = objective_of(scheduler).prediction_type
+        is_known = trained is not None or prediction_type in VARIANCE_PRESERVING
+    except ValueError:
+        is_known = False
+    if not is_known:
+        raise ValueError(
+            f"`scheduler`: {name} cannot serve this network: it is for another kind of model, with other noise levels. {way_out}"
+        )
     if trained not in (None, prediction_type):
         raise ValueError(
             f"`scheduler`: {name} cannot serve this network: it was trained with prediction_type={trained!r}, the"
-            f" scheduler has {prediction_type!r}. Make it with prediction_type={trained!r} and the noise schedule of"
-            " the training, or from the scheduler that was saved with the network."
+            f" scheduler has {prediction_type!r}. {way_out}"
         )
     num_train_timesteps = network_config["num_train_timesteps"]
     if config.get("num_train_timesteps", num_train_timesteps) != num_train_timesteps:
         raise ValueError(
             f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
         )
-    for argument, least, most in (
-        ("timesteps", 0, num_train_timesteps - 1),
-        ("sigmas", 0.0, _largest_sigma(scheduler)),
-    ):
+    # What the network may be told, and how noisy its frames may be.
+    told, largest_sigma = (0.0, num_train_timesteps - 1.0), _largest_sigma(scheduler)
+    if prediction_type == "flow_prediction":
+        told, largest_sigma = (0.0, float(num_train_timesteps)), 1.0
+    elif prediction_type == "edm":
+        told = tuple(0.25 * math.log(x) for x in (config.sigma_min, config.sigma_max))
+    is_from_betas = prediction_type in VARIANCE_PRESERVING
+    for argument, least, most in (("timesteps", 0, num_train_timesteps - 1), ("sigmas", 0.0, largest_sigma)):
         if options[argument] is None:
             continue
-        if argument not in inspect.signature(scheduler.set_timesteps).parameters:
+        is_taken = argument in inspect.signature(scheduler.set_timesteps).parameters
+        # Diffusers' EDM schedulers take sigmas for shares of the way between theirs.
+        if not is_taken or prediction_type == "edm" or (argument == "timesteps" and not is_from_betas):
             raise ValueError(
-                f"`{argument}`: {name} does not take own {argument}. Leave them out, or use a scheduler that does, such as"
-                f" {'DDPMScheduler' if argument == 'timesteps' else 'EulerDiscreteScheduler'}.from_config(pipe.scheduler.config)."
+                f"`{argument}`: {name} does not take own {argument}. Leave them out"
+                + (", or use a scheduler that does, such as" * is_from_betas)
+                + f" {'DDPM' if argument == 'timesteps' else 'EulerDiscrete'}Scheduler.from_config(pipe.scheduler.config)"
+                * is_from_betas
+                + "."
             )
         _check_steps(argument, options[argument], least, most)
     # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
@@ -86,11 +97,12 @@ def check_scheduler(
             f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
             f" {asked}={reprlib.repr(options[asked])}: {error} {way_out}"
         ) from error
-    if len(steps) == 0 or steps.min() < 0 or steps.max() >= num_train_timesteps or steps[-1] > steps[0]:
+    is_within = len(steps) > 0 and told[0] - 1e-3 <= steps.min() and steps.max() <= told[1] + 1e-3
+    if not is_within or steps[-1] > steps[0]:
         way = f"from {float(steps[0]):.4g} to {float(steps[-1]):.4g}" if len(steps) else "nowhere"
         raise ValueError(
             f"`scheduler`: {name} cannot serve this network with these settings: it would go {way}, and the network"
-            f" goes down from {num_train_timesteps - 1} to 0 at most. {way_out}"
+            f" goes down from {told[1]:.4g} to {told[0]:.4g} at most. {way_out}"
         )
     if not torch.isfinite(probe).all():
         raise ValueError(
@@ -103,6 +115,21 @@ def check_scheduler(
             f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
         )
     return steps
+
+
+def _way_out(prediction_type: str | None, name: str) -> str:
+    """A scheduler that serves, which is not the one of this name."""
+    if prediction_type == "flow_prediction":
+        return "FlowMatchEulerDiscreteScheduler()"
+    if prediction_type == "edm":
+        return "EDMDPMSolverMultistepScheduler(), with the sigma_min, sigma_max and sigma_data of the training"
+    other = "DDPMScheduler" if name == "DDIMScheduler" else "DDIMScheduler"
+    if prediction_type is None:
+        return f"another, such as {other}.from_config(pipe.scheduler.config)"
+    return (
+        f"another, such as {other}.from_config(pipe.scheduler.config) with the scheduler that was saved with the network, or"
+        f" prediction_type={prediction_type!r} and the noise schedule of the training"
+    )
 
 
 def set_timesteps(scheduler: SchedulerMixin, options: Mapping, device: torch.device) -> torch.Tensor:

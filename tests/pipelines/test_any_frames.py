@@ -36,12 +36,10 @@ from mcvd_diffusers import (
 from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, FRAME_SCHEDULES
 from mcvd_diffusers.guidance import (
     downsample,
-    from_clean,
     guide_by_reconstruction,
-    noise_level,
     reconstruction_error,
-    to_clean,
 )
+from mcvd_diffusers.objectives import Objective, sampling_level
 from original_space_time import load_network, load_reference, roles_of
 
 
@@ -181,7 +179,7 @@ def test_vdm_2_guidance_makes_what_is_sampled_narrower():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_vdm_1_guidance_of_a_linear_denoiser_is_the_closed_form(prediction_type):
-    generator = seeded()
+    generator, objective = seeded(), Objective(prediction_type)
     for _ in range(20):
         signal = float(torch.rand((), generator=generator)) * 0.98 + 0.01
         level = alpha, sigma = signal**0.5, (1 - signal) ** 0.5
@@ -195,16 +193,16 @@ def test_vdm_1_guidance_of_a_linear_denoiser_is_the_closed_form(prediction_type)
         def predict(noisy):
             shown = window.index_copy(1, made, noisy)
             clean = torch.einsum("ij,bjchw->bichw", gain, shown)
-            return shown, from_clean(clean, shown, level, prediction_type)
+            return shown, objective.from_clean(clean, shown, level)
 
         def error(clean):
             given = x[known][None, :, None, None, None]
             return reconstruction_error(clean, given=given, slots=known, weight=weight)
 
         guided = guide_by_reconstruction(
-            predict, window[:, made], error, slots=made, level=level, prediction_type=prediction_type
+            predict, window[:, made], error, slots=made, level=level, objective=objective
         )
-        clean = to_clean(guided, window[:, made], level, prediction_type).flatten()
+        clean = objective.to_clean(guided, window[:, made], level).flatten()
         estimate = gain @ z
         # The gradient of a sum of squares of a linear function, written out.
         expected = estimate[made] + weight * alpha * gain[known][:, made].T @ (x - estimate)[known]
@@ -217,6 +215,7 @@ def test_vdm_1_guidance_through_a_network_agrees_with_finite_differences():
     window = torch.randn(1, 4, 1, 8, 8, generator=generator, dtype=torch.float64)
     given = torch.randn(1, 1, 1, 8, 8, generator=generator, dtype=torch.float64)
     roles, slots, level = torch.full((1, 4), 2), torch.tensor([1, 2, 3]), (0.8, 0.6)
+    objective = Objective("v_prediction")
 
     def predict(noisy):
         shown = window.index_copy(1, slots, noisy)
@@ -227,12 +226,12 @@ def test_vdm_1_guidance_through_a_network_agrees_with_finite_differences():
 
     def error_at(noisy):
         shown, prediction = predict(noisy)
-        return error(to_clean(prediction, shown, level, "v_prediction")).item()
+        return error(objective.to_clean(prediction, shown, level)).item()
 
     noisy = window[:, slots]
-    options = {"slots": slots, "level": level, "prediction_type": "v_prediction"}
-    guided = to_clean(guide_by_reconstruction(predict, noisy, error, **options), noisy, level, "v_prediction")
-    plain = to_clean(predict(noisy)[1][:, slots], noisy, level, "v_prediction")
+    guided = guide_by_reconstruction(predict, noisy, error, slots=slots, level=level, objective=objective)
+    guided = objective.to_clean(guided, noisy, level)
+    plain = objective.to_clean(predict(noisy)[1][:, slots], noisy, level)
     gradient = (plain - guided) / (level[0] / 2)
     for _ in range(5):
         direction = torch.randn(noisy.shape, generator=generator, dtype=torch.float64)
@@ -941,7 +940,7 @@ def test_given_frames_are_put_in_at_the_level_that_the_scheduler_is_at(scheduler
     reference = DDPMScheduler(**betas)
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, t)
-        alpha, sigma = noise_level(scheduler, t)
+        alpha, sigma = sampling_level(scheduler, t)
         assert alpha**2 + sigma**2 == pytest.approx(1, abs=1e-5)
         lower, upper = int(t), min(int(t) + 1, 999)
         signals = [reference.alphas_cumprod[x].item() ** 0.5 for x in (lower, upper)]
