@@ -12,6 +12,7 @@ Letters in shape comments: `B` videos, `T = p + k + f` frames of a window (past,
 frame, `H, W` its height and width, `h, w` the height and width at some level of the UNet, `D` width of the embedding.
 """
 
+import contextlib
 import inspect
 import math
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ SQRT2 = 2**0.5
 # positive), which is a gain of 1e-5. Queries, keys and values have a variance scale of 0.1.
 GAIN_OUT = 1e-5
 GAIN_QKV = 0.1**0.5
+
+# Of attention, whose weights are kept at once on a CPU: 32 MB of them for each head in half precision.
+MOST_PAIRS = 1 << 24
 
 # What a network may have been trained to predict, as `mcvd_diffusers.objectives` defines it.
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm")
@@ -399,7 +403,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         # Input.
         is_present = (roles[:, past : past + current] != ABSENT)[:, :, None, None, None]
         hidden_states = torch.where(is_present, sample[:, past : past + current], 0)
-        hidden_states = self.conv_in(hidden_states.flatten(1, 2))  # (B, width, H, W)
+        # Channels last, here and from here on: convolutions are faster so, and attention finds its tokens without a copy.
+        hidden_states = hidden_states.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        hidden_states = self.conv_in(hidden_states)  # (B, width, H, W)
         if self.conv_cond is not None:
             hidden_states = hidden_states + conditioning
 
@@ -447,7 +453,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             return None
         frames = torch.cat([sample[:, :past], sample[:, future:]], dim=1)
         is_observed = torch.cat([roles[:, :past], roles[:, future:]], dim=1) == OBSERVED
-        return torch.where(is_observed[:, :, None, None, None], frames, 0).flatten(1, 2)
+        frames = torch.where(is_observed[:, :, None, None, None], frames, 0).flatten(1, 2)
+        return frames.contiguous(memory_format=torch.channels_last)
 
     def _check_context(self, context: tuple[torch.Tensor, ...] | None, batch_size: int) -> None:
         width = self.config.context_channels
@@ -659,7 +666,7 @@ class MCVDResnetBlock2D(nn.Module):
         hidden_states = self.conv2(self.dropout(hidden_states))
         if self.conv_shortcut is not None:
             shortcut = self.conv_shortcut(shortcut)
-        return (shortcut + hidden_states) / SQRT2
+        return (shortcut + hidden_states).div_(SQRT2)
 
     @staticmethod
     def _modulate(
@@ -667,7 +674,7 @@ class MCVDResnetBlock2D(nn.Module):
     ) -> torch.Tensor:
         hidden_states = norm(hidden_states) if cond is None else norm(hidden_states, cond)
         scale, shift = proj(emb)[:, :, None, None].chunk(2, dim=1)
-        return F.silu(hidden_states * (1 + scale) + shift)
+        return F.silu(torch.addcmul(shift, hidden_states, 1 + scale), inplace=not torch.is_grad_enabled())
 
 
 class MCVDSpatinNorm(nn.Module):
@@ -689,16 +696,17 @@ class MCVDSpatinNorm(nn.Module):
         self.conv_beta = nn.Conv2d(hidden_channels, channels, 3, padding=1)
 
     def encode_conditioning(self, frames: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factor and the summand of each pixel, `(B, channels, h, w)` each."""
         frames = F.interpolate(frames, size=size, mode="nearest")  # (B, cond_channels, h, w)
         hidden_states = F.silu(self.conv_shared(frames))
-        return self.conv_gamma(hidden_states), self.conv_beta(hidden_states)  # (B, channels, h, w) each
+        return 1 + self.conv_gamma(hidden_states), self.conv_beta(hidden_states)
 
     def forward(
         self, hidden_states: torch.Tensor, cond: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         size = hidden_states.shape[-2:]
-        gamma, beta = cond if isinstance(cond, tuple) else self.encode_conditioning(cond, size)
-        return self.norm(hidden_states) * (1 + gamma) + beta
+        factor, summand = cond if isinstance(cond, tuple) else self.encode_conditioning(cond, size)
+        return torch.addcmul(summand, self.norm(hidden_states), factor)
 
 
 class MCVDFirResample2D(nn.Module):
@@ -723,10 +731,14 @@ class MCVDFirResample2D(nn.Module):
         return (height // 2, width // 2) if self.direction == "down" else (height * 2, width * 2)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        channels = hidden_states.shape[1]
-        kernel = self.kernel.to(hidden_states.dtype).expand(channels, 1, 4, 4)
-        convolve = F.conv2d if self.direction == "down" else F.conv_transpose2d
-        return convolve(hidden_states, kernel, stride=2, padding=1, groups=channels)
+        channels, dtype = hidden_states.shape[1], hidden_states.dtype
+        # A CPU takes up to fifty times as long for such a convolution in half precision as in float32.
+        is_slow = hidden_states.device.type == "cpu" and dtype != torch.float64
+        with torch.autocast("cpu", enabled=False) if is_slow else contextlib.nullcontext():
+            hidden_states = hidden_states.float() if is_slow else hidden_states
+            kernel = self.kernel.to(hidden_states.dtype).expand(channels, 1, 4, 4)
+            convolve = F.conv2d if self.direction == "down" else F.conv_transpose2d
+            return convolve(hidden_states, kernel, stride=2, padding=1, groups=channels).to(dtype)
 
 
 class MCVDAttnProcessor:
@@ -752,11 +764,30 @@ class MCVDAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))  # (B, h*w, heads, dim)
-        hidden_states = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
+        if self._attention_backend is None and _multiplies_faster(query, key):
+            hidden_states = _attend_by_products(query, key, value)
+        else:
+            hidden_states = dispatch_attention_fn(
+                query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+            )
         hidden_states = attn.to_out[0](hidden_states.flatten(2))  # (B, h*w, C)
-        return (residual + hidden_states.transpose(1, 2).reshape(residual.shape)) / SQRT2
+        return (residual + hidden_states.transpose(1, 2).reshape(residual.shape)).div_(SQRT2)
+
+
+def _multiplies_faster(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """
+    Whether two matrix products are faster than fused attention: in half precision on a CPU, whose fused one does not use the
+    instructions for it, as long as the weights of all pairs are not too many to be kept.
+    """
+    is_half = torch.is_autocast_enabled("cpu") or query.dtype in (torch.bfloat16, torch.float16)
+    return query.device.type == "cpu" and is_half and query.shape[1] * key.shape[1] <= MOST_PAIRS
+
+
+def _attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention `(B, n, heads, dim)` by matrix products; the softmax is computed in float32."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, heads, n, dim)
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    return (weights.softmax(dim=-1) @ value).transpose(1, 2)
 
 
 class MCVDAttention(nn.Module, AttentionModuleMixin):
