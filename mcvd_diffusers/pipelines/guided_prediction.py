@@ -32,8 +32,8 @@ class GuidedPrediction:
     Args:
         pipe ([`MCVDPipeline`]): Its network, scheduler (with its timesteps set) and guider; its guidance scale may change on the way.
         sample (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): The window with its given frames.
-        roles, frame_indices (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] and position in the video of each.
-        slots (`torch.Tensor` of shape `(k,)`): Where the frames to be made stand.
+        roles, frame_indices (`torch.Tensor` of shape `(B, T)`, on the CPU): [`FrameRole`] and position in the video of each.
+        slots (`torch.Tensor` of shape `(k,)`, on the CPU): Where the frames to be made stand.
         low_resolution (`torch.Tensor` of shape `(B, T, C, h, w)`, *optional*): What frames look like small; NaN where not known.
         draw (`Callable`): Of a shape it makes noise.
         context (`tuple[torch.Tensor, ...]`): What a context encoder tells the network.
@@ -60,7 +60,7 @@ class GuidedPrediction:
         super_resolution_guidance: float,
         cache_conditioning: bool,
     ) -> None:
-        self._pipe, self._slots, self._draw, self._num_steps = pipe, slots, draw, num_steps
+        self._pipe, self._slots, self._draw, self._num_steps = pipe, slots.to(sample.device), draw, num_steps
         roles, noised_slots = _replaced_roles(roles, frame_indices, replacement)
         self._noised = sample[:, noised_slots]
         show = functools.partial(
@@ -89,7 +89,7 @@ class GuidedPrediction:
             self._error = functools.partial(
                 reconstruction_error,
                 given=self._noised,
-                slots=noised_slots,
+                slots=noised_slots.to(sample.device),
                 weight=reconstruction_guidance,
                 low_resolution=low_resolution.to(sample) if is_known_small else None,
                 low_resolution_weight=super_resolution_guidance,

@@ -699,7 +699,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         context = ContextOutput() if context is None else context
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
-        steps = set_timesteps(self.scheduler, options, device)
+        # Timesteps stay on the CPU: asked for one on the device, the scheduler would wait in each step for all that is computed.
+        steps = set_timesteps(self.scheduler, options, torch.device("cpu"))
         noise = generator if isinstance(generator, NoiseSequence) else None
         generator = None if noise is not None else generator
         step_takes = inspect.signature(self.scheduler.step).parameters
@@ -709,7 +710,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             drawn = noise.draw(shape) if noise is not None else randn_tensor(shape, generator, device, torch.float32)
             return drawn.to(device, torch.float32)
 
-        sample, roles = sample.to(device, torch.float32), roles.to(device)
+        # Where frames stand is worked out on the CPU, too.
+        sample, roles = sample.to(device, torch.float32), roles.cpu()
         is_latent = roles == FrameRole.LATENT
         if not (is_latent == is_latent[:1]).all():
             raise ValueError("`roles` must have the same frames LATENT in all rows: denoise the others by themselves.")
@@ -717,8 +719,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         if frame_indices is None:
             num_beside = self.unet.config.get("num_context_frames", 0)
             counts = (num_beside, roles.shape[1] - num_beside)
-            frame_indices = torch.cat([torch.arange(count, device=device) for count in counts]).expand_as(roles)
-        frame_indices = frame_indices.to(device)
+            frame_indices = torch.cat([torch.arange(count) for count in counts]).expand_as(roles)
         shape = (len(sample), len(slots), *sample.shape[2:])
         if context.mean is not None and context.mean.shape != shape:
             raise ValueError(
@@ -732,12 +733,12 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             if low_resolution is not None:  # of what is denoised
                 low_resolution = low_resolution.to(sample)
                 small = downsample(mean, low_resolution.shape[-2:])
-                low_resolution = low_resolution.index_add(1, slots, small, alpha=-1) / context.scale
+                low_resolution = low_resolution.index_add(1, slots.to(device), small, alpha=-1) / context.scale
         predict = GuidedPrediction(
             self,
             sample,
             roles,
-            frame_indices,
+            frame_indices.cpu(),
             slots=slots,
             low_resolution=low_resolution,
             draw=draw,
@@ -820,7 +821,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 elif role == FrameRole.LATENT and position in request.low_resolution:
                     low_resolution[job, :, slot] = request.low_resolution[position]
         indices, roles = (
-            torch.tensor([list(map(int, x)) for x in rows], device=device).repeat_interleave(num_videos, dim=0)
+            torch.tensor([list(map(int, x)) for x in rows]).repeat_interleave(num_videos, dim=0)
             for rows in ([layout.positions for layout in layouts], [layout.roles for layout in layouts])
         )
         return {

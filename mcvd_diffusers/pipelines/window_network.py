@@ -31,10 +31,10 @@ class WindowNetwork:
     Args:
         unet (`torch.nn.Module`): The network.
         sample (`torch.Tensor` of shape `(B, T, C, H, W)`): The window with its given frames.
-        views (`list[torch.Tensor]`): Roles `(B, T)`, in which the same frames are LATENT.
-        frame_indices (`torch.Tensor` of shape `(B, T)`): Positions in the video.
-        slots (`torch.Tensor` of shape `(k,)`): Where the frames to be made stand.
-        noised_slots (`torch.Tensor` of shape `(n,)`): Where given frames stand that are put in as noisy as the others.
+        views (`list[torch.Tensor]`, on the CPU): Roles `(B, T)`, in which the same frames are LATENT.
+        frame_indices (`torch.Tensor` of shape `(B, T)`, on the CPU): Positions in the video.
+        slots (`torch.Tensor` of shape `(k,)`, on the CPU): Where the frames to be made stand.
+        noised_slots (`torch.Tensor` of shape `(n,)`, on the CPU): Where given frames stand that are put in as noisy as the others.
         cache_conditioning (`bool`): Whether what depends on given frames only is computed once.
         context (`tuple[torch.Tensor, ...]`, *optional*): What a context encoder tells it, each with the batch first.
     """
@@ -52,8 +52,9 @@ class WindowNetwork:
         context: tuple[torch.Tensor, ...] = (),
     ) -> None:
         self._unet, self._sample, self._views = unet, sample, views
-        self._slots, self._noised_slots = slots, noised_slots
-        every = torch.arange(sample.shape[1], device=sample.device)
+        device = sample.device
+        self._slots, self._noised_slots = slots.to(device), noised_slots.to(device)
+        every = torch.arange(sample.shape[1])
         are_there = [roles != FrameRole.ABSENT for roles in views]
         # A network of windows need not see frames that are not there, if it knows where the others are, or these are neighbours;
         # views are then of different lengths.
@@ -63,7 +64,10 @@ class WindowNetwork:
         self._calls = []
         for group in [[roles] for roles in views] if drops else [views]:
             seen = every[group[0][0] != FrameRole.ABSENT] if drops else every
-            roles, window = torch.cat(group)[:, seen], sample.repeat(len(group), 1, 1, 1, 1)[:, seen].to(unet.dtype)
+            roles = torch.cat(group)[:, seen]
+            window = sample.repeat(len(group), 1, 1, 1, 1)[:, seen.to(device)].to(unet.dtype)
+            # A network of windows asks its roles whether any frame is ABSENT: on the CPU no device has to wait for that.
+            roles = roles if takes_windows(unet.config) else roles.to(device)
             options = {}
             # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
             if cache_conditioning and hasattr(unet, "encode_conditioning") and not _is_group_offload_enabled(unet):
@@ -73,9 +77,7 @@ class WindowNetwork:
                 options["context"] = tuple(x.repeat(len(group), *[1] * (x.ndim - 1)) for x in copies)
             indices = frame_indices.repeat(len(group), 1)[:, seen]
             places = torch.searchsorted(seen, slots), torch.searchsorted(seen, noised_slots)
-            # A network of windows asks its roles whether any frame is ABSENT: on the CPU no device has to wait for that.
-            roles = roles.cpu() if takes_windows(unet.config) else roles
-            self._calls.append(_Call(window, roles, indices, seen, *places, options))
+            self._calls.append(_Call(window, roles, *(x.to(device) for x in (indices, seen, *places)), options))
 
     def predict(
         self, noisy: torch.Tensor, timestep: torch.Tensor, noised: torch.Tensor | None = None
@@ -120,7 +122,7 @@ class WindowNetwork:
 
     def _run(self, call: _Call, window: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         arguments = {"frame_indices": call.frame_indices, **call.options}
-        return self._unet(window, timestep, call.roles, **arguments, return_dict=False)[0]
+        return self._unet(window, timestep.to(window.device), call.roles, **arguments, return_dict=False)[0]
 
 
 def _is_run(is_there: torch.Tensor) -> bool:
