@@ -197,6 +197,7 @@ def make_pipeline(
         scheduler=scheduler,
         final_denoise=theirs.get("final_denoise", False),
         normalization=normalizer.to_config(),
+        num_inference_steps=settings.training.validation_inference_steps,
         **sampling,
     )
 
@@ -561,13 +562,19 @@ class Learner:
                 loss_type=training.loss_type,
                 reduction=training.loss_reduction,
                 min_snr_gamma=training.min_snr_gamma,
+                observed_noise=method.settings.model.observed_noise,
                 return_estimate=has_next,
             )
             losses, part.estimate = learned if has_next else (learned, None)
             num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
             accelerator.backward(losses.sum() / num_learned.clamp(min=1))
         part.losses = losses.detach()
-        self.meter.add(part.losses, noise_positions(self.noise_scheduler, timesteps), method.roles_in_time(drawn), drawn.segment_ids)
+        self.meter.add(
+            part.losses,
+            noise_positions(self.noise_scheduler, timesteps),
+            method.roles_in_time(drawn),
+            drawn.segment_ids,
+        )
 
     def update(
         self,

@@ -140,7 +140,9 @@ def num_steps_of(name: str, num_calls: int) -> int:
     return (num_calls + 1) // 2 if name.startswith("Heun") else num_calls
 
 
-def predict(pipe: MCVDPipeline, clips: torch.Tensor, num_steps: int, num_frames: int, num_members: int = 1) -> torch.Tensor:
+def predict(
+    pipe: MCVDPipeline, clips: torch.Tensor, num_steps: int, num_frames: int, num_members: int = 1
+) -> torch.Tensor:
     """What follows the first frames of clips, (N * members, T, 1, H, W) in [0, 1], always from the same noise."""
     return pipe(
         past_frames=clips[:, :NUM_GIVEN],
@@ -207,12 +209,19 @@ def cell(values: list[float], scale: float = 1000) -> str:
 
 def quality_row(cells: list[str], values: dict) -> str:
     """A line of a table of videos."""
-    cells = [*cells, f"{values['calls of a block']:.0f}", f"{values['seconds of a video']:.2f}", cell(values["errors"])]
+    cells = [
+        *cells,
+        f"{values['calls of a block']:.0f}",
+        f"{values['seconds of a video']:.2f}",
+        cell(values["errors"]),
+    ]
     cells += [cell(values["crps"]), f"{values['spread']:.2f}", f"{values['distance']:.1f}"]
     return f"| {' | '.join(cells)} |"
 
 
-HEAD = "calls of a block | seconds of a video | squared error x 1000 | CRPS x 1000 | spread / error | in-house distance"
+HEAD = (
+    "calls of a block | seconds of a video | squared error x 1000 | CRPS x 1000 | spread / error | in-house distance"
+)
 NOTE = (
     "Prediction of {made} frames from {given} in blocks of {block}; {clips} held-out clips of {size} x {size} pixels in [0, 1], whose digits no"
     " run has seen; EMA weights; squared error of one sample, the fair CRPS and spread over error of {members} (1 is right, less too"
@@ -255,7 +264,10 @@ def compare_schedulers(run: Path, output: Path, calls: list[int], num_clips: int
         made = predict(with_scheduler(run, FROM_BETAS[name]), clips, num_steps, block)
         return {"distances": (made - reference).square().flatten(1).mean(1).sqrt().tolist()}
 
-    lines = [f"| scheduler | {' | '.join(f'{n} calls' for n in calls)} | 100 calls |", "| --- |" + " --- |" * (len(calls) + 1)]
+    lines = [
+        f"| scheduler | {' | '.join(f'{n} calls' for n in calls)} | 100 calls |",
+        "| --- |" + " --- |" * (len(calls) + 1),
+    ]
     means = {}
     for name in FROM_BETAS:
         is_random = name.startswith(("DDPM", "SDE"))

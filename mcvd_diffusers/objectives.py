@@ -206,6 +206,28 @@ def noise_positions(scheduler, timesteps: torch.Tensor) -> torch.Tensor:
     return timesteps.long().clamp(0, config.num_train_timesteps - 1)
 
 
+def add_observed_noise(
+    sample: torch.Tensor, is_observed: torch.Tensor, noise: torch.Tensor, share: float | torch.Tensor
+) -> torch.Tensor:
+    """
+    Noise on the given frames of a window (cascaded diffusion, 2106.15282, section 4.2), so that a network, which is told how much there
+    is, learns not to trust them to the last pixel, and what it makes of frames that it made itself does not drift.
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, T, C, H, W)`): The window.
+        is_observed (`torch.Tensor` of shape `(B, T)`): Which frames are given.
+        noise (`torch.Tensor` of the shape of `sample`): N(0, 1).
+        share (`float` or `torch.Tensor` of shape `(B,)`): How much of it, 0 to 1: `s` of `(1 - s^2)^(1/2) x + s eps`.
+
+    Returns:
+        `torch.Tensor` of the same shape.
+    """
+    share = share[:, None, None, None, None] if torch.is_tensor(share) else torch.tensor(float(share))
+    share = share.to(sample)
+    noisy = (1 - share**2).sqrt() * sample + share * noise
+    return torch.where(is_observed[:, :, None, None, None], noisy, sample)
+
+
 def _edm_level(ratio: float | torch.Tensor, sigma_data: float) -> NoiseLevel:
     """`c_in` and `c_in r` of EDM's noise level `r`."""
     scale = (ratio**2 + sigma_data**2) ** -0.5

@@ -114,6 +114,11 @@ class ModelArguments:
     spatin_channels: int = _flag(128, "mcvd: hidden channels of SPATIN's convolutions.")
     dropout: float = _flag(0.0, "Dropout in the residual blocks.")
     embed_past_kept: bool = _flag(False, "mcvd: tell the network in its time embedding whether the past is there.")
+    observed_noise: float = _flag(
+        0.0,
+        "mcvd: noise on given frames, of which the network is told, against drift in long videos: the most, as a share; each clip"
+        " draws its own.",
+    )
     clip_memory: bool = _flag(
         False,
         "mcvd: give the network LGC-VD's memory of the windows before, trained with it; an update then learns two windows, one"
@@ -361,7 +366,9 @@ class TrainingArguments:
     )
     validation_steps: int = _flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
     num_validation_videos: int = _flag(4, "Held-out clips to make videos of; 0: none.")
-    validation_inference_steps: int = _flag(25, "Denoising steps of a validation video.")
+    validation_inference_steps: int = _flag(
+        25, "Denoising steps of a validation video, and of what the pipeline makes if it is not told how many."
+    )
     logging_steps: int = _flag(100, "Updates between two lines of the log.")
     report_to: str = _flag(
         "tensorboard",
@@ -437,7 +444,7 @@ FOR_PREDICTIONS = {
 FOR_METHODS = {
     **dict.fromkeys(
         ("conditioning", "num_past_frames", "num_frames", "num_future_frames", "down_block_types", "spatin_channels")
-        + ("embed_past_kept", "drop_past", "drop_future", "clip_memory"),
+        + ("embed_past_kept", "drop_past", "drop_future", "clip_memory", "observed_noise"),
         ("mcvd",),
     ),
     "max_frames": ("ramvid", "fdm", "vdm", "lgcvd"),
@@ -497,6 +504,7 @@ ONLY_FOR_ONE_START = ("output_dir", "resume_from_checkpoint", "allow_changed_set
 FROM_PRETRAINED_UNET = (
     *("conditioning", "in_channels", "num_past_frames", "num_frames", "num_future_frames", "block_out_channels"),
     *("down_block_types", "layers_per_block", "attention_head_dim", "spatin_channels", "dropout", "embed_past_kept"),
+    "observed_noise",
 )
 FROM_PRETRAINED_SPACE_TIME = (
     *("in_channels", "max_frames", "block_out_channels", "attention_levels", "num_attention_heads"),
@@ -837,7 +845,7 @@ def _adopt_pretrained(settings: Settings) -> None:
     ):
         if name not in settings.explicit:
             setattr(group, name, theirs)
-    brought = {**unet_config, **_adopt_context_encoder(settings, pipeline_config, unet_config)}
+    brought = {"observed_noise": 0.0, **unet_config, **_adopt_context_encoder(settings, pipeline_config, unet_config)}
     ablations = ("clip_memory", "residual", "predictor_channels", "residual_scale")
     shape = dict.fromkeys([*FROM_PRETRAINED[settings.model.method], *ablations])
     shape = [name for name in shape if settings.model.method in FOR_METHODS.get(name, METHODS)]
@@ -864,7 +872,9 @@ def _brought_noise(unet_config: dict, scheduler_config: dict) -> dict:
         "rescale_betas_zero_snr": bool(brought["rescale_betas_zero_snr"]),
         "num_train_timesteps": scheduler_config["num_train_timesteps"],
     }
-    return brought | {name: None for name in ("beta_schedule", "sigma_data") if prediction_type not in FOR_PREDICTIONS[name]}
+    return brought | {
+        name: None for name in ("beta_schedule", "sigma_data") if prediction_type not in FOR_PREDICTIONS[name]
+    }
 
 
 def _adopt_context_encoder(settings: Settings, pipeline_config: dict, unet_config: dict) -> dict:
@@ -1164,6 +1174,13 @@ def _check_objective(settings: Settings) -> None:
         value = getattr(training, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} must be a positive number, got {value}.")
+    model = settings.model
+    if not 0 <= model.observed_noise < 1:
+        raise ValueError(f"--observed_noise must be a share in [0, 1), got {model.observed_noise}.")
+    if model.observed_noise and not model.num_past_frames + model.num_future_frames:
+        raise ValueError(
+            "--observed_noise is noise on given frames: --num_past_frames or --num_future_frames must be above 0."
+        )
     if training.noise_level_mean is not None and not math.isfinite(training.noise_level_mean):
         raise ValueError(f"--noise_level_mean must be a finite number, got {training.noise_level_mean}.")
     known = SAMPLING_SCHEDULERS[prediction_type]

@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from mcvd_diffusers.masking import FrameRole
 from mcvd_diffusers.models.context import ContextOutput
-from mcvd_diffusers.objectives import objective_of, training_level
+from mcvd_diffusers.objectives import add_observed_noise, objective_of, training_level
 from mcvd_diffusers.randomness import Generators, keyed_seed, rand_tensor
 
 
@@ -91,6 +91,7 @@ def denoising_loss(
     loss_type: str = "l2",
     reduction: str = "mean",
     min_snr_gamma: float | None = None,
+    observed_noise: float = 0.0,
     learns_observed: bool = False,
     context: ContextOutput | None = None,
     return_estimate: bool = False,
@@ -127,6 +128,8 @@ def denoising_loss(
         min_snr_gamma (`float`, *optional*):
             Weigh each clip's loss so that the error of the clean frames counts at most so much, however little noise there is:
             by `min(SNR, gamma)` (min-SNR, 2303.09556, equation 4; 5 in the paper), whatever the network predicts.
+        observed_noise (`float`, *optional*, defaults to 0.0):
+            Most noise that OBSERVED frames get, as a share, which is drawn for each clip; for networks that can be told of it.
         learns_observed (`bool`, *optional*, defaults to `False`):
             Whether OBSERVED frames are learned, too: that there is no noise in them (an option of RaMViD's code, not used in the
             paper). For `prediction_type="epsilon"` and networks whose output there is not zero by construction, as that of
@@ -181,12 +184,16 @@ def denoising_loss(
     clean = video if context.mean is None else (video - context.mean.float()) / context.scale
     level = alpha, sigma = training_level(noise_scheduler, timesteps)
     noisy = alpha * clean + sigma * noise
-    sample = torch.where(is_latent, noisy, video)
+    sample, told = torch.where(is_latent, noisy, video), {}
+    if observed_noise:
+        share = told["observed_noise"] = rand_tensor((batch_size,), generator).to(device) * observed_noise
+        eps = randn_tensor(tuple(video.shape), generator=generator, device=device)
+        sample = add_observed_noise(sample, (roles == FrameRole.OBSERVED).to(device), eps, share)
     places = {"frame_indices": frame_indices, "segment_ids": segment_ids}  # not every network takes them
     places = {name: x.to(device) for name, x in places.items() if x is not None}
     if context.features:
         places["context"] = context.features
-    prediction = model(sample, timesteps, roles.to(device), **places, return_dict=False)[0].float()
+    prediction = model(sample, timesteps, roles.to(device), **places, **told, return_dict=False)[0].float()
 
     # There is no noise in OBSERVED frames, and what stands at ABSENT ones must not matter, even if it is NaN.
     target = torch.where(is_latent, objective.of(clean, noise, level), 0)

@@ -92,7 +92,9 @@ def test_edm_is_what_the_paper_and_diffusers_say():
     timesteps = scheduler.precondition_noise(ratios)
     level = alpha, sigma = training_level(scheduler, timesteps)
     clean, eps, answer = torch.randn(3, 4, 1, 1, 1, 1)
-    shown = scheduler.precondition_inputs(clean + ratios[:, None, None, None, None] * eps, ratios[:, None, None, None, None])
+    shown = scheduler.precondition_inputs(
+        clean + ratios[:, None, None, None, None] * eps, ratios[:, None, None, None, None]
+    )
     torch.testing.assert_close(alpha * clean + sigma * eps, shown)
     for i, ratio in enumerate(ratios):
         theirs = scheduler.precondition_outputs(clean[i] + ratio * eps[i], answer[i], ratio)
@@ -101,7 +103,10 @@ def test_edm_is_what_the_paper_and_diffusers_say():
     error = objective.to_clean(answer, shown, level) - clean
     weight = (ratios**2 + 0.7**2) / (ratios * 0.7) ** 2
     torch.testing.assert_close(
-        (answer - objective.of(clean, eps, level)) ** 2, weight[:, None, None, None, None] * error**2, atol=1e-3, rtol=1e-3
+        (answer - objective.of(clean, eps, level)) ** 2,
+        weight[:, None, None, None, None] * error**2,
+        atol=1e-3,
+        rtol=1e-3,
     )
 
 
@@ -109,7 +114,10 @@ def test_edm_is_what_the_paper_and_diffusers_say():
     ("scheduler", "reason"),
     [
         (DDPMScheduler, None),
-        (lambda: EDMEulerScheduler(prediction_type="v_prediction"), "EDMEulerScheduler with prediction_type='v_prediction'"),
+        (
+            lambda: EDMEulerScheduler(prediction_type="v_prediction"),
+            "EDMEulerScheduler with prediction_type='v_prediction'",
+        ),
     ],
 )
 def test_schedulers_of_other_kinds_of_network_are_refused(scheduler, reason):
@@ -234,7 +242,12 @@ def test_a_network_that_knows_the_frames_has_no_loss(prediction_type):
 def test_min_snr_weights_are_the_papers(prediction_type, weight):
     scheduler = TRAINING[prediction_type]()
     unet = MCVDUNet2DModel(
-        sample_size=8, in_channels=1, num_past_frames=1, num_frames=1, block_out_channels=[8], down_block_types=["DownBlock2D"]
+        sample_size=8,
+        in_channels=1,
+        num_past_frames=1,
+        num_frames=1,
+        block_out_channels=[8],
+        down_block_types=["DownBlock2D"],
     )
     video, roles = torch.rand(4, 2, 1, 8, 8) * 2 - 1, torch.tensor([[1, 2]] * 4)
     timesteps = torch.tensor([3, 200, 600, 990])
@@ -328,5 +341,7 @@ def test_own_steps_are_refused_where_they_mean_something_else(argument):
         prediction_type="edm",
     )
     pipe = MCVDPipeline(unet, EDMEulerScheduler())
-    with pytest.raises(ValueError, match=f"`{argument}`: EDMEulerScheduler does not take own {argument}. Leave them out.$"):
+    with pytest.raises(
+        ValueError, match=f"`{argument}`: EDMEulerScheduler does not take own {argument}. Leave them out.$"
+    ):
         pipe(**{argument: [2, 1]}, output_type="pt")

@@ -83,7 +83,9 @@ def _add_evaluate(commands) -> None:
     sampling.add_argument(
         "--scheduler", metavar="CLASS", help="one of Diffusers', such as DDIMScheduler; by default the model's own"
     )
-    sampling.add_argument("--num_inference_steps", type=integer_from(1), default=100, metavar="N", help="default: 100")
+    sampling.add_argument(
+        "--num_inference_steps", type=integer_from(1), metavar="N", help="default: the model's, or 100"
+    )
     sampling.add_argument("--eta", type=float, default=0.0, help="DDIM's stochasticity (default: 0)")
     sampling.add_argument("--guidance_scale", type=float, default=1.0, metavar="W", help="default: 1, none")
     sampling.add_argument(

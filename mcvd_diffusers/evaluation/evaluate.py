@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Sampler:
     How samples are drawn; no part of a protocol, but of each result.
 
     Args:
-        num_inference_steps (`int`, *optional*, defaults to 100): Denoising steps a block.
+        num_inference_steps (`int`, *optional*): Denoising steps a block; by default the pipeline's.
         eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity.
         guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance over absent frames.
         final_denoise (`bool`, *optional*): The original's last call; by default as the pipeline has it.
@@ -64,7 +64,7 @@ class Sampler:
             Videos that go through the network together. It changes the last bits.
     """
 
-    num_inference_steps: int = 100
+    num_inference_steps: int | None = None
     eta: float = 0.0
     guidance_scale: float = 1.0
     final_denoise: bool | None = None
@@ -114,6 +114,8 @@ def evaluate(
         OSError: If the folder is in use, or cannot be written to.
     """
     networks = list(networks)
+    if sampler.num_inference_steps is None:
+        sampler = replace(sampler, num_inference_steps=pipeline.default_num_inference_steps)
     _check(pipeline, protocol, networks, lpips, num_pixels=clips[0].frames.shape[-2:])
     lock = None
     try:

@@ -122,6 +122,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         context_channels (`int`, *optional*, defaults to `0`):
             Channels of the feature map of a context encoder, such as [`LGCVDContextEncoder`], which the network then looks at in
             its middle and cannot do without (as LGC-VD's does, 2306.02562). 0: there is none.
+        observed_noise (`float`, *optional*, defaults to `0.0`):
+            Most noise that OBSERVED frames had in training, as a share of what they became, in `[0, 1)`. Above 0 the network is told,
+            in its time embedding, how much there is.
         residual (`bool`, *optional*, defaults to `False`):
             Whether the network makes what a context encoder, such as [`RVDContextEncoder`], did not predict of the frames (as
             RVD's does, 2203.09481). A statement about the weights, as `drop_past`.
@@ -134,7 +137,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MCVDResnetBlock2D", "MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
     _repeated_blocks = ["MCVDDownBlock2D", "MCVDMidBlock2D", "MCVDUpBlock2D"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "time_emb_proj", "past_embedding"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "time_emb_proj", "past_embedding", "noise_embedding"]
 
     @register_to_config
     def __init__(
@@ -159,6 +162,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         prediction_type: str | None = None,
         context_channels: int = 0,
         residual: bool = False,
+        observed_noise: float = 0.0,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -174,6 +178,10 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         if embed_past_kept:
             self.past_embedding = nn.Embedding(2, width // 2)
             embedding_dim += width // 2
+
+        self.observed_noise_embedding = None
+        if observed_noise > 0:
+            self.observed_noise_embedding = TimestepEmbedding(width, 4 * width)
 
         # Input. The frames that stay the same from step to step have a convolution of their own, so that its output
         # can be computed once a window; the sum of the two is the convolution of all channels together.
@@ -248,6 +256,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 for linear in (module.to_q, module.to_k, module.to_v):
                     nn.init.xavier_uniform_(linear.weight, gain=GAIN_QKV)
                 nn.init.xavier_uniform_(module.to_out[0].weight, gain=GAIN_OUT)
+        if self.observed_noise_embedding is not None:  # until it has learned, it says nothing
+            nn.init.zeros_(self.observed_noise_embedding.linear_2.weight)
         nn.init.xavier_uniform_(self.conv_out.weight, gain=GAIN_OUT)
         if self.conv_cond is not None:  # two halves of one convolution: the fans of the whole
             fan_out = self.conv_in.out_channels
@@ -332,6 +342,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         segment_ids: torch.Tensor | None = None,
         conditioning: Conditioning = None,
         context: tuple[torch.Tensor, ...] | None = None,
+        observed_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> MCVDUNet2DOutput | tuple[torch.Tensor]:
         """
@@ -357,17 +368,24 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 it here. When given, the past and future frames of `sample` are not read.
             context (`tuple[torch.Tensor]`, *optional*):
                 The `features` of a context encoder, one map `(B, context_channels, h, w)`, if the network has one.
+            observed_noise (`torch.Tensor` of shape `(B,)`, *optional*):
+                How much noise is in the OBSERVED frames, as a share, 0 to 1; by default none.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return an [`MCVDUNet2DOutput`].
 
         Returns:
             [`MCVDUNet2DOutput`] or `tuple`: The prediction of shape `(B, T, C, H, W)`, zero outside the block.
 
         Raises:
-            ValueError: If the shape of `sample` or `roles` is not that of a window, `segment_ids` is given, or `context` is not
-                what the network needs.
+            ValueError: If the shape of `sample` or `roles` is not that of a window, `segment_ids` is given, or `context` or
+                `observed_noise` is not what the network needs.
         """
         self._check_inputs(sample, roles)
         self._check_context(context, len(sample))
+        if observed_noise is not None and self.observed_noise_embedding is None:
+            raise ValueError(
+                "`observed_noise` must be None: this network was not trained with noise on given frames (`observed_noise` of its"
+                " config is 0)."
+            )
         if segment_ids is not None:
             raise ValueError(
                 "`segment_ids` must be None for MCVDUNet2DModel: its frames are stacked on channels, so it cannot keep"
@@ -394,7 +412,12 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             timestep = torch.tensor([timestep], dtype=torch.float32, device=sample.device)
         timestep = timestep.to(sample.device).reshape(-1).expand(batch_size)
         label = (self.config.num_train_timesteps - 1) - timestep.float()
-        emb = self.time_embedding(_sinusoids(label, self.conv_in.out_channels).to(sample.dtype))  # (B, 4 * width)
+        width = self.conv_in.out_channels
+        emb = self.time_embedding(_sinusoids(label, width).to(sample.dtype))  # (B, 4 * width)
+        if self.observed_noise_embedding is not None:
+            share = label.new_zeros(batch_size) if observed_noise is None else observed_noise.to(label)
+            waves = _sinusoids(share * (self.config.num_train_timesteps - 1), width)
+            emb = emb + self.observed_noise_embedding(waves.to(sample.dtype))
         if self.past_embedding is not None:
             is_past_kept = (roles[:, :past] == OBSERVED).any(dim=1)
             emb = torch.cat([emb, self.past_embedding(is_past_kept.long()).to(emb.dtype)], dim=1)  # (B, D)
@@ -886,6 +909,13 @@ def _check_config(config) -> None:
     ):
         if config[name] not in allowed:
             raise ValueError(f"`{name}` must be one of {allowed}, got {config[name]!r}.")
+    noise = config.observed_noise
+    if not isinstance(noise, (int, float)) or isinstance(noise, bool) or not 0 <= noise < 1:
+        raise ValueError(f"`observed_noise` must be a share in [0, 1), got {noise!r}.")
+    if noise and config.num_past_frames + config.num_future_frames == 0:
+        raise ValueError(
+            "`observed_noise` is noise on given frames: `num_past_frames` and `num_future_frames` are both 0."
+        )
     if config.conditioning == "spatin" and config.num_past_frames + config.num_future_frames == 0:
         raise ValueError(
             '`conditioning="spatin"` needs past or future frames to normalise by: `num_past_frames` and'

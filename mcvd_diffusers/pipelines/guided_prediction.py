@@ -37,6 +37,7 @@ class GuidedPrediction:
         low_resolution (`torch.Tensor` of shape `(B, T, C, h, w)`, *optional*): What frames look like small; NaN where not known.
         draw (`Callable`): Of a shape it makes noise.
         context (`tuple[torch.Tensor, ...]`): What a context encoder tells the network.
+        observed_noise (`float`): How much noise is in the given frames.
         num_steps (`int`): Of the scheduler.
         history_guidance, replacement, reconstruction_guidance, super_resolution_guidance, cache_conditioning:
             As in the pipeline's call.
@@ -53,6 +54,7 @@ class GuidedPrediction:
         low_resolution: torch.Tensor | None,
         draw: Callable[[tuple[int, ...]], torch.Tensor],
         context: tuple[torch.Tensor, ...],
+        observed_noise: float,
         num_steps: int,
         history_guidance: list[tuple[list[int] | None, float]] | None,
         replacement: str | Mapping[str, str] | None,
@@ -72,6 +74,7 @@ class GuidedPrediction:
             noised_slots=noised_slots,
             cache_conditioning=cache_conditioning,
             context=context,
+            observed_noise=observed_noise,
         )
         self._history_guidance, self._is_scaled = history_guidance, pipe.guidance_scale != 1
         self._num_observed = len(_observed_slots(roles))

@@ -40,7 +40,7 @@ from mcvd_diffusers.models.space_time_layers import SpaceTimeAttnProcessor
 from mcvd_diffusers.models.unet_lgcvd import LGCVDAttnProcessor
 from mcvd_diffusers.models.unet_mcvd import MCVDAttnProcessor
 from mcvd_diffusers.normalization import FrameNormalizer
-from mcvd_diffusers.objectives import sampling_level
+from mcvd_diffusers.objectives import add_observed_noise, sampling_level
 from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
 
@@ -140,6 +140,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             What remembers the frames before a window, and may predict those in it: a network that was trained with one needs it.
             It reads given and generated frames; what it knows is a value of each call, and carried from window to window. The
             denoiser then makes `(frame - mean) / scale` with what the encoder predicts (by default 0 and 1).
+        num_inference_steps (`int`, *optional*): Default of the call's `num_inference_steps`; 100 if not given.
     """
 
     model_cpu_offload_seq = "context_encoder->unet"
@@ -158,6 +159,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         replacement: str | None = None,
         reconstruction_guidance: float = 0.0,
         context_encoder: LGCVDContextEncoder | RVDContextEncoder | None = None,
+        num_inference_steps: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, base in (
@@ -175,6 +177,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             "step": step,
             "replacement": replacement,
             "reconstruction_guidance": reconstruction_guidance,
+            "num_inference_steps": num_inference_steps,
         }
         _check_defaults(**sampling)
         self.normalizer = FrameNormalizer.from_config(normalization)
@@ -196,7 +199,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     def check_options(cls, options: dict) -> None:
         """As in the base class: `normalization` must be a map, and the defaults of a call ones that a call would take."""
         FrameNormalizer.from_config(options.get("normalization"))
-        names = ("frame_schedule", "step", "replacement", "reconstruction_guidance")
+        names = ("frame_schedule", "step", "replacement", "reconstruction_guidance", "num_inference_steps")
         _check_defaults(**{name: options[name] for name in names if name in options})
 
     # ------------------------------------------------------------------------------------------------------------
@@ -211,6 +214,11 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     def do_classifier_free_guidance(self) -> bool:
         """Whether that call uses classifier-free guidance; a `guider` is asked by itself."""
         return self._guidance_scale != 1
+
+    @property
+    def default_num_inference_steps(self) -> int:
+        """Denoising steps a block of a call that does not say how many."""
+        return self.config.num_inference_steps or 100
 
     @property
     def num_timesteps(self) -> int:
@@ -246,7 +254,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         batch_size: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         eta: float = 0.0,
@@ -263,6 +271,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         low_resolution_frames: Frames | None = None,
         super_resolution_guidance: float = 1.0,
         overwrite_given: bool = False,
+        observed_noise: float = 0.0,
         ensemble_size: int = 1,
         generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
@@ -300,7 +309,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             batch_size (`int`, *optional*, defaults to 1): Number of videos, when no frames are given.
             height (`int`, *optional*): Height when no frames are given, by default the network's `sample_size`.
             width (`int`, *optional*): Width when no frames are given, by default the network's `sample_size`.
-            num_inference_steps (`int`, *optional*, defaults to 100): Denoising steps a block.
+            num_inference_steps (`int`, *optional*): Denoising steps a block; by default the pipeline's, else 100.
             timesteps (`list[int]`, *optional*): Own timesteps, if the scheduler takes them.
             sigmas (`list[float]`, *optional*): Own noise levels, if the scheduler takes them.
             eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity, for schedulers that know it.
@@ -348,6 +357,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
                 For networks that make the frames they are shown anew (LGC-VD's): whether these take the place of the frames that
                 were there, given ones and those of the window before, as in the original's code. By default a given frame is
                 returned as it came, and a frame that was made stays.
+            observed_noise (`float`, *optional*, defaults to 0.0):
+                Noise on the frames that each window is given, as a share, of which the network is told: at most that of its training
+                (`unet.config.observed_noise`). Long videos drift less with a little of it.
             ensemble_size (`int`, *optional*, defaults to 1): How many different videos to make for each input.
             generator (`torch.Generator`, `list[torch.Generator]` or [`NoiseSequence`], *optional*):
                 Randomness. Each video, ensemble member and block has a random stream of its own, seeded by a number
@@ -647,7 +659,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         context: ContextOutput | None = None,
         generator: list[torch.Generator] | torch.Generator | NoiseSequence | None = None,
         latents: torch.Tensor | None = None,
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         eta: float = 0.0,
@@ -657,6 +669,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         num_resamples: int = 1,
         reconstruction_guidance: float = 0.0,
         super_resolution_guidance: float = 1.0,
+        observed_noise: float = 0.0,
         final_denoise: bool = False,
         cache_conditioning: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -683,7 +696,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             bar (*optional*): A progress bar, updated once a step.
             replacement (`str` or `dict`, *optional*): As in `__call__`, but `None` is `"none"`: the network reads given frames.
             num_inference_steps, timesteps, sigmas, eta, guidance_scale, history_guidance, num_resamples, reconstruction_guidance,
-                super_resolution_guidance, final_denoise, cache_conditioning,
+                super_resolution_guidance, observed_noise, final_denoise, cache_conditioning,
                 callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`~MCVDPipeline.__call__`].
 
         Returns:
@@ -698,6 +711,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             )
         context = ContextOutput() if context is None else context
         # Schedulers remember former steps; setting the timesteps makes them forget, so no window sees another's.
+        num_inference_steps = num_inference_steps or self.default_num_inference_steps
         options = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
         # Timesteps stay on the CPU: asked for one on the device, the scheduler would wait in each step for all that is computed.
         steps = set_timesteps(self.scheduler, options, torch.device("cpu"))
@@ -727,6 +741,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             )
         latents = draw(shape) if latents is None else latents.to(device, torch.float32)
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        if observed_noise:
+            is_observed = (roles == FrameRole.OBSERVED).to(device)
+            sample = add_observed_noise(sample, is_observed, draw(tuple(sample.shape)), observed_noise)
         self._guidance_scale = guidance_scale
         if context.mean is not None:
             mean = context.mean.to(device, torch.float32)
@@ -743,6 +760,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             low_resolution=low_resolution,
             draw=draw,
             context=context.features,
+            observed_noise=observed_noise,
             num_steps=len(steps),
             history_guidance=history_guidance,
             replacement=replacement,
@@ -884,6 +902,7 @@ def _check_defaults(
     step: int | None = None,
     replacement: str | None = None,
     reconstruction_guidance: float = 0.0,
+    num_inference_steps: int | None = None,
 ) -> None:
     """The defaults of a call that a pipeline carries."""
     if frame_schedule is not None and (
@@ -892,9 +911,10 @@ def _check_defaults(
         raise ValueError(
             f"`frame_schedule` must be one of {FRAME_SCHEDULES} or None, got {reprlib.repr(frame_schedule)}."
         )
-    is_count = isinstance(step, int) and not isinstance(step, bool) and step >= 1
-    if step is not None and not is_count:
-        raise ValueError(f"`step` must be a positive integer or None, got {reprlib.repr(step)}.")
+    for name, value in (("step", step), ("num_inference_steps", num_inference_steps)):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value is not None and not is_count:
+            raise ValueError(f"`{name}` must be a positive integer or None, got {reprlib.repr(value)}.")
     if replacement is not None and replacement not in REPLACEMENTS:
         raise ValueError(f"`replacement` must be one of {REPLACEMENTS} or None, got {reprlib.repr(replacement)}.")
     if not is_number(reconstruction_guidance) or not 0 <= reconstruction_guidance <= MOST_GUIDANCE:

@@ -55,7 +55,7 @@ class Call:
     batch_size: int | None = None
     height: int | None = None
     width: int | None = None
-    num_inference_steps: int = 100
+    num_inference_steps: int | None = None
     timesteps: list[int] | None = None
     sigmas: list[float] | None = None
     eta: float = 0.0
@@ -72,6 +72,7 @@ class Call:
     low_resolution_frames: Frames | None = None
     super_resolution_guidance: float = 1.0
     overwrite_given: bool = False
+    observed_noise: float = 0.0
     ensemble_size: int = 1
     generator: torch.Generator | list[torch.Generator] | NoiseSequence | None = None
     latents: torch.Tensor | None = None
@@ -95,6 +96,7 @@ STEP_OPTIONS = (
     "num_resamples",
     "reconstruction_guidance",
     "super_resolution_guidance",
+    "observed_noise",
     "final_denoise",
     "cache_conditioning",
     "callback_on_step_end",
@@ -256,6 +258,8 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
 def _check_values(pipe, call: Call) -> Call:
     """Arguments that are right or wrong by themselves, or for this network; with whole numbers as Python's."""
     config, counts = pipe.unet.config, {}
+    if call.num_inference_steps is None:
+        call = replace(call, num_inference_steps=pipe.default_num_inference_steps)
     for name, is_optional in (
         ("num_frames", True),
         ("batch_size", True),
@@ -300,6 +304,12 @@ def _check_values(pipe, call: Call) -> Call:
             "`overwrite_given=True` is for networks that make given frames anew (LGCVDUNet2DModel); this one does not: leave it"
             " out."
         )
+    most_noise = config.get("observed_noise", 0.0)
+    if not is_number(call.observed_noise) or not 0 <= call.observed_noise <= most_noise:
+        reason = (
+            f"that of the network's training, {most_noise:g}" if most_noise else "0: this network was trained without"
+        )
+        raise ValueError(f"`observed_noise` must be a number from 0 to {reason}, got {call.observed_noise!r}.")
     tensor_inputs = call.callback_on_step_end_tensor_inputs
     if isinstance(call.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
         tensor_inputs = call.callback_on_step_end.tensor_inputs

@@ -37,6 +37,7 @@ class WindowNetwork:
         noised_slots (`torch.Tensor` of shape `(n,)`, on the CPU): Where given frames stand that are put in as noisy as the others.
         cache_conditioning (`bool`): Whether what depends on given frames only is computed once.
         context (`tuple[torch.Tensor, ...]`, *optional*): What a context encoder tells it, each with the batch first.
+        observed_noise (`float`, *optional*, defaults to 0.0): How much noise is in the given frames, which it is told.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class WindowNetwork:
         noised_slots: torch.Tensor,
         cache_conditioning: bool,
         context: tuple[torch.Tensor, ...] = (),
+        observed_noise: float = 0.0,
     ) -> None:
         self._unet, self._sample, self._views = unet, sample, views
         device = sample.device
@@ -72,6 +74,8 @@ class WindowNetwork:
             # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
             if cache_conditioning and hasattr(unet, "encode_conditioning") and not _is_group_offload_enabled(unet):
                 options["conditioning"] = unet.encode_conditioning(window, roles)
+            if observed_noise:
+                options["observed_noise"] = torch.full((len(window),), observed_noise, device=device)
             if context:
                 copies = (x.to(device=window.device, dtype=unet.dtype) for x in context)
                 options["context"] = tuple(x.repeat(len(group), *[1] * (x.ndim - 1)) for x in copies)

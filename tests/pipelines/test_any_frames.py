@@ -199,9 +199,7 @@ def test_vdm_1_guidance_of_a_linear_denoiser_is_the_closed_form(prediction_type)
             given = x[known][None, :, None, None, None]
             return reconstruction_error(clean, given=given, slots=known, weight=weight)
 
-        guided = guide_by_reconstruction(
-            predict, window[:, made], error, slots=made, level=level, objective=objective
-        )
+        guided = guide_by_reconstruction(predict, window[:, made], error, slots=made, level=level, objective=objective)
         clean = objective.to_clean(guided, window[:, made], level).flatten()
         estimate = gain @ z
         # The gradient of a sum of squares of a linear function, written out.
