@@ -33,7 +33,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -328,7 +328,7 @@ def train(
         return int(is_late), stop.number or 0, *batches.stream_position
 
     try:
-        for step, batch in enumerate(() if is_end else batches, step):
+        for step, batch in enumerate(() if is_end else learner.meter.wait(batches), step):
             # The numbers of these samples in the run, over all processes.
             first = (step * world_size + rank) * batch_size
             numbers = range(first, first + batch_size)
@@ -516,6 +516,7 @@ class Learner:
         self.averaged, self._ema = make_average(settings, components)
         if settings.training.gradient_checkpointing:
             checkpoint_gradients(components)
+        compile_networks(settings, components)
         self.optimizer = make_optimizer(settings, components)
         if settings.checkpoint is not None:
             load_training_tensors(settings.checkpoint, components, self.averaged, self.optimizer)
@@ -618,7 +619,7 @@ class Learner:
             if update.is_made:
                 self._lr_scheduler.step()
                 if self._ema is not None:
-                    self._ema.step(self.components.parameters())
+                    move_average(self._ema, self.averaged, self.components)
                 progress.update += 1
             progress.num_skipped += update.is_skipped
             progress.num_samples, progress.seconds = num_samples, seconds()
@@ -648,7 +649,19 @@ class RunMeter(LossMeter):
 
     def start(self) -> None:
         """Speed is measured from here on."""
-        self._num_windows, self._since = 0, time.perf_counter()
+        self._num_windows, self._seconds_waited, self._since = 0, 0.0, time.perf_counter()
+
+    def wait(self, batches: Iterable) -> Iterator:
+        """The batches; how long each was waited for is measured."""
+        batches = iter(batches)
+        while True:
+            begun = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._seconds_waited += time.perf_counter() - begun
+            yield batch
 
     def add(self, losses: torch.Tensor, *args) -> None:
         super().add(losses, *args)
@@ -673,6 +686,7 @@ class RunMeter(LossMeter):
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": windows_per_second / self._method.num_stages,
+            "waiting_for_data": self._seconds_waited / (time.perf_counter() - self._since),
             "flops_utilisation": windows_per_second * self._flops_per_window / self._flops_at_most,
         }
         self.start()
@@ -716,7 +730,17 @@ def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,
         weight_decay=training.adam_weight_decay,
+        fused=True,  # one pass over weights, gradients and moments
     )
+
+
+def compile_networks(settings: Settings, components: torch.nn.ModuleDict) -> None:
+    """As the settings say; in place, so that the names of the weights stay."""
+    for module in components.values():
+        if settings.training.compile == "blocks":
+            module.compile_repeated_blocks()
+        elif settings.training.compile == "whole":
+            module.compile()
 
 
 def checkpoint_gradients(components: torch.nn.ModuleDict) -> None:
@@ -733,13 +757,18 @@ def make_average(
     if not training.use_ema:
         return None, None
     # Diffusers' average copies the weights at its first step and lets the decay grow; with a constant decay from
-    # the very first update, it is the original's.
+    # the very first update, it is the original's. Its rule is taken, for the decay; the weights are moved below.
     constant = {} if training.ema_warmup else {"min_decay": training.ema_decay, "update_after_step": -1}
-    ema = EMAModel(components.parameters(), decay=training.ema_decay, foreach=True, **constant)
-    averaged = copy.deepcopy(components).requires_grad_(False).eval()
-    # The average is computed where it is sampled from and saved: the network that is trained is never touched for that.
-    ema.shadow_params = list(averaged.parameters())
-    return averaged, ema
+    ema = EMAModel([], decay=training.ema_decay, **constant)
+    return copy.deepcopy(components).requires_grad_(False).eval(), ema
+
+
+@torch.no_grad()
+def move_average(ema: EMAModel, averaged: torch.nn.ModuleDict, components: torch.nn.ModuleDict) -> None:
+    """A step of the average, in one pass over the weights, where `EMAModel.step` makes two and a copy of them all."""
+    ema.optimization_step += 1
+    ema.cur_decay_value = ema.get_decay(ema.optimization_step)
+    torch._foreach_lerp_(list(averaged.parameters()), list(components.parameters()), 1 - ema.cur_decay_value)
 
 
 def make_lr_scheduler(

@@ -23,6 +23,7 @@ from mcvd_diffusers.objectives import (
     PREDICTION_TYPES,
     VARIANCE_PRESERVING,
     Objective,
+    add_observed_noise,
     noise_positions,
     objective_of,
     sampling_level,
@@ -345,3 +346,103 @@ def test_own_steps_are_refused_where_they_mean_something_else(argument):
         ValueError, match=f"`{argument}`: EDMEulerScheduler does not take own {argument}. Leave them out.$"
     ):
         pipe(**{argument: [2, 1]}, output_type="pt")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Noise on given frames
+
+
+def noisy_unet(**config) -> MCVDUNet2DModel:
+    shape = {"sample_size": 8, "in_channels": 1, "num_past_frames": 2, "num_frames": 2, "num_future_frames": 1}
+    torch.manual_seed(0)
+    unet = MCVDUNet2DModel(**shape, block_out_channels=[8], down_block_types=["DownBlock2D"], **config).eval()
+    for parameter in unet.parameters():  # nothing is nearly zero, as it is at first
+        parameter.data = 0.1 * torch.randn_like(parameter)
+    return unet
+
+
+def test_noise_on_given_frames_has_the_share_and_leaves_the_others():
+    sample, noise = torch.randn(2, 3, 1, 64, 64), torch.randn(2, 3, 1, 64, 64)
+    is_observed = torch.tensor([[True, False, False], [True, True, False]])
+    noisy = add_observed_noise(sample, is_observed, noise, torch.tensor([0.6, 0.0]))
+    torch.testing.assert_close(noisy[0, 0], 0.8 * sample[0, 0] + 0.6 * noise[0, 0])
+    assert torch.equal(noisy[0, 1:], sample[0, 1:]) and torch.equal(noisy[1], sample[1])
+
+
+def test_network_is_told_how_noisy_given_frames_are():
+    unet, sample, roles = noisy_unet(observed_noise=0.4), torch.randn(2, 5, 1, 8, 8), torch.tensor([[1, 1, 2, 2, 0]] * 2)
+    silent = unet(sample, 500, roles).sample
+    assert torch.equal(unet(sample, 500, roles, observed_noise=torch.zeros(2)).sample, silent)
+    told = unet(sample, 500, roles, observed_noise=torch.tensor([0.0, 0.3])).sample
+    assert torch.equal(told[0], silent[0]) and not torch.allclose(told[1], silent[1], atol=1e-4)
+
+
+def test_a_network_that_begins_with_noise_on_given_frames_is_the_one_without():
+    """Its embedding says nothing yet, so that it can be added to a network that was trained without."""
+    torch.manual_seed(0)
+    shape = {"in_channels": 1, "block_out_channels": [8], "down_block_types": ["DownBlock2D"]}
+    with_noise = MCVDUNet2DModel(observed_noise=0.4, **shape)
+    without = MCVDUNet2DModel(**shape)
+    missing = without.load_state_dict(with_noise.state_dict(), strict=False)
+    assert all("observed_noise_embedding" in key for key in missing.unexpected_keys) and not missing.missing_keys
+    sample, roles = torch.randn(1, 10, 1, 8, 8), torch.tensor([[1] * 5 + [2] * 5])
+    told = with_noise(sample, 500, roles, observed_noise=torch.tensor([0.3])).sample
+    assert torch.equal(told, without(sample, 500, roles).sample)
+
+
+def test_loss_puts_noise_on_given_frames_and_tells_how_much():
+    video, roles, seen = torch.rand(64, 3, 1, 16, 16) * 2 - 1, torch.tensor([[1, 2, 0]] * 64), {}
+
+    def model(sample, timestep, roles, observed_noise, return_dict):
+        seen.update(sample=sample, share=observed_noise)
+        return (torch.zeros_like(sample),)
+
+    generators = [torch.Generator().manual_seed(i) for i in range(64)]
+    denoising_loss(model, DDPMScheduler(), video, roles, observed_noise=0.5, generator=generators)
+    share = seen["share"]
+    assert 0 <= share.min() < 0.1 and 0.4 < share.max() < 0.5
+    left = seen["sample"][:, 0] - (1 - share**2).sqrt()[:, None, None, None] * video[:, 0]
+    torch.testing.assert_close(left.flatten(1).std(dim=1), share, atol=0.05, rtol=0.1)
+    assert torch.equal(seen["sample"][:, 2], video[:, 2])
+
+
+def test_pipeline_puts_noise_on_given_frames_as_it_is_asked():
+    pipe = MCVDPipeline(noisy_unet(observed_noise=0.4), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    past, told = torch.rand(2, 2, 1, 8, 8), []
+    pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs.get("observed_noise")), with_kwargs=True)
+    options = {"past_frames": past, "num_frames": 4, "num_inference_steps": 2, "output_type": "latent"}
+    make = lambda **own: pipe(**options, **own, generator=torch.Generator().manual_seed(0)).frames  # noqa: E731
+    clean = make()
+    assert told == [None] * 4
+    noisy = make(observed_noise=0.3)
+    assert all(torch.equal(share, torch.full((2,), 0.3)) for share in told[4:]) and len(told) == 8
+    assert not torch.allclose(clean, noisy, atol=1e-4) and torch.equal(noisy, make(observed_noise=0.3))
+    alone = pipe(
+        **options | {"past_frames": past[:1]}, observed_noise=0.3, generator=torch.Generator().manual_seed(0)
+    ).frames
+    torch.testing.assert_close(alone, noisy[:1], atol=1e-5, rtol=0)
+    given = make(observed_noise=0.3, return_given_frames=True)
+    torch.testing.assert_close(given[:, :2] / 2 + 0.5, past)
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "reason"),
+    [
+        (0.4, 0.5, "a number from 0 to that of the network's training, 0.4, got 0.5"),
+        (0.4, -0.1, "got -0.1"),
+        (0.4, float("nan"), "got nan"),
+        (0.0, 0.1, "a number from 0 to 0: this network was trained without, got 0.1"),
+        (0.4, "much", "got 'much'"),
+    ],
+)
+def test_noise_that_the_network_does_not_know_is_refused(most, asked, reason):
+    pipe = MCVDPipeline(noisy_unet(observed_noise=most), DDIMScheduler())
+    with pytest.raises(ValueError, match=f"`observed_noise` must be .*{reason}"):
+        pipe(past_frames=torch.rand(1, 2, 1, 8, 8), observed_noise=asked)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, True, "0.1"])
+def test_network_refuses_an_impossible_share(value):
+    with pytest.raises(ValueError, match=r"`observed_noise` must be a share in \[0, 1\)"):
+        MCVDUNet2DModel(observed_noise=value)

@@ -9,12 +9,26 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.guiders import AdaptiveProjectedGuidance, AutoGuidance, ClassifierFreeGuidance
 from diffusers.hooks import LayerSkipConfig
 from PIL import Image
 
-from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, NoiseSequence
+import contract_rows
+from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, NoiseSequence, SpaceTimeUNetModel
 from mcvd_diffusers.conversion import convert_checkpoint
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.pipelines.request import STEP_OPTIONS, Call
@@ -1078,3 +1092,102 @@ def test_what_the_sampling_loop_takes_of_a_call():
     of_the_window = {"self", "sample", "roles", "frame_indices", "low_resolution", "context", "generator", "latents"}
     of_the_window.add("bar")
     assert set(STEP_OPTIONS) == set(arguments) - of_the_window
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Speed: nothing waits, nothing is compiled twice
+
+
+SCHEDULERS_BY_PREDICTION = {
+    "v_prediction": [
+        DDIMScheduler,
+        DDPMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        LCMScheduler,
+        UniPCMultistepScheduler,
+    ],
+    "flow_prediction": [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler],
+    "edm": [EDMEulerScheduler, EDMDPMSolverMultistepScheduler],
+}
+
+
+@pytest.mark.parametrize("kind", ["mcvd", *contract_rows.SYSTEMS])
+@pytest.mark.parametrize(
+    ("prediction_type", "scheduler_class"),
+    [(prediction_type, kind) for prediction_type, kinds in SCHEDULERS_BY_PREDICTION.items() for kind in kinds],
+)
+def test_no_step_waits_for_the_device(kind, prediction_type, scheduler_class):
+    """A meta tensor has no values: whatever asks for one, as `item()` and a copy to the CPU do, fails."""
+    if kind == "mcvd":
+        shape = {"num_past_frames": 1, "num_frames": 2, "num_future_frames": 1, "block_out_channels": [8]}
+        unet = MCVDUNet2DModel(
+            in_channels=1, down_block_types=["AttnDownBlock2D"], prediction_type=prediction_type, **shape
+        )
+    else:
+        config = contract_rows.SMALL_SPACE_TIME | contract_rows.SYSTEMS[kind]
+        unet = SpaceTimeUNetModel(**config, prediction_type=prediction_type)
+    own = {"prediction_type": prediction_type} if prediction_type == "v_prediction" else {}
+    pipe = MCVDPipeline(unet.eval().to("meta"), scheduler_class(**own))
+    options = {"latents": torch.zeros(2, 2, 1, 8, 8, device="meta"), "num_inference_steps": 3}
+    if kind in ("mcvd", "fdm"):
+        options["guidance_scale"] = 2.0
+    if kind == "vdm":
+        options |= {"replacement": "noised", "reconstruction_guidance": 1.0}
+    roles = torch.tensor([[1, 2, 2, 1]] * 2)
+    made = pipe.denoise(torch.zeros(2, 4, 1, 8, 8, device="meta"), roles, **options)
+    assert made.shape == (2, 2, 1, 8, 8) and made.device.type == "meta"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_a_network_is_compiled_once_for_all_tasks_and_timesteps(conditioning):
+    torch._dynamo.reset()
+    unet = MCVDUNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        num_past_frames=1,
+        num_frames=2,
+        num_future_frames=1,
+        block_out_channels=[8, 8],
+        down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+        conditioning=conditioning,
+        embed_past_kept=True,
+        observed_noise=0.5,
+    )
+    frame, tasks = torch.rand(1, 1, 1, 8, 8), [("past_frames",), ("future_frames",), ("past_frames", "future_frames"), ()]
+
+    def make_all(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        made = []
+        for given in tasks:
+            for num_steps in (2, 3):
+                options = dict.fromkeys(given, frame) | {"num_frames": 2, "num_inference_steps": num_steps}
+                generator = torch.Generator().manual_seed(0)
+                made.append(pipe(**options, generator=generator, output_type="latent").frames)
+        return torch.stack(made)
+
+    expected = make_all(MCVDPipeline(unet.eval(), DDIMScheduler()))
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(make_all(MCVDPipeline(compiled, DDIMScheduler())), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("bound", [0.03])
+def test_half_precision_stays_within_its_bound(conditioning, bound):
+    """What the README promises of bfloat16: one call's output, as a share of its standard deviation."""
+    torch.manual_seed(0)
+    shape = {"num_past_frames": 2, "num_frames": 2, "block_out_channels": [32, 48, 64]}
+    kinds = ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
+    unet = MCVDUNet2DModel(in_channels=1, conditioning=conditioning, down_block_types=kinds, **shape)
+    contract_rows.shaken(unet)
+    sample, roles = torch.rand(2, 4, 1, 32, 32) * 2 - 1, torch.tensor([[1, 1, 2, 2]] * 2)
+    with torch.no_grad():
+        expected = unet(sample, 500, roles).sample[:, 2:]
+        unet.to(torch.bfloat16)
+        made = unet(sample.bfloat16(), 500, roles).sample[:, 2:].float()
+    difference = (made - expected).square().mean().sqrt() / expected.std()
+    assert 1e-5 < difference < bound
