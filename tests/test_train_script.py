@@ -203,7 +203,7 @@ def test_unknown_setting_in_a_file_is_named(tmp_path, capsys):
     "content, message",
     [
         ("max_train_steps: 2.5", "--max-train-steps: invalid int value: '2.5'"),
-        ("sampling_scheduler: DDIM", "--sampling-scheduler: invalid choice: 'DDIM'"),
+        ("sampling_scheduler: DDIM", "--sampling_scheduler must be one of DDIMScheduler, DDPMScheduler"),
         ("loss_type: L1", "--loss-type: invalid choice: 'L1'"),
         ("learning_rate: [1, 2]", "unrecognized arguments: 2"),
         ("learning_rate: {a: 1}", "`learning_rate` must be a value or a list of values, got {'a': 1}"),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from hypothesis import given
@@ -377,10 +377,9 @@ def test_unknown_loss_is_refused(arguments, scheduler, message):
 
 
 def test_scheduler_that_training_does_not_know_is_refused():
-    scheduler = DDPMScheduler()
-    scheduler.register_to_config(prediction_type="flow_prediction")
     video, roles = batch()
-    with pytest.raises(ValueError, match="`noise_scheduler` has prediction_type='flow_prediction'"):
+    scheduler = EDMEulerScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="`noise_scheduler`: EDMEulerScheduler with prediction_type='v_prediction'"):
         denoising_loss(tiny_unet(), scheduler, video, roles)
 
 

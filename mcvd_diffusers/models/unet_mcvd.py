@@ -412,11 +412,11 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             timestep = torch.tensor([timestep], dtype=torch.float32, device=sample.device)
         timestep = timestep.to(sample.device).reshape(-1).expand(batch_size)
         label = (self.config.num_train_timesteps - 1) - timestep.float()
-        width = self.conv_in.out_channels
-        emb = self.time_embedding(_sinusoids(label, width).to(sample.dtype))  # (B, 4 * width)
+        num_waves = self.conv_in.out_channels
+        emb = self.time_embedding(_sinusoids(label, num_waves).to(sample.dtype))  # (B, 4 * num_waves)
         if self.observed_noise_embedding is not None:
             share = label.new_zeros(batch_size) if observed_noise is None else observed_noise.to(label)
-            waves = _sinusoids(share * (self.config.num_train_timesteps - 1), width)
+            waves = _sinusoids(share * (self.config.num_train_timesteps - 1), num_waves)
             emb = emb + self.observed_noise_embedding(waves.to(sample.dtype))
         if self.past_embedding is not None:
             is_past_kept = (roles[:, :past] == OBSERVED).any(dim=1)
