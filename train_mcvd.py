@@ -70,12 +70,13 @@ from mcvd_diffusers.cost import (
     training_flops,
 )
 from mcvd_diffusers.data import StreamingClips
+from mcvd_diffusers.distillation import consistency_loss, draw_steps
 from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
 from mcvd_diffusers.noise_schedules import cosine_logsnr_betas
 from mcvd_diffusers.normalization import FrameNormalizer
-from mcvd_diffusers.objectives import noise_positions
+from mcvd_diffusers.objectives import Objective, noise_positions, objective_of
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
@@ -162,6 +163,8 @@ def make_noise_scheduler(settings: Settings) -> SchedulerMixin:
     if kind is DDPMScheduler:
         own["variance_type"] = make_method(settings).variance_type
     if source is not None:
+        if settings.model.distill:
+            own["prediction_type"] = training.prediction_type
         return kind.from_pretrained(source, subfolder="scheduler", **own)
     if training.prediction_type == "edm":
         own["sigma_data"] = training.sigma_data
@@ -188,6 +191,8 @@ def make_pipeline(
     scheduler_class, own = getattr(diffusers, settings.training.sampling_scheduler), {}
     if isinstance(noise_scheduler, DDPMScheduler):
         own = {"timestep_spacing": "trailing", "clip_sample": True, "clip_sample_range": largest}
+    if settings.model.distill:
+        own["original_inference_steps"] = settings.model.distillation_steps
     scheduler = scheduler_class.from_config(noise_scheduler.config, **own)
     source, sampling = settings.model.pretrained_model_name_or_path, method.pipeline_settings()
     theirs = {} if source is None else MCVDPipeline.load_config(source)
@@ -513,6 +518,7 @@ class Learner:
         self.method, self.accelerator = method, accelerator
         self.noise_scheduler, self.train_set = noise_scheduler, train_set
         self.progress, self.components = progress, components.to(accelerator.device)
+        self._teacher = make_teacher(method, accelerator.device) if settings.model.distill else None
         self.averaged, self._ema = make_average(settings, components)
         if settings.training.gradient_checkpointing:
             checkpoint_gradients(components)
@@ -545,28 +551,36 @@ class Learner:
             drawn = method.draw(clips, part.generators)
         else:
             drawn = method.draw_next(part.drawn, clips, part.estimate)
-        chances = {"mean": training.noise_level_mean, "std": training.noise_level_std}
-        timesteps = draw_timesteps(self.noise_scheduler, len(video), generator=part.generators, **chances)
+        timesteps = self._draw_timesteps(len(video), part.generators)
         part.drawn, part.timesteps, part.losses, part.estimate = drawn, timesteps, None, None
         has_next = stage + 1 < method.num_stages
+        clip = {
+            "video": drawn.video,
+            "roles": drawn.roles,
+            "timesteps": timesteps,
+            "generator": part.generators,
+            "frame_indices": drawn.frame_indices,
+            "segment_ids": drawn.segment_ids,
+        }
         with accelerator.accumulate(*self._wrapped):
-            learned = denoising_loss(
-                unet,
-                self.noise_scheduler,
-                drawn.video,
-                drawn.roles,
-                generator=part.generators,
-                timesteps=timesteps,
-                frame_indices=drawn.frame_indices,
-                segment_ids=drawn.segment_ids,
-                context=method.encode(encoder, drawn),
-                loss_type=training.loss_type,
-                reduction=training.loss_reduction,
-                min_snr_gamma=training.min_snr_gamma,
-                observed_noise=method.settings.model.observed_noise,
-                return_estimate=has_next,
-            )
-            losses, part.estimate = learned if has_next else (learned, None)
+            if self._teacher is not None:
+                num_steps, most = method.settings.model.distillation_steps, self.train_set.normalizer.largest_value
+                own = {"num_steps": num_steps, "largest_value": most}
+                losses = consistency_loss(unet, *self._teacher, self.noise_scheduler, **clip, **own)
+            else:
+                losses = denoising_loss(
+                    unet,
+                    self.noise_scheduler,
+                    **clip,
+                    context=method.encode(encoder, drawn),
+                    loss_type=training.loss_type,
+                    reduction=training.loss_reduction,
+                    min_snr_gamma=training.min_snr_gamma,
+                    observed_noise=method.settings.model.observed_noise,
+                    return_estimate=has_next,
+                )
+            if has_next:
+                losses, part.estimate = losses
             num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
             accelerator.backward(losses.sum() / num_learned.clamp(min=1))
         part.losses = losses.detach()
@@ -576,6 +590,16 @@ class Learner:
             method.roles_in_time(drawn),
             drawn.segment_ids,
         )
+
+    def _draw_timesteps(self, batch_size: int, generators: list[torch.Generator]) -> torch.Tensor:
+        """Noise levels of training, or of what is learned of a teacher."""
+        model, training = self.method.settings.model, self.method.settings.training
+        if self._teacher is not None:
+            return draw_steps(
+                self.noise_scheduler, batch_size, num_steps=model.distillation_steps, generator=generators
+            )
+        chances = {"mean": training.noise_level_mean, "std": training.noise_level_std}
+        return draw_timesteps(self.noise_scheduler, batch_size, generator=generators, **chances)
 
     def update(
         self,
@@ -719,6 +743,14 @@ def count_clips(settings: Settings, train_set: torch.utils.data.Dataset, world_s
             " video: --clip_step."
         )
     return len(train_set)
+
+
+def make_teacher(method: Method, device: torch.device) -> tuple[torch.nn.Module, Objective]:
+    """The network that is distilled, and what it predicts."""
+    source = method.settings.model.pretrained_model_name_or_path
+    teacher = method.network_class.from_pretrained(source, subfolder="unet", variant=method.settings.model.variant)
+    objective = objective_of(DDPMScheduler.from_pretrained(source, subfolder="scheduler"))
+    return teacher.to(device).requires_grad_(False).eval(), objective
 
 
 def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch.optim.Optimizer:

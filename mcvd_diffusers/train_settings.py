@@ -114,6 +114,12 @@ class ModelArguments:
     spatin_channels: int = _flag(128, "mcvd: hidden channels of SPATIN's convolutions.")
     dropout: float = _flag(0.0, "Dropout in the residual blocks.")
     embed_past_kept: bool = _flag(False, "mcvd: tell the network in its time embedding whether the past is there.")
+    distill: bool = _flag(
+        False,
+        "Distil the network of --pretrained_model_name_or_path to one that needs 1 to 4 denoising steps (consistency distillation,"
+        " sampled by LCMScheduler). With --prediction_type v_prediction also one of epsilon, which by itself is hard to distil.",
+    )
+    distillation_steps: int = _flag(50, "distill: steps of the teacher's way from noise to frames.")
     observed_noise: float = _flag(
         0.0,
         "mcvd: noise on given frames, of which the network is told, against drift in long videos: the most, as a share; each clip"
@@ -426,6 +432,7 @@ NOT_FOR_STREAMS = [
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
 
 # Noise schedulers that a pipeline may be saved with, the default first, by what its network predicts.
+DISTILLED = ("LCMScheduler",)
 FROM_BETAS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler") + (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -532,7 +539,7 @@ FROM_PRETRAINED_SCHEDULER = ("prediction_type", "beta_schedule", "rescale_betas_
 
 # What a checkpoint is made with.
 MUST_STAY = frozenset(sum(FROM_PRETRAINED.values(), FROM_PRETRAINED_SCHEDULER)) | {
-    *("method", "clip_memory", "residual", "predictor_channels", "residual_scale"),
+    *("method", "clip_memory", "residual", "predictor_channels", "residual_scale", "distill", "distillation_steps"),
     *("resolution", "use_ema", "seed", "normalization", "value_low", "value_high", "nan_fill", "nan_mask_channel"),
 }
 
@@ -841,7 +848,7 @@ def _adopt_pretrained(settings: Settings) -> None:
     size = unet_config["sample_size"]
     brought_noise = _brought_noise(unet_config, scheduler_config)
     sampling_scheduler = pipeline_config["scheduler"][1]
-    if sampling_scheduler not in SAMPLING_SCHEDULERS[brought_noise["prediction_type"]]:
+    if settings.model.distill or sampling_scheduler not in SAMPLING_SCHEDULERS[brought_noise["prediction_type"]]:
         sampling_scheduler = settings.training.sampling_scheduler
     masks = {"mcvd": ("drop_past", "drop_future"), "ramvid": ("drop_observed",)}.get(settings.model.method, ())
     for group, name, theirs in (  # these may be changed
@@ -861,6 +868,8 @@ def _adopt_pretrained(settings: Settings) -> None:
     ):
         for name in names:
             ours, theirs = getattr(group, name), config[name]
+            if name == "prediction_type" and settings.model.distill and name in settings.explicit:
+                continue  # a student may predict another thing than its teacher
             if name in settings.explicit and ours != theirs:
                 raise ValueError(
                     f"--{name} is {ours}, but {source} was made with {theirs}. Leave it out to go on with that pipeline,"
@@ -965,7 +974,9 @@ def _fill_in_defaults(settings: Settings) -> None:
     if training.sigma_data is None and training.prediction_type == "edm":
         training.sigma_data = 0.5
     if training.sampling_scheduler is None:
-        training.sampling_scheduler = SAMPLING_SCHEDULERS[training.prediction_type][0]
+        training.sampling_scheduler = _known_schedulers(settings)[0]
+    if model.distill and "validation_inference_steps" not in settings.explicit:
+        training.validation_inference_steps = 4
     if model.residual and model.residual_scale is None:
         model.residual_scale = 1.0
     if method == "ramvid" and settings.training.max_observed is None:
@@ -1189,11 +1200,43 @@ def _check_objective(settings: Settings) -> None:
         )
     if training.noise_level_mean is not None and not math.isfinite(training.noise_level_mean):
         raise ValueError(f"--noise_level_mean must be a finite number, got {training.noise_level_mean}.")
-    known = SAMPLING_SCHEDULERS[prediction_type]
+    if model.distill:
+        _check_distillation(settings)
+    elif "distillation_steps" in settings.changed:
+        raise ValueError("--distillation_steps means nothing without --distill: pass that, too, or leave it out.")
+    known = _known_schedulers(settings)
     if training.sampling_scheduler not in known:
         raise ValueError(
             f"--sampling_scheduler must be one of {', '.join(known)} for --prediction_type {prediction_type}, got"
             f" {training.sampling_scheduler}."
+        )
+
+
+def _known_schedulers(settings: Settings) -> tuple[str, ...]:
+    """What the pipeline may be saved with, the default first."""
+    return DISTILLED if settings.model.distill else SAMPLING_SCHEDULERS[settings.training.prediction_type]
+
+
+def _check_distillation(settings: Settings) -> None:
+    """What a student can learn of its teacher."""
+    model, training = settings.model, settings.training
+    if model.pretrained_model_name_or_path is None:
+        raise ValueError("--distill needs a teacher: pass --pretrained_model_name_or_path.")
+    if model.method in ("lgcvd", "rvd") or model.clip_memory or model.residual:
+        raise ValueError("--distill is for networks without a context encoder, which would have to be distilled, too.")
+    if training.prediction_type not in VARIANCE_PRESERVING:
+        raise ValueError(
+            f"--distill is for networks of noise, velocity or frames, got one of {training.prediction_type}: its schedulers are"
+            " others than LCMScheduler."
+        )
+    if training.own_predictions or model.observed_noise or training.min_snr_gamma:
+        raise ValueError(
+            "--distill does not go with --own_predictions, --observed_noise or --min_snr_gamma: it has a loss of its own."
+        )
+    num_steps, num_timesteps = model.distillation_steps, training.num_train_timesteps
+    if not 2 <= num_steps <= num_timesteps or num_timesteps % num_steps:
+        raise ValueError(
+            f"--distillation_steps must be at least 2 and divide the {num_timesteps} timesteps of the noise, got {num_steps}."
         )
 
 

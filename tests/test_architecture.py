@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "noise_schedules": set(),
     "guidance": {"objectives"},
     "objectives": set(),
+    "distillation": {"masking", "objectives", "randomness"},
     "randomness": set(),
     "masking": {"randomness"},
     "metrics": set(),

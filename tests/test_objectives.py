@@ -370,7 +370,11 @@ def test_noise_on_given_frames_has_the_share_and_leaves_the_others():
 
 
 def test_network_is_told_how_noisy_given_frames_are():
-    unet, sample, roles = noisy_unet(observed_noise=0.4), torch.randn(2, 5, 1, 8, 8), torch.tensor([[1, 1, 2, 2, 0]] * 2)
+    unet, sample, roles = (
+        noisy_unet(observed_noise=0.4),
+        torch.randn(2, 5, 1, 8, 8),
+        torch.tensor([[1, 1, 2, 2, 0]] * 2),
+    )
     silent = unet(sample, 500, roles).sample
     assert torch.equal(unet(sample, 500, roles, observed_noise=torch.zeros(2)).sample, silent)
     told = unet(sample, 500, roles, observed_noise=torch.tensor([0.0, 0.3])).sample
@@ -410,7 +414,9 @@ def test_pipeline_puts_noise_on_given_frames_as_it_is_asked():
     pipe = MCVDPipeline(noisy_unet(observed_noise=0.4), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     past, told = torch.rand(2, 2, 1, 8, 8), []
-    pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs.get("observed_noise")), with_kwargs=True)
+    pipe.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append(kwargs.get("observed_noise")), with_kwargs=True
+    )
     options = {"past_frames": past, "num_frames": 4, "num_inference_steps": 2, "output_type": "latent"}
     make = lambda **own: pipe(**options, **own, generator=torch.Generator().manual_seed(0)).frames  # noqa: E731
     clean = make()

@@ -1157,7 +1157,10 @@ def test_a_network_is_compiled_once_for_all_tasks_and_timesteps(conditioning):
         embed_past_kept=True,
         observed_noise=0.5,
     )
-    frame, tasks = torch.rand(1, 1, 1, 8, 8), [("past_frames",), ("future_frames",), ("past_frames", "future_frames"), ()]
+    frame, tasks = (
+        torch.rand(1, 1, 1, 8, 8),
+        [("past_frames",), ("future_frames",), ("past_frames", "future_frames"), ()],
+    )
 
     def make_all(pipe):
         pipe.set_progress_bar_config(disable=True)

@@ -1,0 +1,112 @@
+"""Distillation: a network that makes in one to four calls what another, its teacher, makes in many."""
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.objectives import VARIANCE_PRESERVING, Objective, objective_of, training_level
+from mcvd_diffusers.randomness import Generators, rand_tensor
+
+
+# Of the pseudo-Huber loss, for each pixel (2310.14189, section 3.3).
+HUBER = 0.00054
+
+
+def draw_steps(noise_scheduler, batch_size: int, *, num_steps: int = 50, generator: Generators = None) -> torch.Tensor:
+    """
+    Timesteps of distillation: those of a teacher's way in so many steps, each with the same chance.
+
+    Args:
+        noise_scheduler: Of training.
+        batch_size (`int`): Number of clips `B`.
+        num_steps (`int`, *optional*, defaults to 50): Steps of the way: the `original_inference_steps` of `LCMScheduler`.
+        generator (`torch.Generator` or a list of them, *optional*): The source; one number each.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, integer: `n - 1, 2 n - 1, ...` with `n = num_train_timesteps / num_steps`.
+    """
+    stride = _stride(noise_scheduler, num_steps)
+    return stride * ((rand_tensor((batch_size,), generator) * num_steps).long() + 1) - 1
+
+
+def consistency_loss(
+    model: torch.nn.Module,
+    teacher: torch.nn.Module,
+    teacher_objective: Objective,
+    noise_scheduler,
+    video: torch.Tensor,
+    roles: torch.Tensor,
+    *,
+    timesteps: torch.Tensor,
+    num_steps: int = 50,
+    generator: Generators = None,
+    noise: torch.Tensor | None = None,
+    frame_indices: torch.Tensor | None = None,
+    segment_ids: torch.Tensor | None = None,
+    largest_value: float = 1.0,
+) -> torch.Tensor:
+    r"""
+    Consistency distillation (2303.01469, algorithm 2; with DDIM over a grid of timesteps as in latent consistency models,
+    2310.04378): what the student takes the clean frames for must be the same along the whole way that the teacher goes from noise
+    to frames. Of two neighbouring points of that way the cleaner one is the target, without gradient; the target of the cleanest
+    is what the teacher itself takes the frames for.
+
+    Args:
+        model (`torch.nn.Module`): The student, with the signature of [`MCVDUNet2DModel`].
+        teacher (`torch.nn.Module`): Of the same signature; it is not changed.
+        teacher_objective ([`Objective`]): What the teacher predicts, on the same noise schedule.
+        noise_scheduler: Of training, with a `beta_schedule`; its `prediction_type` is the student's.
+        video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean clips.
+        roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame.
+        timesteps (`torch.Tensor` of shape `(B,)`): As [`draw_steps`] draws them.
+        num_steps (`int`, *optional*, defaults to 50): Steps of the teacher's way.
+        generator (`torch.Generator` or a list of them, *optional*): Source of the noise.
+        noise (`torch.Tensor` of the shape of `video`, *optional*): Instead of drawing it.
+        frame_indices, segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): As in [`denoising_loss`].
+        largest_value (`float`, *optional*, defaults to 1.0): What frames are taken for is clamped to it.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, float32: The loss of each clip, a pseudo-Huber distance; about the root mean squared error.
+
+    Raises:
+        ValueError: If student or teacher has no `beta_schedule`, or `num_steps` does not divide the timesteps.
+    """
+    objective, stride = objective_of(noise_scheduler), _stride(noise_scheduler, num_steps)
+    for each in (objective, teacher_objective):
+        if each.prediction_type not in VARIANCE_PRESERVING:
+            raise ValueError(
+                f"`noise_scheduler` must be one with a `beta_schedule`, got one for {each.prediction_type!r}: what was trained by"
+                " flow matching or EDM cannot be distilled here."
+            )
+    device, timesteps = video.device, timesteps.to(video.device)
+    noise = randn_tensor(tuple(video.shape), generator=generator, device=device) if noise is None else noise
+    video, cleaner = video.float(), (timesteps - stride).clamp(min=0)
+    is_latent = (roles == FrameRole.LATENT).to(device)[:, :, None, None, None]
+    places = {"frame_indices": frame_indices, "segment_ids": segment_ids}
+    places = {name: x.to(device) for name, x in places.items() if x is not None}
+
+    def clean_frames(network, predicted: Objective, noisy: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        sample = torch.where(is_latent, noisy, video)
+        prediction = network(sample, at, roles.to(device), **places, return_dict=False)[0].float()
+        return predicted.to_clean(prediction, noisy, training_level(noise_scheduler, at))
+
+    alpha, sigma = training_level(noise_scheduler, timesteps)
+    noisy = alpha * video + sigma * noise
+    with torch.no_grad():
+        estimate = clean_frames(teacher, teacher_objective, noisy, timesteps).clamp(-largest_value, largest_value)
+        next_alpha, next_sigma = training_level(noise_scheduler, cleaner)
+        stepped = next_alpha * estimate + next_sigma * (noisy - alpha * estimate) / sigma  # DDIM
+        target = clean_frames(model, objective, stepped, cleaner).clamp(-largest_value, largest_value)
+        target = torch.where((timesteps < stride)[:, None, None, None, None], estimate, target)
+    # The paper's c_skip and c_out are 0 and 1 to five digits on all of the grid, with LCMScheduler's `timestep_scaling`.
+    made = clean_frames(model, objective, noisy, timesteps)
+    squared = torch.where(is_latent, (made - target) ** 2, 0).flatten(1).sum(dim=1)
+    num_pixels = is_latent.flatten(1).sum(dim=1).clamp(min=1) * video[0, 0].numel()
+    return (squared / num_pixels + HUBER**2).sqrt() - HUBER
+
+
+def _stride(noise_scheduler, num_steps: int) -> int:
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    if not 2 <= num_steps <= num_timesteps or num_timesteps % num_steps:
+        raise ValueError(f"`num_steps` must be at least 2 and divide {num_timesteps} timesteps, got {num_steps}.")
+    return num_timesteps // num_steps

@@ -1,0 +1,230 @@
+"""Consistency distillation: its loss where all is known, its grid, and a student that the training script makes."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, LCMScheduler
+
+import train_mcvd
+from mcvd_diffusers import FrameRole, MCVDPipeline
+from mcvd_diffusers.distillation import HUBER, consistency_loss, draw_steps
+from mcvd_diffusers.objectives import Objective, training_level
+
+
+MEAN, STD = 0.3, 0.2
+
+
+def scheduler_of(prediction_type):
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
+
+
+def network_of(scheduler, prediction_type, clean_frames):
+    """A network that takes noisy frames for what a formula says, and predicts accordingly."""
+
+    def network(sample, timestep, roles, return_dict):
+        level = alpha, sigma = training_level(scheduler, timestep)
+        clean = clean_frames(sample, alpha, sigma)
+        return (Objective(prediction_type).of(clean, (sample - alpha * clean) / sigma, level),)
+
+    return network
+
+
+def expected_frames(sample, alpha, sigma):
+    """The best denoiser of normal pixels."""
+    return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (sample - alpha * MEAN)
+
+
+def end_of_the_way(sample, alpha, sigma):
+    """Where the way without noise leads from there."""
+    return MEAN + STD * (sample - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2).sqrt()
+
+
+def loss_of(student, *, prediction_type="v_prediction", num_steps=50, **options):
+    scheduler = scheduler_of(prediction_type)
+    generator = torch.Generator().manual_seed(0)
+    video = MEAN + STD * torch.randn(64, 2, 1, 4, 4, generator=generator)
+    timesteps = draw_steps(scheduler, 64, num_steps=num_steps, generator=generator)
+    teacher = network_of(scheduler, "epsilon", expected_frames)
+    return consistency_loss(
+        network_of(scheduler, prediction_type, student),
+        teacher,
+        Objective("epsilon"),
+        scheduler,
+        video,
+        torch.full((64, 2), FrameRole.LATENT),
+        timesteps=timesteps,
+        num_steps=num_steps,
+        generator=generator,
+        largest_value=9.0,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_the_end_of_the_teachers_way_has_the_least_loss(prediction_type):
+    """And the less, the finer the way; a denoiser, which is no consistent function, has more."""
+    coarse, fine = (loss_of(end_of_the_way, prediction_type=prediction_type, num_steps=n).mean() for n in (50, 500))
+    assert fine < 1e-4 < coarse < 2e-3
+    assert loss_of(expected_frames, prediction_type=prediction_type).mean() > 5 * coarse
+
+
+def test_loss_is_about_the_root_mean_squared_error_of_latent_frames():
+    scheduler, video = scheduler_of("sample"), torch.zeros(3, 2, 1, 4, 4)
+    roles = torch.tensor([[1, 2], [2, 2], [0, 2]])
+    calls = []
+
+    def student(sample, timestep, roles, return_dict):
+        calls.append((sample, timestep))
+        return (torch.full_like(sample, 0.25 if torch.is_grad_enabled() else -0.25),)
+
+    def teacher(sample, timestep, roles, return_dict):
+        return (torch.full_like(sample, 0.75),)
+
+    losses = consistency_loss(
+        student, teacher, Objective("sample"), scheduler, video, roles, timesteps=torch.tensor([19, 39, 999])
+    )
+    # The cleanest one's target is the teacher's, those of the others the student's own.
+    expected = torch.tensor([0.5, 0.5, 0.5])
+    torch.testing.assert_close(losses, (expected**2 + HUBER**2).sqrt() - HUBER)
+    assert torch.equal(calls[0][1], torch.tensor([0, 19, 979])) and torch.equal(
+        calls[1][1], torch.tensor([19, 39, 999])
+    )
+    assert torch.equal(calls[1][0][0, 0], video[0, 0])  # given frames are shown as they are
+
+
+def test_only_the_noisier_side_has_a_gradient():
+    scheduler = scheduler_of("sample")
+    weight = torch.tensor(0.5, requires_grad=True)
+    frozen = torch.tensor(0.5, requires_grad=True)
+
+    def student(sample, timestep, roles, return_dict):
+        return (weight * sample,)
+
+    def teacher(sample, timestep, roles, return_dict):
+        return (frozen * sample,)
+
+    video, noise = torch.randn(2, 4, 1, 1, 4, 4)
+    roles, timesteps = torch.full((4, 1), FrameRole.LATENT), torch.tensor([19, 199, 499, 999])
+    losses = consistency_loss(
+        student,
+        teacher,
+        Objective("sample"),
+        scheduler,
+        video,
+        roles,
+        timesteps=timesteps,
+        noise=noise,
+        largest_value=99.0,
+    )
+    losses.sum().backward()
+    alpha, sigma = training_level(scheduler, timesteps)
+    noisy = alpha * video + sigma * noise
+    before = (timesteps - 20).clamp(min=0)
+    next_alpha, next_sigma = training_level(scheduler, before)
+    target = 0.5 * (next_alpha * 0.5 * noisy + next_sigma * (noisy - alpha * 0.5 * noisy) / sigma)
+    target[0] = 0.5 * noisy[0]
+    other = torch.tensor(0.5, requires_grad=True)
+    error = ((other * noisy - target) ** 2).flatten(1).mean(dim=1)
+    ((error + HUBER**2).sqrt() - HUBER).sum().backward()
+    torch.testing.assert_close(weight.grad, other.grad)
+    assert frozen.grad is None
+
+
+def test_timesteps_are_those_of_the_scheduler_that_samples():
+    drawn = draw_steps(DDPMScheduler(), 2000, num_steps=50, generator=torch.Generator().manual_seed(0)).unique()
+    scheduler = LCMScheduler(original_inference_steps=50)
+    scheduler.set_timesteps(50)
+    assert drawn.tolist() == scheduler.timesteps.sort().values.tolist()
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 2000])
+def test_a_way_that_does_not_divide_the_timesteps_is_refused(num_steps):
+    with pytest.raises(ValueError, match="`num_steps` must be at least 2 and divide 1000 timesteps"):
+        draw_steps(DDPMScheduler(), 2, num_steps=num_steps)
+
+
+def test_networks_of_other_noise_levels_are_refused():
+    video, roles = torch.zeros(1, 1, 1, 2, 2), torch.full((1, 1), FrameRole.LATENT)
+    with pytest.raises(ValueError, match="must be one with a `beta_schedule`, got one for 'edm'"):
+        consistency_loss(
+            None, None, Objective("epsilon"), EDMEulerScheduler(), video, roles, timesteps=torch.tensor([19])
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The script
+
+
+TINY = "--resolution 8 --num_digits 1 --digit_size 4 --max_speed 1 --num_train_clips 32 --train_batch_size 4 --seed 3"
+TINY += (
+    " --num_validation_videos 1 --max_train_steps 3 --report_to none --lr_warmup_steps 0 --dataloader_num_workers 0"
+)
+NETWORK = "--num_past_frames 1 --num_frames 2 --num_future_frames 1 --block_out_channels 8 8"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    arguments = f"{TINY} {NETWORK} --prediction_type epsilon --beta_schedule linear --output_dir {folder}"
+    return train_mcvd.main(train_mcvd.parse_args(arguments.split()))
+
+
+def distil(teacher, folder, *flags):
+    arguments = f"{TINY} --pretrained_model_name_or_path {teacher} --variant ema --distill True --output_dir {folder}"
+    return train_mcvd.main(train_mcvd.parse_args([*arguments.split(), *flags]))
+
+
+@pytest.mark.parametrize("flags", [[], ["--prediction_type", "v_prediction"]])
+def test_script_makes_a_student_that_is_sampled_in_four_steps(teacher, tmp_path, flags):
+    folder = distil(teacher, tmp_path / "student", *flags)
+    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
+    assert type(pipe.scheduler) is LCMScheduler and pipe.default_num_inference_steps == 4
+    assert pipe.unet.config.prediction_type == pipe.scheduler.config.prediction_type == (flags or ["epsilon"])[-1]
+    assert pipe.scheduler.config.beta_schedule == "linear" and pipe.scheduler.config.original_inference_steps == 50
+    calls = []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    video = pipe(past_frames=torch.rand(1, 1, 1, 8, 8), num_frames=2, output_type="pt").frames
+    assert video.shape == (1, 2, 1, 8, 8) and len(calls) == 4
+    for num_steps in (1, 2):
+        pipe(past_frames=torch.rand(1, 1, 1, 8, 8), num_frames=2, num_inference_steps=num_steps, output_type="pt")
+    before = MCVDPipeline.from_pretrained(teacher, variant="ema").unet.state_dict()
+    after = MCVDPipeline.from_pretrained(folder).unet.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_distillation_that_was_stopped_goes_on_to_the_last_bit(teacher, tmp_path):
+    whole = distil(teacher, tmp_path / "whole", "--lr_scheduler", "constant")
+    distil(
+        teacher,
+        tmp_path / "part",
+        "--lr_scheduler",
+        "constant",
+        "--max_train_steps",
+        "2",
+        "--checkpointing_steps",
+        "1",
+    )
+    again = f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {tmp_path / 'part'} --max_train_steps 3"
+    rest = train_mcvd.main(train_mcvd.parse_args(again.split()))
+    first, second = (MCVDPipeline.from_pretrained(folder).unet.state_dict() for folder in (whole, rest))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--distill True", "--distill needs a teacher"),
+        ("--distillation_steps 20", "--distillation_steps means nothing without --distill"),
+        ("TEACHER --distill True --distillation_steps 7", "divide the 1000 timesteps of the noise, got 7"),
+        ("TEACHER --distill True --min_snr_gamma 5", "it has a loss of its own"),
+        ("TEACHER --distill True --prediction_type edm", "--distill is for networks of noise, velocity or frames"),
+        (
+            "TEACHER --distill True --sampling_scheduler DDIMScheduler",
+            "--sampling_scheduler must be one of LCMScheduler",
+        ),
+    ],
+)
+def test_distillations_that_cannot_be_are_refused(teacher, tmp_path, capsys, flags, reason):
+    flags = flags.replace("TEACHER", f"--pretrained_model_name_or_path {teacher}")
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args([*f"{TINY} {flags} --output_dir {tmp_path / 'new'}".split()])
+    assert reason in capsys.readouterr().err
