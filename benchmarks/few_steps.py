@@ -4,8 +4,8 @@
     python benchmarks/few_steps.py schedulers runs/objectives/epsilon --output runs/schedulers [--calls 5 10 15 20]
     python benchmarks/few_steps.py objectives runs/objectives --output runs/objectives_table [--calls 3 5 10 20]
 
-`train` trains `examples/configs/mcvd_digits.yaml` once for each objective, with one thread, all for the same number of updates; started
-again, it trains what is missing. `schedulers` compares Diffusers' schedulers on one network of epsilon, v or clean frames, such as a
+`train` trains `examples/configs/mcvd_digits.yaml` once for each objective, with one thread, all for the same number of updates, and
+then distils some of them; started again, it trains what is missing. `schedulers` compares Diffusers' schedulers on one network of epsilon, v or clean frames, such as a
 converted one: first blocks by their distance to those that DDIM makes of the same noise in 1000 steps, then videos of several blocks by
 their error, CRPS and the in-house distance. `objectives` compares the networks that `train` made, each with its schedulers.
 
@@ -56,6 +56,10 @@ OBJECTIVES = {
     "edm": "--prediction_type edm",
 }
 
+# Name -> the network that it is distilled from.
+DISTILLED = {f"{name}_distilled": name for name in ("velocity", "sample", "velocity_zero_snr")}
+DISTILLATION = "--variant ema --distill True --learning_rate 3e-4 --max_train_steps 8000"
+
 DPM, UNIPC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
 TRAILING = {"timestep_spacing": "trailing"}
 LEADING, LINSPACE = {"timestep_spacing": "leading"}, {"timestep_spacing": "linspace"}
@@ -96,6 +100,17 @@ FROM_EDM = {
     "EDM DPM-Solver++ 2": ("EDMDPMSolverMultistepScheduler", {}),
     "EDM DPM-Solver++ 3": ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
 }
+# Of the first, these are compared for each objective.
+FOR_OBJECTIVES = {
+    name: FROM_BETAS[name]
+    for name in (
+        "DDIM, trailing",
+        "DDPM, trailing",
+        "DPM-Solver++ 2, trailing, clipped",
+        "SDE-DPM-Solver++ 2, trailing, clipped",
+        "UniPC 2, trailing, clipped",
+    )
+}
 SCHEDULERS = {"flow_prediction": FROM_FLOW, "edm": FROM_EDM}
 # With these, videos of several blocks are made, beside DDIM in 100 steps.
 ALSO_FOR_VIDEOS = 4
@@ -110,7 +125,11 @@ def train(folder: Path, names: list[str], flags: list[str]) -> None:
             continue
         command = [sys.executable, str(ROOT / "train_mcvd.py"), str(ROOT / "examples/configs/mcvd_digits.yaml")]
         command += ["--output_dir", str(folder / name), "--report_to", "none", "--resume_from_checkpoint", "latest"]
-        command += [*OBJECTIVES[name].split(), *flags]
+        if name in DISTILLED:
+            command += ["--pretrained_model_name_or_path", str(folder / DISTILLED[name]), *DISTILLATION.split()]
+        else:
+            command += OBJECTIVES[name].split()
+        command += flags
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT)
 
 
@@ -123,7 +142,9 @@ def load(run: Path) -> MCVDPipeline:
 
 def schedulers_of(pipe: MCVDPipeline) -> dict[str, tuple[str, dict]]:
     """Those that can serve a network."""
-    return SCHEDULERS.get(objective_of(pipe.scheduler).prediction_type, FROM_BETAS)
+    if isinstance(pipe.scheduler, diffusers.LCMScheduler):
+        return {"LCM": ("LCMScheduler", {})}
+    return SCHEDULERS.get(objective_of(pipe.scheduler).prediction_type, FOR_OBJECTIVES)
 
 
 def with_scheduler(run: Path, kind: tuple[str, dict]) -> MCVDPipeline:
@@ -307,7 +328,7 @@ def compare_objectives(folder: Path, output: Path, calls: list[int], num_clips: 
     """One table for all runs: each with each of its schedulers."""
     output.mkdir(parents=True, exist_ok=True)
     known, features = output / "measured.jsonl", TransNetFeatures.from_package()
-    names = [name for name in OBJECTIVES if (folder / name / "model_index.json").exists()]
+    names = [name for name in (*OBJECTIVES, *DISTILLED) if (folder / name / "model_index.json").exists()]
     if not names:
         raise SystemExit(f"{folder} holds no run of this script: train first.")
     clips = held_out_clips(folder / names[0], num_frames=NUM_GIVEN + NUM_MADE, num_clips=2 * num_clips)
@@ -336,7 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("train", "schedulers", "objectives"))
     parser.add_argument("folder", type=Path, help="of the runs; for `schedulers` of a pipeline")
-    parser.add_argument("--only", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
+    parser.add_argument("--only", nargs="+", choices=[*OBJECTIVES, *DISTILLED], default=[*OBJECTIVES, *DISTILLED])
     parser.add_argument("--output", type=Path, help="folder for the table")
     parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20])
     parser.add_argument("--num_clips", type=int, default=64)

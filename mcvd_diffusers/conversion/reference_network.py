@@ -78,7 +78,7 @@ def forward(
         return F.linear(h, get(i, f"{name}weight"), get(i, f"{name}bias"))
 
     half = ngf // 2
-    frequencies = torch.exp(-torch.arange(half, dtype=x.dtype) * math.log(10_000) / (half - 1))
+    frequencies = torch.exp(-torch.arange(half, dtype=x.dtype, device=x.device) * math.log(10_000) / (half - 1))
     angles = label[:, None].to(x.dtype) * frequencies
     temb = F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, ngf % 2))
     temb = linear(next(counter), "", temb)
