@@ -65,11 +65,12 @@ TRAILING = {"timestep_spacing": "trailing"}
 LEADING, LINSPACE = {"timestep_spacing": "leading"}, {"timestep_spacing": "linspace"}
 # With these, schedulers that have no setting for it keep what they take the frames for within [-1, 1] in each step.
 CLIPPED = {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
-# Name -> class and settings. DDIM and DDPM clip as the pipeline's own scheduler does.
+# Name -> class and settings.
 FROM_BETAS = {
-    "DDIM, leading": ("DDIMScheduler", LEADING),
-    "DDIM, trailing": ("DDIMScheduler", TRAILING),
-    "DDPM, trailing": ("DDPMScheduler", TRAILING),
+    "DDIM, leading": ("DDIMScheduler", LEADING | {"clip_sample": False}),
+    "DDIM, trailing": ("DDIMScheduler", TRAILING | {"clip_sample": False}),
+    "DDIM, trailing, clipped": ("DDIMScheduler", TRAILING | {"clip_sample": True}),
+    "DDPM, trailing, clipped": ("DDPMScheduler", TRAILING | {"clip_sample": True}),
     "Euler, trailing": ("EulerDiscreteScheduler", TRAILING),
     "Heun, trailing": ("HeunDiscreteScheduler", TRAILING),
     "DEIS 2, trailing": (DEIS, TRAILING),
@@ -105,7 +106,8 @@ FOR_OBJECTIVES = {
     name: FROM_BETAS[name]
     for name in (
         "DDIM, trailing",
-        "DDPM, trailing",
+        "DDIM, trailing, clipped",
+        "DDPM, trailing, clipped",
         "DPM-Solver++ 2, trailing, clipped",
         "SDE-DPM-Solver++ 2, trailing, clipped",
         "UniPC 2, trailing, clipped",
@@ -315,7 +317,11 @@ def compare_schedulers(run: Path, output: Path, calls: list[int], num_clips: int
     best += [name for name in FROM_BETAS if name.startswith(("DDPM", "SDE", "DDIM")) and name not in best]
     features = TransNetFeatures.from_package()
     lines += [f"| scheduler | {HEAD} |", "| --- |" + " --- |" * 6]
-    for name, n in [("DDIM, trailing", 100), ("DDIM, leading", 100), *((name, n) for n in calls for name in best)]:
+    for name, n in [
+        ("DDIM, trailing", 100),
+        ("DDIM, trailing, clipped", 100),
+        *((name, n) for n in calls for name in best),
+    ]:
         key = ["video", name, n, 3 * num_clips]
         made, steps = with_scheduler(run, FROM_BETAS[name]), num_steps_of(name, n)
         values = remembered(known, key, lambda: quality(made, others, steps, features))  # noqa: B023

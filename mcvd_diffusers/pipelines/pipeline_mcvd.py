@@ -263,7 +263,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         frame_schedule: str | list[Window] | Iterator[Window] | FramePlan | None = None,
         max_frames: int | None = None,
         step: int | None = None,
-        max_parallel_windows: int = 1,
+        max_parallel_windows: int | None = None,
         frame_embedding: Callable[[torch.Tensor], torch.Tensor] | None = None,
         replacement: str | dict[str, str] | None = None,
         num_resamples: int = 1,
@@ -330,9 +330,10 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             max_frames (`int`, *optional*): Frames of a window at most, given ones included; by default what the network takes.
             step (`int`, *optional*):
                 Frames that a window of the schedule makes; by default the pipeline's, else half of `max_frames`, or a block.
-            max_parallel_windows (`int`, *optional*, defaults to 1):
+            max_parallel_windows (`int`, *optional*):
                 Windows that do not depend on one another and may go through the network together, where the schedule is
-                known ahead (not adaptive ones, nor a network's own blocks).
+                known ahead (not adaptive ones, nor a network's own blocks). By default as many as make 64 with all videos on an
+                accelerator, and 1 on a CPU, with a [`NoiseSequence`], and in a stream.
             frame_embedding (`Callable`, *optional*):
                 For adaptive schedules: of a frame `(C, H, W)` in `[0, 1]` or the user's units it makes a vector; the distance
                 between frames is that between their vectors, squared. By default the pixels; FDM's is
@@ -470,6 +471,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         unknown = set(kwargs) - ({field.name for field in fields(Call)} - {"latents"})
         if unknown:
             raise TypeError(f"`stream` has no arguments {sorted(unknown)}.")
+        kwargs.setdefault("max_parallel_windows", 1)  # frames are given away as soon as they are there
         call = Call(past_frames, future_frames, num_frames, output_type=output_type, **kwargs)
         endless = num_frames is None and future_frames is None and call.observed_frames is None
         request = read_request(self, call, endless=endless)

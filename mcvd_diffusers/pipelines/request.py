@@ -40,6 +40,8 @@ logger = logging.get_logger(__name__)
 
 MOST_GUIDANCE = 1e6
 MOST_RESAMPLES = 1000
+# Windows of all videos together that are made at a time on an accelerator, if the caller does not say.
+MOST_PARALLEL_ROWS = 64
 CALLBACK_INPUTS = ["latents"]
 
 
@@ -64,7 +66,7 @@ class Call:
     frame_schedule: str | list[Window] | Iterator[Window] | FramePlan | None = None
     max_frames: int | None = None
     step: int | None = None
-    max_parallel_windows: int = 1
+    max_parallel_windows: int | None = None
     frame_embedding: Callable[[torch.Tensor], torch.Tensor] | None = None
     replacement: str | Mapping[str, str] | None = None
     num_resamples: int = 1
@@ -222,6 +224,10 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         _check_latents(call.latents, (num_videos, count, *frame_shape))
     generator = _check_generator(call, given.batch_size)
     device = pipe._execution_device
+    most = call.max_parallel_windows
+    if most is None:  # a CPU is no faster for it, and its memory is not asked whether it suffices
+        is_alone = device.type == "cpu" or isinstance(generator, NoiseSequence)
+        most = 1 if is_alone else max(1, MOST_PARALLEL_ROWS // num_videos)
 
     def inside(frame: torch.Tensor) -> torch.Tensor:
         """A frame of each input video as the network sees it, once for each output video."""
@@ -235,7 +241,7 @@ def read_request(pipe, call: Call, *, endless: bool = False) -> Request:
         # A context encoder reads what one window makes before the next.
         batches=None
         if pipe.context_encoder is not None
-        else plan.batches(given.num_video_frames, given.positions, call.max_parallel_windows),
+        else plan.batches(given.num_video_frames, given.positions, most),
         offsets=offsets,
         num_latents=num_latents[0] if layouts else 0,
         given={position: inside(frame) for position, frame in given.frames.items()},
@@ -268,7 +274,7 @@ def _check_values(pipe, call: Call) -> Call:
         ("num_inference_steps", False),
         ("max_frames", True),
         ("step", True),
-        ("max_parallel_windows", False),
+        ("max_parallel_windows", True),
         ("num_resamples", False),
         ("ensemble_size", False),
         ("max_batch_size", True),
@@ -679,7 +685,7 @@ def _check_latents(latents: torch.Tensor, shape: tuple[int, ...]) -> None:
 def _check_generator(call: Call, batch_size: int) -> torch.Generator | list[torch.Generator] | NoiseSequence | None:
     generator = call.generator
     if isinstance(generator, NoiseSequence):
-        if call.max_parallel_windows > 1:
+        if (call.max_parallel_windows or 1) > 1:
             raise ValueError(
                 "`max_parallel_windows` must be 1 with a `NoiseSequence`, which draws window after window for the whole batch;"
                 " pass a torch.Generator."

@@ -1,6 +1,7 @@
 """Any frames given any frames: replacement, resampling, guidance towards what is known, histories, frame schedules."""
 
 import gc
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -40,6 +41,7 @@ from mcvd_diffusers.guidance import (
     reconstruction_error,
 )
 from mcvd_diffusers.objectives import Objective, sampling_level
+from mcvd_diffusers.pipelines.request import Call, read_request
 from original_space_time import load_network, load_reference, roles_of
 
 
@@ -649,6 +651,20 @@ def test_the_result_does_not_depend_on_how_independent_windows_are_batched(syste
     assert num_calls[0] > num_calls[1] > num_calls[2]
     for video in videos[1:]:
         torch.testing.assert_close(video, videos[0], atol=1e-5, rtol=0)
+
+
+def test_windows_are_made_together_where_that_is_faster():
+    """On the CPU one by one; a pipeline on the meta device, which stands for an accelerator, plans them as one batch."""
+    pipe, call = (
+        tiny_pipeline("fdm"),
+        Call(past_frames=frames(3, batch_size=2), num_frames=37, frame_schedule="independent", step=4),
+    )
+    assert read_request(pipe, call).batches is None
+    pipe.unet.to("meta")
+    assert max(map(len, read_request(pipe, call).batches)) > 4
+    many = replace(call, ensemble_size=32)
+    assert read_request(pipe, many).batches is None  # 64 videos are enough for a batch
+    assert max(map(len, read_request(pipe, replace(many, max_parallel_windows=3)).batches)) == 3
 
 
 def test_a_batch_of_windows_is_divided_when_it_is_too_large():
