@@ -174,6 +174,8 @@ def make_noise_scheduler(settings: Settings) -> SchedulerMixin:
             betas = cosine_logsnr_betas(training.num_train_timesteps)
         own |= {
             "beta_schedule": training.beta_schedule if betas is None else "linear",
+            "beta_start": 1e-4,  # said aloud, or a scheduler that is made from this one would take its own
+            "beta_end": 0.02,
             "trained_betas": betas,
             "prediction_type": training.prediction_type,
             "rescale_betas_zero_snr": training.rescale_betas_zero_snr,
@@ -200,7 +202,7 @@ def make_pipeline(
     return MCVDPipeline(
         **components,
         scheduler=scheduler,
-        final_denoise=theirs.get("final_denoise", False),
+        final_denoise=theirs.get("final_denoise", False) and not settings.model.distill,
         normalization=normalizer.to_config(),
         num_inference_steps=settings.training.validation_inference_steps,
         **sampling,
@@ -518,7 +520,7 @@ class Learner:
         self.method, self.accelerator = method, accelerator
         self.noise_scheduler, self.train_set = noise_scheduler, train_set
         self.progress, self.components = progress, components.to(accelerator.device)
-        self._teacher = make_teacher(method, accelerator.device) if settings.model.distill else None
+        self._teacher = make_teacher(method, accelerator) if settings.model.distill else None
         self.averaged, self._ema = make_average(settings, components)
         if settings.training.gradient_checkpointing:
             checkpoint_gradients(components)
@@ -697,7 +699,8 @@ class RunMeter(LossMeter):
 
     def read(self) -> dict[str, float]:
         """The values, on all processes; then all begins anew."""
-        windows_per_second = self._num_windows / (time.perf_counter() - self._since)
+        seconds = time.perf_counter() - self._since
+        windows_per_second = self._num_windows / seconds
         if self._flops_per_window is None:
             types = {"bf16": torch.bfloat16, "fp16": torch.float16}
             kind = types.get(self._accelerator.mixed_precision, torch.float32)
@@ -710,7 +713,7 @@ class RunMeter(LossMeter):
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": windows_per_second / self._method.num_stages,
-            "waiting_for_data": self._seconds_waited / (time.perf_counter() - self._since),
+            "waiting_for_data": self._seconds_waited / seconds,
             "flops_utilisation": windows_per_second * self._flops_per_window / self._flops_at_most,
         }
         self.start()
@@ -745,12 +748,16 @@ def count_clips(settings: Settings, train_set: torch.utils.data.Dataset, world_s
     return len(train_set)
 
 
-def make_teacher(method: Method, device: torch.device) -> tuple[torch.nn.Module, Objective]:
+def make_teacher(method: Method, accelerator: Accelerator) -> tuple[torch.nn.Module, Objective]:
     """The network that is distilled, and what it predicts."""
     source = method.settings.model.pretrained_model_name_or_path
     teacher = method.network_class.from_pretrained(source, subfolder="unet", variant=method.settings.model.variant)
     objective = objective_of(DDPMScheduler.from_pretrained(source, subfolder="scheduler"))
-    return teacher.to(device).requires_grad_(False).eval(), objective
+    teacher = teacher.to(accelerator.device).requires_grad_(False).eval()
+    compile_networks(method.settings, torch.nn.ModuleDict({"unet": teacher}))
+    # In the precision in which Accelerate runs the student.
+    teacher.forward = accelerator.autocast()(teacher.forward)
+    return teacher, objective
 
 
 def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch.optim.Optimizer:

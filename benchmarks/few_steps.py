@@ -210,7 +210,7 @@ def quality(pipe: MCVDPipeline, clips: torch.Tensor, num_steps: int, features: T
     for batch, past in zip(members[:, 0].split(64), clips[:, :NUM_GIVEN].split(64)):
         made.update(features.features(_in_unit(torch.cat([past, batch], dim=1))).numpy())
     return {
-        "calls of a block": len(calls) / num_batches / (NUM_MADE / pipe.unet.config.num_frames),
+        "calls of a block": len(calls) / num_batches / -(-NUM_MADE // pipe.unet.config.num_frames),
         "seconds of a video": seconds / len(clips) / NUM_MEMBERS,
         "errors": (members[:, 0] - truth).square().flatten(1).mean(1).tolist(),
         "crps": crps(members.numpy(), truth.numpy(), fair=True).reshape(len(clips), -1).mean(1).tolist(),

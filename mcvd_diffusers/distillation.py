@@ -96,9 +96,13 @@ def consistency_loss(
         estimate = clean_frames(teacher, teacher_objective, noisy, timesteps).clamp(-largest_value, largest_value)
         next_alpha, next_sigma = training_level(noise_scheduler, cleaner)
         stepped = next_alpha * estimate + next_sigma * (noisy - alpha * estimate) / sigma  # DDIM
-        target = clean_frames(model, objective, stepped, cleaner).clamp(-largest_value, largest_value)
+        with torch.random.fork_rng(
+            [device] if device.type == "cuda" else []
+        ):  # the same dropout here and there, or its noise would be learned
+            target = clean_frames(model, objective, stepped, cleaner).clamp(-largest_value, largest_value)
         target = torch.where((timesteps < stride)[:, None, None, None, None], estimate, target)
-    # The paper's c_skip and c_out are 0 and 1 to five digits on all of the grid, with LCMScheduler's `timestep_scaling`.
+    # The paper's c_skip and c_out are 0 and 1 to two digits on all of the grid, to five on that of 50 steps, with LCMScheduler's
+    # `timestep_scaling`; only at timestep 0, if it is in the grid, they are not, and there the target is the teacher's.
     made = clean_frames(model, objective, noisy, timesteps)
     squared = torch.where(is_latent, (made - target) ** 2, 0).flatten(1).sum(dim=1)
     num_pixels = is_latent.flatten(1).sum(dim=1).clamp(min=1) * video[0, 0].numel()

@@ -107,7 +107,7 @@ class Objective:
             return sigma / alpha
         if self.prediction_type == "edm":
             return sigma * self.sigma_data
-        return torch.ones_like(sigma) if self.prediction_type == "sample" else sigma
+        return 0 * sigma + 1 if self.prediction_type == "sample" else sigma
 
 
 def objective_of(scheduler) -> Objective:
@@ -126,7 +126,8 @@ def objective_of(scheduler) -> Objective:
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("EDM") and config.get("prediction_type") == "epsilon":  # its own name for it
         return Objective("edm", config.sigma_data)
-    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+    is_flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+    if name.startswith("FlowMatch") or is_flow:
         return Objective("flow_prediction")
     if "beta_schedule" in config and config.get("prediction_type") in VARIANCE_PRESERVING:
         return Objective(config.prediction_type)

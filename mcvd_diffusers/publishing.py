@@ -417,7 +417,11 @@ def _facts_to_push(folder: Path) -> CardFacts:
 
 def _write_card_for(pipeline, folder: Path, repo_id: str, variant: str | None, token: str | None) -> None:
     """The card of a saved pipeline: that of where it was loaded from, if it is the same; else what the pipeline knows."""
-    facts = CardFacts(name=repo_id.split("/")[-1], tasks=tasks_of_config(pipeline.unet.config))
+    facts = CardFacts(
+        name=repo_id.split("/")[-1],
+        tasks=tasks_of_config(pipeline.unet.config),
+        num_inference_steps=pipeline.default_num_inference_steps,
+    )
     with tempfile.TemporaryDirectory() as download:
         source = _source_of(pipeline, Path(download), token)
         if source is not None:

@@ -438,6 +438,7 @@ FROM_BETAS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "
     "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler",
 )
+WITHOUT_ZERO_SNR = ("HeunDiscreteScheduler",)
 SAMPLING_SCHEDULERS = {
     **dict.fromkeys(VARIANCE_PRESERVING, FROM_BETAS),
     "flow_prediction": ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
@@ -847,6 +848,8 @@ def _adopt_pretrained(settings: Settings) -> None:
     unet_config["in_channels"] -= settings.data.nan_mask_channel
     size = unet_config["sample_size"]
     brought_noise = _brought_noise(unet_config, scheduler_config)
+    if settings.model.distill:
+        _check_teacher(source, unet_config, brought_noise)
     sampling_scheduler = pipeline_config["scheduler"][1]
     if settings.model.distill or sampling_scheduler not in SAMPLING_SCHEDULERS[brought_noise["prediction_type"]]:
         sampling_scheduler = settings.training.sampling_scheduler
@@ -854,6 +857,7 @@ def _adopt_pretrained(settings: Settings) -> None:
     for group, name, theirs in (  # these may be changed
         (settings.model, "resolution", size if isinstance(size, list) else [size]),
         (settings.training, "sampling_scheduler", sampling_scheduler),
+        (settings.training, "validation_inference_steps", _brought_steps(settings, pipeline_config)),
         *((settings.training, name, unet_config[name]) for name in masks),
     ):
         if name not in settings.explicit:
@@ -876,6 +880,26 @@ def _adopt_pretrained(settings: Settings) -> None:
                     " or leave out --pretrained_model_name_or_path to train a new one."
                 )
             setattr(group, name, theirs)
+
+
+def _brought_steps(settings: Settings, pipeline_config: dict) -> int:
+    """Denoising steps that a pretrained pipeline takes by default; a student needs fewer."""
+    steps = pipeline_config.get("num_inference_steps")
+    return settings.training.validation_inference_steps if steps is None or settings.model.distill else steps
+
+
+def _check_teacher(source: str, unet_config: dict, brought_noise: dict) -> None:
+    """What is distilled must have noise levels that a `beta_schedule` makes, and clean given frames."""
+    if brought_noise["prediction_type"] not in VARIANCE_PRESERVING:
+        raise ValueError(
+            f"--distill is for networks of noise, velocity or frames, got one of {brought_noise['prediction_type']} in {source}: its"
+            " schedulers are others than LCMScheduler."
+        )
+    if unet_config.get("observed_noise"):
+        raise ValueError(
+            f"--distill does not know noise on given frames, of which the network in {source} is told: distil one that was trained"
+            " with --observed_noise 0."
+        )
 
 
 def _brought_noise(unet_config: dict, scheduler_config: dict) -> dict:
@@ -1082,7 +1106,7 @@ def _check_settings(settings: Settings) -> None:
     for name in ("drop_past", "drop_future", "ema_decay"):
         if not 0 <= getattr(training, name) <= 1:
             raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
-    if training.num_validation_videos and training.validation_inference_steps > training.num_train_timesteps:
+    if training.validation_inference_steps > training.num_train_timesteps:
         raise ValueError(
             f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
             f" --num_train_timesteps ({training.num_train_timesteps})."
@@ -1186,11 +1210,26 @@ def _check_objective(settings: Settings) -> None:
                 if name == "rescale_betas_zero_snr" and prediction_type == "epsilon"
                 else f"is for --prediction_type {' or '.join(meant)}"
             )
-            raise ValueError(f"--{name} {reason}, got --prediction_type {prediction_type}: leave one of them out.")
+            preset_name = training.preset
+            is_presets = preset_name is not None and preset(preset_name).get(name) == value
+            raise ValueError(
+                f"--{name} {f'of --preset {preset_name} ' if is_presets else ''}{reason}, got --prediction_type"
+                f" {prediction_type}: leave one of them out."
+            )
     for name in ("noise_level_std", "sigma_data", "min_snr_gamma"):
         value = getattr(training, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} must be a positive number, got {value}.")
+    if training.rescale_betas_zero_snr and training.sampling_scheduler in WITHOUT_ZERO_SNR:
+        raise ValueError(
+            f"--sampling_scheduler {training.sampling_scheduler} does not know zero terminal SNR: use DDIMScheduler, or leave out"
+            " --rescale_betas_zero_snr."
+        )
+    if training.rescale_betas_zero_snr and training.min_snr_gamma:
+        raise ValueError(
+            "--min_snr_gamma does not go with --rescale_betas_zero_snr: pure noise would have the weight 0, and never be learned."
+            " Choose one."
+        )
     model = settings.model
     if not 0 <= model.observed_noise < 1:
         raise ValueError(f"--observed_noise must be a share in [0, 1), got {model.observed_noise}.")
@@ -1229,9 +1268,19 @@ def _check_distillation(settings: Settings) -> None:
             f"--distill is for networks of noise, velocity or frames, got one of {training.prediction_type}: its schedulers are"
             " others than LCMScheduler."
         )
-    if training.own_predictions or model.observed_noise or training.min_snr_gamma:
+    of_losses = {"own_predictions": False, "min_snr_gamma": None, "loss_type": "l2", "loss_reduction": "mean"}
+    for name, usual in of_losses.items():
+        if getattr(training, name) not in (usual, None):
+            raise ValueError(f"--{name} does not go with --distill, which has a loss of its own: leave it out.")
+    if training.prediction_type == "epsilon" and training.rescale_betas_zero_snr:
         raise ValueError(
-            "--distill does not go with --own_predictions, --observed_noise or --min_snr_gamma: it has a loss of its own."
+            "--prediction_type epsilon does not go with the teacher's last timestep of pure noise (zero terminal SNR): a student"
+            " of it predicts v_prediction or sample."
+        )
+    if training.validation_inference_steps > model.distillation_steps:
+        raise ValueError(
+            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed --distillation_steps"
+            f" ({model.distillation_steps}): the student is made for 1 to 4."
         )
     num_steps, num_timesteps = model.distillation_steps, training.num_train_timesteps
     if not 2 <= num_steps <= num_timesteps or num_timesteps % num_steps:

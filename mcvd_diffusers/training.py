@@ -116,7 +116,7 @@ def denoising_loss(
         video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean clips.
         roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame.
         generator (`torch.Generator` or a list of them, *optional*): Source of timesteps and noise, in that order.
-        timesteps (`torch.Tensor` of shape `(B,)`, *optional*): Instead of drawing them uniformly.
+        timesteps (`torch.Tensor` of shape `(B,)`, *optional*): Instead of drawing them, as [`draw_timesteps`] does.
         noise (`torch.Tensor` of the shape of `video`, *optional*): Instead of drawing it.
         frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Positions in the video, for networks that know them.
         segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): Which frames see which, for networks that keep segments
@@ -165,6 +165,8 @@ def denoising_loss(
     if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
         raise ValueError(f"`min_snr_gamma` must be a positive number or None, got {min_snr_gamma!r}.")
 
+    if not 0 <= observed_noise < 1:
+        raise ValueError(f"`observed_noise` must be a share in [0, 1), got {observed_noise!r}.")
     batch_size, device = video.shape[0], video.device
     for name, value in (("roles", roles), ("frame_indices", frame_indices), ("segment_ids", segment_ids)):
         if value is not None and value.shape != video.shape[:2]:
@@ -210,7 +212,8 @@ def denoising_loss(
         num_pixels = is_learned.flatten(1).sum(dim=1) * video[0, 0].numel()
         losses = total / num_pixels.clamp(min=1)
     if min_snr_gamma is not None:
-        weight = ((alpha / sigma) ** 2).clamp(max=min_snr_gamma) * objective.error_scale(level) ** 2
+        power = 1 if loss_type == "l1" else 2  # of the errors
+        weight = ((alpha / sigma) ** 2).clamp(max=min_snr_gamma) * objective.error_scale(level) ** power
         losses = losses * weight.flatten()
     if not return_estimate:
         return losses

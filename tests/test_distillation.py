@@ -215,7 +215,12 @@ def test_a_distillation_that_was_stopped_goes_on_to_the_last_bit(teacher, tmp_pa
         ("--distill True", "--distill needs a teacher"),
         ("--distillation_steps 20", "--distillation_steps means nothing without --distill"),
         ("TEACHER --distill True --distillation_steps 7", "divide the 1000 timesteps of the noise, got 7"),
-        ("TEACHER --distill True --min_snr_gamma 5", "it has a loss of its own"),
+        (
+            "TEACHER --distill True --min_snr_gamma 5",
+            "--min_snr_gamma does not go with --distill, which has a loss of its own",
+        ),
+        ("TEACHER --distill True --loss_type l1", "--loss_type does not go with --distill"),
+        ("TEACHER --distill True --validation_inference_steps 60", "must not exceed --distillation_steps (50)"),
         ("TEACHER --distill True --prediction_type edm", "--distill is for networks of noise, velocity or frames"),
         (
             "TEACHER --distill True --sampling_scheduler DDIMScheduler",
@@ -228,3 +233,39 @@ def test_distillations_that_cannot_be_are_refused(teacher, tmp_path, capsys, fla
     with pytest.raises(SystemExit):
         train_mcvd.parse_args([*f"{TINY} {flags} --output_dir {tmp_path / 'new'}".split()])
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prediction_type", ["edm", "flow_prediction"])
+def test_a_teacher_of_other_noise_levels_is_refused(tmp_path, capsys, prediction_type):
+    arguments = f"{TINY} {NETWORK} --prediction_type {prediction_type} --output_dir {tmp_path / 'teacher'}"
+    other = train_mcvd.main(train_mcvd.parse_args(arguments.split()))
+    for flags in ([], ["--prediction_type", "v_prediction"]):
+        with pytest.raises(SystemExit):
+            distil(other, tmp_path / "new", *flags)
+        assert (
+            f"--distill is for networks of noise, velocity or frames, got one of {prediction_type}"
+            in capsys.readouterr().err
+        )
+
+
+def test_a_teacher_with_final_denoising_makes_a_student_without(teacher, tmp_path):
+    pipe = MCVDPipeline.from_pretrained(teacher)
+    pipe.register_to_config(final_denoise=True, num_inference_steps=50)
+    pipe.save_pretrained(tmp_path / "converted", variant="ema")
+    folder = distil(tmp_path / "converted", tmp_path / "student", "--prediction_type", "v_prediction")
+    pipe = MCVDPipeline.from_pretrained(folder)
+    assert not pipe.config.final_denoise and pipe.default_num_inference_steps == 4
+
+
+def test_target_and_student_have_the_same_dropout():
+    scheduler, seen = scheduler_of("sample"), []
+
+    def student(sample, timestep, roles, return_dict):
+        seen.append(torch.nn.functional.dropout(torch.ones(1000), 0.5))
+        return (sample,)
+
+    video, roles = torch.zeros(1, 1, 1, 2, 2), torch.full((1, 1), FrameRole.LATENT)
+    for _ in range(2):
+        consistency_loss(student, student, Objective("sample"), scheduler, video, roles, timesteps=torch.tensor([39]))
+    # Each time the teacher, the target, the student.
+    assert torch.equal(seen[1], seen[2]) and torch.equal(seen[4], seen[5]) and not torch.equal(seen[2], seen[5])

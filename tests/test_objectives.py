@@ -13,12 +13,15 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
     ModelMixin,
     UniPCMultistepScheduler,
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
+import train_mcvd
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss
+from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import (
     PREDICTION_TYPES,
     VARIANCE_PRESERVING,
@@ -29,6 +32,7 @@ from mcvd_diffusers.objectives import (
     sampling_level,
     training_level,
 )
+from mcvd_diffusers.train_settings import FROM_BETAS
 from mcvd_diffusers.training import draw_timesteps
 
 
@@ -274,6 +278,25 @@ def test_min_snr_weights_count_errors_of_clean_frames_alike_for_all_objectives(p
     torch.testing.assert_close(losses, 0.01 * ((alpha / sigma) ** 2).clamp(max=5.0).flatten(), rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss_type", ["l1", "l2"])
+def test_min_snr_weights_do_not_depend_on_what_is_predicted(loss_type):
+    """The same error of the clean frames has the same weighed loss, whatever the network predicts."""
+    found = []
+    for prediction_type in VARIANCE_PRESERVING:
+        scheduler = TRAINING[prediction_type]()
+        objective, timesteps = objective_of(scheduler), torch.tensor([50, 300, 700])
+        level = training_level(scheduler, timesteps)
+        video, noise = torch.rand(3, 1, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.ones(3, 1, 1, 2, 2)
+
+        def model(sample, timestep, roles, return_dict, objective=objective, level=level, video=video):
+            return (objective.from_clean(video + 0.1, sample, level),)
+
+        options = {"timesteps": timesteps, "noise": noise, "min_snr_gamma": 5.0, "loss_type": loss_type}
+        found.append(denoising_loss(model, scheduler, video, torch.full((3, 1), FrameRole.LATENT), **options))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[2], found[1], rtol=1e-3, atol=1e-6)
+
+
 def test_noise_levels_of_training_have_the_distributions_of_the_papers():
     edm, flow, generator = EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler(), torch.Generator().manual_seed(0)
     draw = lambda scheduler, **chances: draw_timesteps(scheduler, 20_000, generator=generator, **chances)  # noqa: E731
@@ -328,6 +351,63 @@ def test_a_pipeline_refuses_a_scheduler_of_another_objective(trained, offered):
         return
     with pytest.raises(ValueError, match="`scheduler`: .* cannot serve this network"):
         pipe(num_inference_steps=2, output_type="pt")
+
+
+def test_a_scheduler_that_does_not_know_zero_terminal_snr_is_refused():
+    unet = MCVDUNet2DModel(
+        in_channels=1, block_out_channels=[8], down_block_types=["DownBlock2D"], prediction_type="v_prediction"
+    )
+    own = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    pipe = MCVDPipeline(unet, HeunDiscreteScheduler.from_config(own.config))
+    with pytest.raises(
+        ValueError, match="HeunDiscreteScheduler cannot serve this network: its noise ends in pure noise"
+    ):
+        pipe(num_inference_steps=2)
+
+
+@pytest.mark.parametrize("name", FROM_BETAS)
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "cosine_logsnr"])
+def test_the_script_saves_the_noise_that_it_trained_with(name, schedule):
+    flags = f"--output_dir new --prediction_type v_prediction --beta_schedule {schedule} --sampling_scheduler {name} --estimate"
+    settings = train_mcvd.parse_args([*flags.split(), "True"])
+    noise = train_mcvd.make_noise_scheduler(settings)
+    network = torch.nn.ModuleDict({"unet": train_mcvd.make_unet(settings)})
+    pipe = train_mcvd.make_pipeline(settings, network, noise, FrameNormalizer())
+    assert type(pipe.scheduler).__name__ == name
+    torch.testing.assert_close(pipe.scheduler.alphas_cumprod, noise.alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--prediction_type epsilon --rescale_betas_zero_snr True", "at which the noise says nothing of the frames"),
+        ("--rescale_betas_zero_snr True --min_snr_gamma 5", "pure noise would have the weight 0"),
+        (
+            "--rescale_betas_zero_snr True --sampling_scheduler HeunDiscreteScheduler",
+            "does not know zero terminal SNR",
+        ),
+        ("--prediction_type edm --beta_schedule linear", "--beta_schedule is for --prediction_type epsilon"),
+        (
+            "--preset smmnist-concat-p5k5 --prediction_type edm",
+            "--beta_schedule of --preset smmnist-concat-p5k5 is for",
+        ),
+        ("--sigma_data 0.5", "--sigma_data is for --prediction_type edm"),
+        ("--prediction_type edm --sigma_data 0", "--sigma_data must be a positive number"),
+        ("--prediction_type flow_prediction --noise_level_mean inf", "--noise_level_mean must be a finite number"),
+        ("--prediction_type edm --sampling_scheduler DDIMScheduler", "must be one of EDMDPMSolverMultistepScheduler"),
+        ("--observed_noise 1", "--observed_noise must be a share in [0, 1)"),
+        (
+            "--num_past_frames 0 --num_future_frames 0 --observed_noise 0.1",
+            "--observed_noise is noise on given frames",
+        ),
+        ("--method fdm --observed_noise 0.1", "--observed_noise is for --method mcvd"),
+        ("--validation_inference_steps 2000 --num_validation_videos 0", "must not exceed --num_train_timesteps"),
+    ],
+)
+def test_settings_that_make_no_objective_are_refused(flags, reason, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(f"--output_dir {tmp_path / 'new'} {flags}".split())
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argument", ["timesteps", "sigmas"])

@@ -262,7 +262,8 @@ def facts_of_configs(folder: Path) -> CardFacts:
         raise CardError(f"{folder / 'unet' / 'config.json'} is not the config of a network: {error!r}.") from error
     variants = list(weight_files(folder))
     variant = None if None in variants or not variants else variants[0]
-    return CardFacts(name=folder.resolve().name, tasks=tasks, variant=variant)
+    steps = read_json(folder / "model_index.json").get("num_inference_steps") or 100
+    return CardFacts(name=folder.resolve().name, tasks=tasks, variant=variant, num_inference_steps=steps)
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:

@@ -40,8 +40,8 @@ SQRT2 = 2**0.5
 GAIN_OUT = 1e-5
 GAIN_QKV = 0.1**0.5
 
-# Of attention, whose weights are kept at once on a CPU: 32 MB of them for each head in half precision.
-MOST_PAIRS = 1 << 24
+# Of attention, whose weights are kept at once on a CPU: 128 MB of them in half precision.
+MOST_PAIRS = 1 << 26
 
 # What a network may have been trained to predict, as `mcvd_diffusers.objectives` defines it.
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction", "edm")
@@ -426,7 +426,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         # Input.
         is_present = (roles[:, past : past + current] != ABSENT)[:, :, None, None, None]
         hidden_states = torch.where(is_present, sample[:, past : past + current], 0)
-        # Channels last, here and from here on: convolutions are faster so, and attention finds its tokens without a copy.
+        # Channels last, which a CPU keeps from here on: convolutions are faster so, and attention finds its tokens without a copy.
         hidden_states = hidden_states.flatten(1, 2).contiguous(memory_format=torch.channels_last)
         hidden_states = self.conv_in(hidden_states)  # (B, width, H, W)
         if self.conv_cond is not None:
@@ -803,7 +803,8 @@ def _multiplies_faster(query: torch.Tensor, key: torch.Tensor) -> bool:
     instructions for it, as long as the weights of all pairs are not too many to be kept.
     """
     is_half = torch.is_autocast_enabled("cpu") or query.dtype in (torch.bfloat16, torch.float16)
-    return query.device.type == "cpu" and is_half and query.shape[1] * key.shape[1] <= MOST_PAIRS
+    num_pairs = query.shape[0] * query.shape[2] * query.shape[1] * key.shape[1]
+    return query.device.type == "cpu" and is_half and num_pairs <= MOST_PAIRS
 
 
 def _attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,12 @@ def check_scheduler(
             f"`scheduler`: {name} cannot serve this network: it was trained with prediction_type={trained!r}, the"
             f" scheduler has {prediction_type!r}. {way_out}"
         )
+    takes = inspect.signature(type(scheduler).__init__).parameters
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
+        raise ValueError(
+            f"`scheduler`: {name} cannot serve this network: its noise ends in pure noise (`rescale_betas_zero_snr`), which {name}"
+            f" does not know. {way_out}"
+        )
     num_train_timesteps = network_config["num_train_timesteps"]
     if config.get("num_train_timesteps", num_train_timesteps) != num_train_timesteps:
         raise ValueError(
@@ -170,9 +176,15 @@ def check_no_memory(scheduler: SchedulerMixin, options: Mapping, num_resamples: 
     if not all(torch.equal(*results) for results in zip(*ways)):
         raise ValueError(
             f"`num_resamples` is {num_resamples}, but {type(scheduler).__name__} remembers former steps, so that a step"
-            " cannot be gone back and made again: leave it at 1, or use DDPMScheduler or DDIMScheduler"
-            ".from_config(pipe.scheduler.config)."
+            f" cannot be gone back and made again: leave it at 1, or use {_without_memory(scheduler)}.from_config"
+            "(pipe.scheduler.config)."
         )
+
+
+def _without_memory(scheduler: SchedulerMixin) -> str:
+    """Of the same noise."""
+    others = {"flow_prediction": "FlowMatchEulerDiscreteScheduler", "edm": "EDMEulerScheduler"}
+    return others.get(objective_of(scheduler).prediction_type, "DDPMScheduler or DDIMScheduler")
 
 
 def _largest_sigma(scheduler: SchedulerMixin) -> float:
