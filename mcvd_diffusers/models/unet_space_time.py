@@ -299,6 +299,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
         frame_indices: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
+        has_absent: bool | None = None,
         return_dict: bool = True,
     ) -> SpaceTimeUNetOutput | tuple[torch.Tensor]:
         """
@@ -320,6 +321,8 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
                 `None`: all are one.
             condition (`torch.Tensor` of shape `(B, condition_dim)`, *optional*):
                 What the video is about; `None`: the learned vector for nothing.
+            has_absent (`bool`, *optional*):
+                Whether any frame is ABSENT, for callers who know it: otherwise the roles are asked, and their device waited for.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`SpaceTimeUNetOutput`].
 
         Returns:
@@ -331,9 +334,11 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
         self._check_inputs(sample, timestep, roles, frame_indices, segment_ids, condition)
         batch_size, num_frames, _, height, width = sample.shape
         dtype, device = sample.dtype, sample.device
-        # Whether all frames are there is worth knowing, since attention is faster then; compiled, it cannot depend on it. (Roles
-        # may lie on the CPU, where asking them makes no device wait.)
-        has_absent = torch.compiler.is_compiling() or bool((roles == ABSENT).any())
+        # Whether all frames are there is worth knowing, since attention is faster then; compiled, it cannot depend on it.
+        if torch.compiler.is_compiling():
+            has_absent = True
+        elif has_absent is None:
+            has_absent = bool((roles == ABSENT).any())
         roles = roles.to(device)
         is_absent = (roles == ABSENT)[:, :, None, None, None]
         reads_absent = self.config.original_quirks and self.config.backbone == "adm"

@@ -38,7 +38,7 @@ class GuidedPrediction:
         draw (`Callable`): Of a shape it makes noise.
         context (`tuple[torch.Tensor, ...]`): What a context encoder tells the network.
         observed_noise (`float`): How much noise is in the given frames.
-        num_steps (`int`): Of the scheduler.
+        timesteps (`torch.Tensor`, on the CPU): Of the scheduler.
         history_guidance, replacement, reconstruction_guidance, super_resolution_guidance, cache_conditioning:
             As in the pipeline's call.
     """
@@ -55,14 +55,15 @@ class GuidedPrediction:
         draw: Callable[[tuple[int, ...]], torch.Tensor],
         context: tuple[torch.Tensor, ...],
         observed_noise: float,
-        num_steps: int,
+        timesteps: torch.Tensor,
         history_guidance: list[tuple[list[int] | None, float]] | None,
         replacement: str | Mapping[str, str] | None,
         reconstruction_guidance: float,
         super_resolution_guidance: float,
         cache_conditioning: bool,
     ) -> None:
-        self._pipe, self._slots, self._draw, self._num_steps = pipe, slots.to(sample.device), draw, num_steps
+        self._pipe, self._slots, self._draw, self._num_steps = pipe, slots.to(sample.device), draw, len(timesteps)
+        self._told = timesteps.to(sample.device)  # all at once: to bring each there would wait for the device
         roles, noised_slots = _replaced_roles(roles, frame_indices, replacement)
         self._noised = sample[:, noised_slots]
         show = functools.partial(
@@ -98,33 +99,37 @@ class GuidedPrediction:
                 low_resolution_weight=super_resolution_guidance,
             )
 
-    def __call__(self, noisy: torch.Tensor, timestep: torch.Tensor, step: int) -> torch.Tensor:
+    def __call__(
+        self, noisy: torch.Tensor, timestep: torch.Tensor, step: int, told: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Predict.
 
         Args:
             noisy (`torch.Tensor` of shape `(B, k, C, H, W)`): The frames to be made.
-            timestep (`torch.Tensor`): Their noise level.
+            timestep (`torch.Tensor`, on the CPU): Their noise level.
             step (`int`): Number of the step, from 0.
+            told (`torch.Tensor`, *optional*): What the network is told instead of it.
 
         Returns:
             `torch.Tensor` of shape `(B, k, C, H, W)`, float32: What the scheduler's `prediction_type` says.
         """
         level, noised = None, None
+        told = self._told[step] if told is None else told
         if self._error is not None or self._noised.shape[1]:
             level = sampling_level(self._pipe.scheduler, timestep)
         if self._noised.shape[1]:
             noised = level[0] * self._noised + level[1] * self._draw(self._noised.shape)
         if self._guider is not None:
-            calls = (functools.partial(x.predict, noisy, timestep, noised) for x in self._pair)
+            calls = (functools.partial(x.predict, noisy, told, noised) for x in self._pair)
             calls = (lambda call=call: call()[0] for call in calls)
             at = {"step": step, "num_inference_steps": self._num_steps, "timestep": timestep}
             return guider_prediction(self._guider, self._pipe.unet, *calls, **at)
         if self._error is None:
-            return self._composed(self._network.predict(noisy, timestep, noised))
+            return self._composed(self._network.predict(noisy, told, noised))
 
         def predict_window(noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            window, predictions = self._network.predict_window(noisy, timestep, noised)
+            window, predictions = self._network.predict_window(noisy, told, noised)
             return window, self._composed(predictions)
 
         objective = objective_of(self._pipe.scheduler)

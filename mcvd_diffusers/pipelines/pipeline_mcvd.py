@@ -763,7 +763,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             draw=draw,
             context=context.features,
             observed_noise=observed_noise,
-            num_steps=len(steps),
+            timesteps=steps,
             history_guidance=history_guidance,
             replacement=replacement,
             reconstruction_guidance=reconstruction_guidance,
@@ -799,7 +799,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             # its noise level; in Diffusers' convention that is this timestep.
             label_timestep = steps.new_tensor(self.unet.config.num_train_timesteps - len(steps))
             sigma = (1 - self.scheduler.alphas_cumprod[steps[-1].long()]) ** 0.5
-            latents = latents - sigma.to(latents) * predict(latents, label_timestep, len(steps) - 1)
+            latents = latents - sigma.to(latents) * predict(
+                latents, steps[-1], len(steps) - 1, told=label_timestep.to(device)
+            )
         return latents if context.mean is None else mean + context.scale * latents
 
     def _step_back(

@@ -68,9 +68,10 @@ class WindowNetwork:
             seen = every[group[0][0] != FrameRole.ABSENT] if drops else every
             roles = torch.cat(group)[:, seen]
             window = sample.repeat(len(group), 1, 1, 1, 1)[:, seen.to(device)].to(unet.dtype)
-            # A network of windows asks its roles whether any frame is ABSENT: on the CPU no device has to wait for that.
-            roles = roles if takes_windows(unet.config) else roles.to(device)
             options = {}
+            if "backbone" in unet.config:  # a space-time network would ask the device, and wait for it
+                options["has_absent"] = bool((roles == FrameRole.ABSENT).any())
+            roles = roles.to(device)
             # Group offloading moves weights when a block's `forward` is called, which encoding does not do.
             if cache_conditioning and hasattr(unet, "encode_conditioning") and not _is_group_offload_enabled(unet):
                 options["conditioning"] = unet.encode_conditioning(window, roles)
@@ -126,7 +127,7 @@ class WindowNetwork:
 
     def _run(self, call: _Call, window: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         arguments = {"frame_indices": call.frame_indices, **call.options}
-        return self._unet(window, timestep.to(window.device), call.roles, **arguments, return_dict=False)[0]
+        return self._unet(window, timestep, call.roles, **arguments, return_dict=False)[0]
 
 
 def _is_run(is_there: torch.Tensor) -> bool:

@@ -1,6 +1,7 @@
 """MCVDPipeline: parity with the original's sampling, the four tasks, and what a call promises."""
 
 import copy
+import functools
 import inspect
 import itertools
 from dataclasses import fields
@@ -26,6 +27,7 @@ from diffusers import (
 from diffusers.guiders import AdaptiveProjectedGuidance, AutoGuidance, ClassifierFreeGuidance
 from diffusers.hooks import LayerSkipConfig
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import contract_rows
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, NoiseSequence, SpaceTimeUNetModel
@@ -1137,8 +1139,42 @@ def test_no_step_waits_for_the_device(kind, prediction_type, scheduler_class):
     if kind == "vdm":
         options |= {"replacement": "noised", "reconstruction_guidance": 1.0}
     roles = torch.tensor([[1, 2, 2, 1]] * 2)
-    made = pipe.denoise(torch.zeros(2, 4, 1, 8, 8, device="meta"), roles, **options)
+    with NoCopies() as copies:
+        for name in ("step", "scale_model_input"):  # what Diffusers' own code copies is its own
+            if hasattr(pipe.scheduler, name):
+                setattr(pipe.scheduler, name, copies.allowed_in(getattr(pipe.scheduler, name)))
+        unet.register_forward_pre_hook(copies.forbid)  # from the first step on
+        made = pipe.denoise(torch.zeros(2, 4, 1, 8, 8, device="meta"), roles, **options)
     assert made.shape == (2, 2, 1, 8, 8) and made.device.type == "meta"
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses copies from the CPU to the device, for which the device is waited for, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_forbidden = False
+
+    def forbid(self, *_):
+        self.is_forbidden = True
+
+    def allowed_in(self, function):
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            before, self.is_forbidden = self.is_forbidden, False
+            result = function(*args, **kwargs)
+            self.is_forbidden = before
+            return result
+
+        return run
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sources = [x for x in args if torch.is_tensor(x)]
+        is_copy = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+        if self.is_forbidden and is_copy and made.device.type == "meta" and sources[-1].device.type == "cpu":
+            raise AssertionError(f"{func} of {tuple(made.shape)} waits for the device")
+        return made
 
 
 @pytest.mark.slow
