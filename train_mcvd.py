@@ -85,6 +85,7 @@ from mcvd_diffusers.training import DROPOUT_STREAM, TrainingWindow, draw_timeste
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
 from mcvd_diffusers.training_log import LossMeter, Trackers
 from mcvd_diffusers.validation import make_validation_videos, validation_tasks
+from mcvd_diffusers.weights import weights_digest
 
 
 __all__ = ["DataError", "SetupError", "Settings", "main", "make_datasets", "make_loader", "make_unet", "parse_args"]
@@ -258,15 +259,17 @@ def train(
         noise_scheduler = make_noise_scheduler(settings)
         make_pipeline(settings, components, noise_scheduler, normalizer)  # whatever does not fit shows now
         num_clips = count_clips(settings, train_set, world_size)
+        teacher = make_teacher(method, accelerator) if settings.model.distill else None
+        fingerprint = train_set.fingerprint + (f" and teacher {teacher.digest[:16]}" if teacher else "")
         progress = read_progress(
             settings,
-            fingerprint=train_set.fingerprint,
+            fingerprint=fingerprint,
             num_clips=num_clips,
             world_size=world_size,
             precision=accelerator.mixed_precision,
             depends_on_batch=method.depends_on_batch,
         )
-        learner = Learner(method, accelerator, components, noise_scheduler, train_set, progress)
+        learner = Learner(method, accelerator, components, noise_scheduler, train_set, progress, teacher)
     pipeline = make_pipeline(settings, learner.sampled, noise_scheduler, normalizer)
 
     # Where it is saved, and told. From here on a signal leaves a checkpoint. (A refused push leaves no folder in the way.)
@@ -281,7 +284,7 @@ def train(
         scaler=accelerator.scaler,
         pipeline=pipeline,
         progress=progress,
-        fingerprint=train_set.fingerprint,
+        fingerprint=fingerprint,
         num_clips=num_clips,
         world_size=world_size,
         precision=accelerator.mixed_precision,
@@ -505,6 +508,7 @@ class Learner:
         noise_scheduler (`SchedulerMixin`): The noise of training.
         train_set (`Dataset`): What knows how clips are encoded.
         progress (`Progress`): How far it is; each update changes it.
+        teacher (`Teacher`, *optional*): What is distilled.
     """
 
     def __init__(
@@ -515,12 +519,13 @@ class Learner:
         noise_scheduler: SchedulerMixin,
         train_set: torch.utils.data.Dataset,
         progress: Progress,
+        teacher: "Teacher | None" = None,
     ) -> None:
         settings = method.settings
         self.method, self.accelerator = method, accelerator
         self.noise_scheduler, self.train_set = noise_scheduler, train_set
         self.progress, self.components = progress, components.to(accelerator.device)
-        self._teacher = make_teacher(method, accelerator) if settings.model.distill else None
+        self._teacher = teacher
         self.averaged, self._ema = make_average(settings, components)
         if settings.training.gradient_checkpointing:
             checkpoint_gradients(components)
@@ -568,7 +573,10 @@ class Learner:
             if self._teacher is not None:
                 num_steps, most = method.settings.model.distillation_steps, self.train_set.normalizer.largest_value
                 own = {"num_steps": num_steps, "largest_value": most}
-                losses = consistency_loss(unet, *self._teacher, self.noise_scheduler, **clip, **own)
+                teacher = self._teacher
+                losses = consistency_loss(
+                    unet, teacher.network, teacher.objective, self.noise_scheduler, **clip, **own
+                )
             else:
                 losses = denoising_loss(
                     unet,
@@ -710,6 +718,8 @@ class RunMeter(LossMeter):
             self._flops_per_window = training_flops(
                 unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
             )
+            if self._method.settings.model.distill:  # teacher and target go forwards, too
+                self._flops_per_window = self._flops_per_window * 5 // 3
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": windows_per_second / self._method.num_stages,
@@ -748,16 +758,27 @@ def count_clips(settings: Settings, train_set: torch.utils.data.Dataset, world_s
     return len(train_set)
 
 
-def make_teacher(method: Method, accelerator: Accelerator) -> tuple[torch.nn.Module, Objective]:
-    """The network that is distilled, and what it predicts."""
+@dataclass
+class Teacher:
+    """A network that is distilled, what it predicts, and a digest of its weights, by which a run knows it again."""
+
+    network: torch.nn.Module
+    objective: Objective
+    digest: str
+
+
+def make_teacher(method: Method, accelerator: Accelerator) -> Teacher:
+    """The pretrained network; in the precision in which Accelerate runs the student."""
     source = method.settings.model.pretrained_model_name_or_path
-    teacher = method.network_class.from_pretrained(source, subfolder="unet", variant=method.settings.model.variant)
-    objective = objective_of(DDPMScheduler.from_pretrained(source, subfolder="scheduler"))
-    teacher = teacher.to(accelerator.device).requires_grad_(False).eval()
-    compile_networks(method.settings, torch.nn.ModuleDict({"unet": teacher}))
-    # In the precision in which Accelerate runs the student.
-    teacher.forward = accelerator.autocast()(teacher.forward)
-    return teacher, objective
+    network = method.network_class.from_pretrained(source, subfolder="unet", variant=method.settings.model.variant)
+    objective, digest = (
+        objective_of(DDPMScheduler.from_pretrained(source, subfolder="scheduler")),
+        weights_digest(network.state_dict()),
+    )
+    network = network.to(accelerator.device).requires_grad_(False).eval()
+    compile_networks(method.settings, torch.nn.ModuleDict({"unet": network}))
+    network.forward = accelerator.autocast()(network.forward)
+    return Teacher(network, objective, digest)
 
 
 def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch.optim.Optimizer:
@@ -774,12 +795,12 @@ def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch
 
 
 def compile_networks(settings: Settings, components: torch.nn.ModuleDict) -> None:
-    """As the settings say; in place, so that the names of the weights stay."""
+    """As the settings say; in place, so that the names of the weights stay. A run's shapes never change."""
     for module in components.values():
         if settings.training.compile == "blocks":
-            module.compile_repeated_blocks()
+            module.compile_repeated_blocks(dynamic=False)
         elif settings.training.compile == "whole":
-            module.compile()
+            module.compile(dynamic=False)
 
 
 def checkpoint_gradients(components: torch.nn.ModuleDict) -> None:

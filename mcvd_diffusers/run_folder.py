@@ -111,7 +111,8 @@ def read_progress(
     now = _division(settings, world_size)
     changed = []
     if state["data"] != fingerprint:
-        changed.append(f"the training data (were {state['data']}, are {fingerprint})")
+        what = "the training data, or the teacher" if settings.model.distill else "the training data"
+        changed.append(f"{what} (were {state['data']}, are {fingerprint})")
     if _num_samples(state["division"]) != _num_samples(now):
         changed.append(
             f"the clips of an update, --train_batch_size x --gradient_accumulation_steps x processes (were"

@@ -1,5 +1,7 @@
 """Consistency distillation: its loss where all is known, its grid, and a student that the training script makes."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, LCMScheduler
@@ -207,6 +209,21 @@ def test_a_distillation_that_was_stopped_goes_on_to_the_last_bit(teacher, tmp_pa
     rest = train_mcvd.main(train_mcvd.parse_args(again.split()))
     first, second = (MCVDPipeline.from_pretrained(folder).unet.state_dict() for folder in (whole, rest))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_distillation_does_not_go_on_with_another_teacher(teacher, tmp_path):
+    other = tmp_path / "teacher"
+    shutil.copytree(teacher, other)
+    distil(
+        other, tmp_path / "part", "--lr_scheduler", "constant", "--max_train_steps", "2", "--checkpointing_steps", "1"
+    )
+    pipe = MCVDPipeline.from_pretrained(other, variant="ema")
+    with torch.no_grad():
+        pipe.unet.conv_out.bias += 0.1
+    pipe.unet.save_pretrained(other / "unet", variant="ema")
+    again = f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {tmp_path / 'part'} --max_train_steps 3"
+    with pytest.raises(train_mcvd.SetupError, match="the training data, or the teacher"):
+        train_mcvd.main(train_mcvd.parse_args(again.split()))
 
 
 @pytest.mark.parametrize(

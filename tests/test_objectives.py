@@ -21,6 +21,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 import train_mcvd
 from mcvd_diffusers import FrameRole, MCVDPipeline, MCVDUNet2DModel, denoising_loss
+from mcvd_diffusers.models import unet_lgcvd, unet_mcvd, unet_rvd, unet_space_time
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import (
     PREDICTION_TYPES,
@@ -88,6 +89,11 @@ def test_a_prediction_says_what_the_clean_frames_are(prediction_type, noise):
     moved = objective.to_clean(prediction + 1, noisy, level) - clean
     scale = objective.error_scale(tuple(torch.tensor(x, dtype=torch.float64) for x in level))
     torch.testing.assert_close(moved.abs(), scale.expand_as(moved))
+
+
+def test_networks_know_all_predictions():
+    for module in (unet_mcvd, unet_space_time, unet_lgcvd, unet_rvd):
+        assert module.PREDICTION_TYPES == PREDICTION_TYPES
 
 
 def test_edm_is_what_the_paper_and_diffusers_say():

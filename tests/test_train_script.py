@@ -414,6 +414,25 @@ def test_gradient_checkpointing_changes_only_rounding(tmp_path):
         torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["blocks", "whole"])
+def test_compiling_changes_only_rounding(how, tmp_path):
+    torch.compiler.reset()
+    options = {"max_train_steps": 3, "adam_epsilon": 1e-2}
+    eager = weights(run(tmp_path / "eager", **options))
+    compiled = weights(run(tmp_path / how, **options, compile=how))
+    assert compiled.keys() == eager.keys()
+    for name in eager:
+        torch.testing.assert_close(compiled[name], eager[name], atol=1e-5, rtol=1e-3)
+
+
+def test_log_says_how_much_of_the_time_was_spent_waiting_for_data(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        run(tmp_path / "out", max_train_steps=3, logging_steps=1)
+    shares = [float(x) for x in re.findall(r"waiting_for_data ([0-9.e-]+)", caplog.text)]
+    assert len(shares) == 3 and all(0 < share < 1 for share in shares)
+
+
 def test_training_goes_on_from_a_saved_pipeline(tmp_path):
     target = {"prediction_type": "epsilon", "beta_schedule": "linear", "num_train_timesteps": 200}
     first = run(tmp_path / "first", conditioning="spatin", spatin_channels=8, drop_future=0.7, **target)

@@ -232,8 +232,9 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 time order. Whatever stands at an ABSENT frame, NaN included, does not matter: the network gets -1 for one of
                 the context, and 0 for one of the clip.
             timestep (`torch.Tensor`, `float` or `int`):
-                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`: a number, or a tensor of shape
-                `()`, `(1,)` or `(B,)`.
+                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`, as the scheduler tells it (for
+                flow matching up to `num_train_timesteps`, for EDM a quarter of the noise level's logarithm): a number, or a
+                tensor of shape `()`, `(1,)` or `(B,)`.
             roles (`torch.Tensor` of shape `(B, T)`):
                 [`FrameRole`] of each frame: 0 ABSENT, 1 OBSERVED, 2 LATENT. Context frames are OBSERVED or ABSENT, and count
                 as ABSENT if LATENT; those of the clip are LATENT (or ABSENT).

@@ -353,8 +353,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 The window in time order: clean frames in `[-1, 1]` where OBSERVED, noisy ones where LATENT. Whatever
                 stands at an ABSENT frame, NaN included, does not matter: the network gets zero there.
             timestep (`torch.Tensor`, `float` or `int`):
-                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`: a number, or a tensor
-                of shape `()`, `(1,)` or `(B,)`.
+                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`, as the scheduler tells it (for
+                flow matching up to `num_train_timesteps`, for EDM a quarter of the noise level's logarithm): a number, or a
+                tensor of shape `()`, `(1,)` or `(B,)`.
             roles (`torch.Tensor` of shape `(B, T)`):
                 [`FrameRole`] of each frame: 0 ABSENT, 1 OBSERVED, 2 LATENT. The `num_frames` frames of the block are
                 LATENT (or ABSENT); past and future frames are OBSERVED or ABSENT, and count as ABSENT if LATENT.

@@ -200,8 +200,9 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 The window: noisy residuals where LATENT. What stands at an OBSERVED frame matters to no other, and what is
                 returned there means nothing. Whatever stands at an ABSENT frame, NaN included, does not matter.
             timestep (`torch.Tensor`, `float` or `int`):
-                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`: a number, or a tensor of shape
-                `()`, `(1,)` or `(B,)`. The frames of a window share it.
+                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`, as the scheduler tells it (for
+                flow matching up to `num_train_timesteps`, for EDM a quarter of the noise level's logarithm): a number, or a
+                tensor of shape `()`, `(1,)` or `(B,)`. The frames of a window share it.
             roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame: 0 ABSENT, 1 OBSERVED, 2 LATENT.
             frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*): Not read: positions change nothing.
             segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): Not read: no frame sees another.

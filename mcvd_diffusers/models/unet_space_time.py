@@ -310,8 +310,9 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
                 The window: clean frames in `[-1, 1]` where OBSERVED, noisy ones where LATENT. Whatever stands at an ABSENT
                 frame, NaN included, does not matter.
             timestep (`torch.Tensor`, `float` or `int`):
-                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`: a number, or a tensor of shape
-                `()`, `(1,)` or `(B,)`. It is told to all frames, OBSERVED ones included.
+                Noise level in Diffusers' convention, `0` (clean) to `num_train_timesteps - 1`, as the scheduler tells it (for
+                flow matching up to `num_train_timesteps`, for EDM a quarter of the noise level's logarithm): a number, or a
+                tensor of shape `()`, `(1,)` or `(B,)`. It is told to all frames, OBSERVED ones included.
             roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame: 0 ABSENT, 1 OBSERVED, 2 LATENT.
             frame_indices (`torch.Tensor` of shape `(B, T)`, *optional*):
                 Positions in the video, in any order; only their differences matter. `None`: 0, 1, 2, ... With
