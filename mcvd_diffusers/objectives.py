@@ -15,6 +15,7 @@ clean to noise `z` is, by the timestep of a Diffusers scheduler; and all of them
 which is the sum above.)
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -129,7 +130,8 @@ def objective_of(scheduler) -> Objective:
     is_flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
     if name.startswith("FlowMatch") or is_flow:
         return Objective("flow_prediction")
-    if "beta_schedule" in config and config.get("prediction_type") in VARIANCE_PRESERVING:
+    takes = inspect.signature(type(scheduler).__init__).parameters  # a config also keeps what others of its kind take
+    if {"beta_schedule", "prediction_type"} <= takes.keys() and config.prediction_type in VARIANCE_PRESERVING:
         return Objective(config.prediction_type)
     raise ValueError(
         f"{name} with prediction_type={config.get('prediction_type')!r} is for another kind of network: the predictions known"

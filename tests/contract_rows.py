@@ -136,6 +136,11 @@ def remembered_window(batch_size: int) -> dict:
     return mcvd_window(batch_size) | {"context": (memory,)}
 
 
+def noisy_window(batch_size: int) -> dict:
+    """As `mcvd_window`, with noise on given frames, of which the network is told."""
+    return mcvd_window(batch_size) | {"observed_noise": torch.linspace(0.1, 0.3, batch_size)}
+
+
 def mcvd_network(conditioning: str, name: str | None = None, **more) -> NetworkRow:
     """A row of `MCVDUNet2DModel`."""
     config = {
@@ -152,7 +157,9 @@ def mcvd_network(conditioning: str, name: str | None = None, **more) -> NetworkR
         "layers_per_block": 1,
         "embed_past_kept": True,
     } | more
-    inputs = remembered_window if "context_channels" in more else mcvd_window
+    inputs = (
+        remembered_window if "context_channels" in more else noisy_window if "observed_noise" in more else mcvd_window
+    )
     return NetworkRow(f"mcvd-{name or conditioning}", MCVDUNet2DModel, config, inputs, (5, 1, 8, 8))
 
 
@@ -317,7 +324,7 @@ def recurrent_encoder(context_block_out_channels: tuple[int, ...] | None = (8, 1
         return shaken(RVDContextEncoder(context_block_out_channels=context_block_out_channels, **config))
 
 
-MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin")]
+MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin", observed_noise=0.3)]
 MEMORY_NETWORK = mcvd_network("concat", "memory", context_channels=12)
 SPACE_TIME_NETWORKS = [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
 NETWORKS = MCVD_NETWORKS + SPACE_TIME_NETWORKS + [lgcvd_network(), rvd_network(), MEMORY_NETWORK]

@@ -103,8 +103,7 @@ def check_scheduler(
             f"`scheduler`: {name} cannot serve prediction_type={prediction_type!r} with"
             f" {asked}={reprlib.repr(options[asked])}: {error} {way_out}"
         ) from error
-    is_within = len(steps) > 0 and told[0] - 1e-3 <= steps.min() and steps.max() <= told[1] + 1e-3
-    if not is_within or steps[-1] > steps[0]:
+    if len(steps) == 0 or steps.min() < told[0] - 1e-3 or steps.max() >= told[1] + 1 or steps[-1] > steps[0]:
         way = f"from {float(steps[0]):.4g} to {float(steps[-1]):.4g}" if len(steps) else "nowhere"
         raise ValueError(
             f"`scheduler`: {name} cannot serve this network with these settings: it would go {way}, and the network"
