@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 
 torch.set_num_threads(1)
@@ -18,3 +19,11 @@ torch.set_num_threads(1)
 def keep_global_random_state():
     """Library code must not depend on the global random stream, nor a test on what ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerator():
+    """Accelerate's state is one for the process; each test starts without, whatever its fixtures have trained."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

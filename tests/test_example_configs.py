@@ -43,13 +43,6 @@ NAMES = {
 DIGITS = {f"{method}_digits": method for method in ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")}
 
 
-@pytest.fixture(autouse=True)
-def forget_accelerator():
-    """Accelerate's state is one for the process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def stated(name: str) -> dict:
     """What an example says."""
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())

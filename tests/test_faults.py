@@ -58,13 +58,6 @@ SETTINGS = {
 CLIPS = [clip for batch in itertools.islice(EpochBatches(20, 2, seed=0), 10) for _, clip in batch]
 
 
-@pytest.fixture(autouse=True)
-def forget_accelerator():
-    """Accelerate's state is one for the process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def flags(output_dir, **settings):
     settings = {**SETTINGS, **settings, "output_dir": output_dir}
     return [

@@ -57,13 +57,6 @@ OWN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def forget_accelerator():
-    """Accelerate's state is one for the process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def parse(output_dir, **settings):
     flags = []
     for name, value in {**settings, "output_dir": output_dir}.items():

@@ -52,13 +52,6 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def forget_accelerator():
-    """Accelerate's state is one for the process; each test starts without."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def flags(output_dir, only=TINY, **settings):
     """The flags of a tiny run; `only` says which of the tiny settings are used."""
     arguments = []
