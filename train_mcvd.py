@@ -38,7 +38,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-import diffusers
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
@@ -80,6 +79,7 @@ from mcvd_diffusers.objectives import Objective, noise_positions, objective_of
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
+from mcvd_diffusers.samplers import make_sampler
 from mcvd_diffusers.train_settings import Settings, parse_args
 from mcvd_diffusers.training import DROPOUT_STREAM, TrainingWindow, draw_timesteps
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
@@ -191,12 +191,9 @@ def make_pipeline(
     method = make_method(settings)
     # What a prediction leaves over may be as large as twice that.
     largest = normalizer.largest_value * (2 / settings.model.residual_scale if method.makes_residuals else 1)
-    scheduler_class, own = getattr(diffusers, settings.training.sampling_scheduler), {}
-    if isinstance(noise_scheduler, DDPMScheduler):
-        own = {"timestep_spacing": "trailing", "clip_sample": True, "clip_sample_range": largest}
-    if settings.model.distill:
-        own["original_inference_steps"] = settings.model.distillation_steps
-    scheduler = scheduler_class.from_config(noise_scheduler.config, **own)
+    changes = {"original_inference_steps": settings.model.distillation_steps} if settings.model.distill else {}
+    name = settings.training.sampling_scheduler
+    scheduler = make_sampler(noise_scheduler, name, largest_value=largest, **changes)
     source, sampling = settings.model.pretrained_model_name_or_path, method.pipeline_settings()
     theirs = {} if source is None else MCVDPipeline.load_config(source)
     sampling |= {name: theirs[name] for name in sampling if theirs.get(name) is not None}

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from six_tasks import BY_GUIDANCE, given_frames, held_out_clips  # noqa: E402
+from six_tasks import BY_GUIDANCE, given_frames, held_out_clips, set_ddim  # noqa: E402
 
 from mcvd_diffusers import MCVDPipeline  # noqa: E402
 from mcvd_diffusers.guidance import downsample  # noqa: E402
@@ -84,9 +84,10 @@ def train(folder: Path, name: str, minutes: float, *flags: str, run: str | None 
 
 
 def load(run: Path) -> MCVDPipeline:
-    """The pipeline of a run, with the averaged weights."""
+    """The pipeline of a run, with the averaged weights, sampled as all are here."""
     pipe = MCVDPipeline.from_pretrained(run, variant="ema")
     pipe.set_progress_bar_config(disable=True)
+    set_ddim(pipe)
     return pipe
 
 
@@ -156,7 +157,7 @@ def measured(folder: Path, name: str, num_clips: int, num_steps: int) -> dict:
 
     Values of clips by task, squared errors and the CRPS, are one number for each clip.
     """
-    path = folder / name / f"measured_{num_clips}_clips_{num_steps}_steps.pt"
+    path = folder / name / f"measured_{num_clips}_clips_{num_steps}_steps_unclipped.pt"
     if path.exists():
         return torch.load(path, weights_only=False)  # our own
     torch.set_num_threads(1)
@@ -217,7 +218,7 @@ def make_table(folder: Path, output: Path, num_clips: int, num_steps: int) -> No
     lines += [
         "",
         f"{num_clips} held-out clips of {NUM_FRAMES} frames, 16 x 16 pixels in [0, 1], whose digits no run has seen; EMA weights,"
-        f" {num_steps} steps of DDIM, one sample each, for the CRPS (the fair one) {NUM_MEMBERS}; means over the pixels that are made,"
+        f" {num_steps} steps of DDIM without clipping, one sample each, for the CRPS (the fair one) {NUM_MEMBERS}; means over the pixels that are made,"
         " and their 95 % interval over clips. Given frames, counted from 0: prediction 0 and 1; past prediction 6 and 7;"
         " interpolation 0, 1, 6 and 7; infilling 1, 4 and 6; temporal super-resolution 0, 2, 4 and 6; spatial super-resolution all, at"
         " half the size, beside them enlarged. Small frames, and all frames given to VDM, enter by guidance"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from diffusers import DDIMScheduler
 
 from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.data import MovingDigits, load_digits
@@ -70,6 +71,12 @@ def held_out_clips(run: Path, *, num_frames: int, num_clips: int) -> torch.Tenso
     return (torch.stack([clips[i]["video"] for i in range(num_clips)]) + 1) / 2
 
 
+def set_ddim(pipe: MCVDPipeline) -> None:
+    """The same sampler for all, one that remembers no former steps, as resampling demands."""
+    settings = {"timestep_spacing": "trailing", "clip_sample": False}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **settings)
+
+
 def num_window_frames(run: Path) -> int:
     """Frames of the windows that a run's network was trained for."""
     config = run / "unet" / "config.json"
@@ -108,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         variant = "ema" if list(run.glob("unet/*.ema.*")) else None
         pipes[run.name] = MCVDPipeline.from_pretrained(run, variant=variant)
         pipes[run.name].set_progress_bar_config(disable=True)
+        set_ddim(pipes[run.name])
         weights.append("EMA" if variant else "raw")
     torch.set_num_threads(1)
 

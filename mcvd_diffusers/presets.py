@@ -3,7 +3,8 @@
 MCVD's source: the scripts `example_scripts/final/*.sh` of the original code, which is what the checkpoints were trained with
 (its bare YAML files are not); `ORIGINAL_NAMES` gives the script's name for each. The paper's table of results names
 the same models by data set, conditioning and frames. Those of RaMViD, FDM, VDM, LGC-VD and RVD are of their papers and
-code; there, a batch is that of one process.
+code; there, a batch is that of one process. How what was trained is sampled is no part of them: the originals take
+`--sampling_scheduler DDPMScheduler` with 100 steps (RVD: all of its 1600).
 """
 
 import copy
@@ -24,8 +25,6 @@ _COMMON = {
     "lr_scheduler": "constant_with_warmup",
     "ema_decay": 0.999,
     "ema_warmup": False,
-    "sampling_scheduler": "DDPMScheduler",
-    "validation_inference_steps": 100,
     "seed": 1234,
 }
 
@@ -89,8 +88,6 @@ _ADM = {
     "lr_warmup_steps": 0,
     "ema_decay": 0.9999,
     "ema_warmup": False,
-    "sampling_scheduler": "DDPMScheduler",
-    "validation_inference_steps": 100,
     "in_channels": 3,
     "num_attention_heads": 4,
 }
@@ -126,8 +123,6 @@ _LGCVD = {
     "train_batch_size": 1,
     "max_train_steps": 300_000,
     "ema_decay": 0.9995,
-    "sampling_scheduler": "DDPMScheduler",
-    "validation_inference_steps": 100,
 }
 _RVD = {
     "method": "rvd",
@@ -145,8 +140,6 @@ _RVD = {
     "train_batch_size": 1,
     "max_train_steps": 1_000_000,
     "ema_decay": 0.998,
-    "sampling_scheduler": "DDPMScheduler",
-    "validation_inference_steps": 1600,
 }
 _RVD_64 = {"resolution": [64], "block_out_channels": [48, 96, 192, 384], "predictor_channels": [48, 96, 96, 192]}
 _RVD_128 = {
@@ -205,8 +198,6 @@ _OTHERS = {
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,
         "adam_weight_decay": 0.0,
-        "sampling_scheduler": "DDPMScheduler",
-        "validation_inference_steps": 100,
     },
     # Of LGC-VD's code, on each GPU; its average takes a step of 0.995 every ten updates.
     "lgcvd-bair": _LGCVD | {"resolution": [64]},

@@ -43,6 +43,7 @@ from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import VARIANCE_PRESERVING
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.presets import PRESETS, preset
+from mcvd_diffusers.samplers import DISTILLED, NUM_STEPS, NUM_STEPS_OF, SAMPLERS, WITHOUT_ZERO_SNR
 
 
 def _flag(default, help: str):
@@ -372,13 +373,15 @@ class TrainingArguments:
 
     sampling_scheduler: str | None = _flag(
         None,
-        "Noise scheduler of Diffusers that is saved in the pipeline; DDIMScheduler, FlowMatchEulerDiscreteScheduler or"
-        " EDMDPMSolverMultistepScheduler, if not given, as --prediction_type has it.",
+        "Noise scheduler of Diffusers that is saved in the pipeline; DPMSolverMultistepScheduler (vdm: DDIMScheduler),"
+        " FlowMatchEulerDiscreteScheduler or EDMDPMSolverMultistepScheduler, if not given, as --prediction_type has it.",
     )
     validation_steps: int = _flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
     num_validation_videos: int = _flag(4, "Held-out clips to make videos of; 0: none.")
-    validation_inference_steps: int = _flag(
-        25, "Denoising steps of a validation video, and of what the pipeline makes if it is not told how many."
+    validation_inference_steps: int | None = _flag(
+        None,
+        "Denoising steps of a validation video, and of what the pipeline makes if it is not told how many; if not given, what the"
+        " scheduler needs: 15, for DDIM, DDPM and Euler 25, for distilled networks 4.",
     )
     logging_steps: int = _flag(100, "Updates between two lines of the log.")
     report_to: str = _flag(
@@ -430,20 +433,6 @@ NOT_FOR_STREAMS = [
 ] + ["variables", "normalization_frames"]
 
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
-
-# Noise schedulers that a pipeline may be saved with, the default first, by what its network predicts.
-DISTILLED = ("LCMScheduler",)
-FROM_BETAS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler") + (
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-)
-WITHOUT_ZERO_SNR = ("HeunDiscreteScheduler",)
-SAMPLING_SCHEDULERS = {
-    **dict.fromkeys(VARIANCE_PRESERVING, FROM_BETAS),
-    "flow_prediction": ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
-    "edm": ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
-}
 
 # Settings that only mean something for some predictions.
 FOR_PREDICTIONS = {
@@ -851,7 +840,7 @@ def _adopt_pretrained(settings: Settings) -> None:
     if settings.model.distill:
         _check_teacher(source, unet_config, brought_noise)
     sampling_scheduler = pipeline_config["scheduler"][1]
-    if settings.model.distill or sampling_scheduler not in SAMPLING_SCHEDULERS[brought_noise["prediction_type"]]:
+    if settings.model.distill or sampling_scheduler not in SAMPLERS[brought_noise["prediction_type"]]:
         sampling_scheduler = settings.training.sampling_scheduler
     masks = {"mcvd": ("drop_past", "drop_future"), "ramvid": ("drop_observed",)}.get(settings.model.method, ())
     for group, name, theirs in (  # these may be changed
@@ -999,8 +988,12 @@ def _fill_in_defaults(settings: Settings) -> None:
         training.sigma_data = 0.5
     if training.sampling_scheduler is None:
         training.sampling_scheduler = _known_schedulers(settings)[0]
-    if model.distill and "validation_inference_steps" not in settings.explicit:
-        training.validation_inference_steps = 4
+        # What is put into its windows is joined to the rest by resampling, which needs a scheduler without a memory.
+        if method == "vdm" and "DDIMScheduler" in _known_schedulers(settings):
+            training.sampling_scheduler = "DDIMScheduler"
+    if training.validation_inference_steps is None:
+        steps = NUM_STEPS_OF.get(training.sampling_scheduler, NUM_STEPS)
+        training.validation_inference_steps = min(steps, training.num_train_timesteps)
     if model.residual and model.residual_scale is None:
         model.residual_scale = 1.0
     if method == "ramvid" and settings.training.max_observed is None:
@@ -1253,7 +1246,7 @@ def _check_objective(settings: Settings) -> None:
 
 def _known_schedulers(settings: Settings) -> tuple[str, ...]:
     """What the pipeline may be saved with, the default first."""
-    return DISTILLED if settings.model.distill else SAMPLING_SCHEDULERS[settings.training.prediction_type]
+    return DISTILLED if settings.model.distill else SAMPLERS[settings.training.prediction_type]
 
 
 def _check_distillation(settings: Settings) -> None:

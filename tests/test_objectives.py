@@ -33,7 +33,7 @@ from mcvd_diffusers.objectives import (
     sampling_level,
     training_level,
 )
-from mcvd_diffusers.train_settings import FROM_BETAS
+from mcvd_diffusers.samplers import FROM_BETAS
 from mcvd_diffusers.training import draw_timesteps
 
 

@@ -5,7 +5,7 @@ import sys
 
 from diffusers.utils import logging as diffusers_logging
 
-from mcvd_diffusers.conversion import CheckpointError, Conversion, convert_checkpoint
+from mcvd_diffusers.conversion import SAMPLERS, CheckpointError, Conversion, convert_checkpoint
 from mcvd_diffusers.presets import ORIGINAL_NAMES
 
 from .printing import in_columns, printable
@@ -43,6 +43,13 @@ def add_convert(commands) -> None:
         action="store_true",
         help="compare the converted network's output with a second implementation on the original's state dict",
     )
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default=SAMPLERS[0],
+        help="what the pipeline is saved with: 15 steps of DPM-Solver++ (the default), or the original's scheduler, steps and last call,"
+        " which published numbers were made with",
+    )
     others = parser.add_argument_group(
         "RaMViD, FDM, VDM's port and LGC-VD",
         "what nothing in these checkpoints may tell; the report says what was assumed",
@@ -77,6 +84,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             preset=arguments.preset,
             weights=arguments.weights,
             verify=arguments.verify,
+            sampler=arguments.sampler,
             num_heads=arguments.num_heads,
             image_size=arguments.image_size,
             max_frames=arguments.max_frames,

@@ -23,11 +23,13 @@ from mcvd_diffusers.pipelines import MCVDPipeline
 from . import reference_network
 from .components import as_yaml, check_schedule, make_scheduler, make_unet, read_schedule, reconcile
 from .conversion import (
+    SAMPLERS,
     Conversion,
     card_source,
     card_verification,
     compare_outputs,
     run_comparison,
+    sampling_settings,
     save_pipeline,
     sha256_of,
 )
@@ -58,6 +60,7 @@ def convert_checkpoint(
     preset: str | None = None,
     weights: str | None = None,
     verify: bool = False,
+    sampler: str = "few_steps",
     num_heads: int | None = None,
     image_size: int | None = None,
     max_frames: int | None = None,
@@ -86,6 +89,10 @@ def convert_checkpoint(
         verify (`bool`, *optional*, defaults to `False`):
             Load the folder again, and compare the network's output with a second implementation, which runs on the
             original's state dict. A difference ends the conversion.
+        sampler (`str`, *optional*, defaults to `"few_steps"`):
+            What the pipeline is saved with: `"few_steps"`, 15 steps of DPM-Solver++, as good as DDIM's hundred; or
+            `"original"`, the original's scheduler, steps and last call. VDM's port always has the original's, since what is
+            given enters its frames by guidance.
         num_heads (`int`, *optional*): Of RaMViD's and FDM's attention, if not the published 4.
         image_size (`int`, *optional*): Height and width of frames, where no config says it; by default 64.
         max_frames (`int`, *optional*): Frames of a window, where no config and no shape says it; by default those published.
@@ -100,6 +107,8 @@ def convert_checkpoint(
     """
     if weights not in (None, "ema", "model"):
         raise CheckpointError(f'`weights` must be "ema" or "model", got {weights!r}.')
+    if sampler not in SAMPLERS:
+        raise CheckpointError(f'`sampler` must be "few_steps" or "original", got {sampler!r}.')
     output = _path("OUT", output)
     check_new_folder(output)
     if config is not None and preset is not None:
@@ -121,7 +130,8 @@ def convert_checkpoint(
         notes = [chosen] if num_checkpoints > 1 else []
         convert_other = convert_lgcvd if system == "lgcvd" else convert_space_time
         asked = {name: value for name, value in asked.items() if system in _OPTIONS[name][1]}
-        return convert_other(checkpoint, content, output, weights=weights, verify=verify, notes=notes, **asked)
+        shared = {"weights": weights, "verify": verify, "sampler": sampler, "notes": notes}
+        return convert_other(checkpoint, content, output, **shared, **asked)
     if preset is not None:
         original = config_of_preset(preset)
     else:
@@ -177,10 +187,13 @@ def convert_checkpoint(
     )
     result.verified += check_schedule(schedule, scheduler, original, what)
 
+    steps = original["sampling.subsample"] or unet.config.num_train_timesteps
+    sampling = sampling_settings(result, sampler, scheduler, steps, final_denoise=original["sampling.denoise"])
+
     with new_folder(output) as folder:
         # `assign` puts the weights, mapped from the file, in place of those on the meta device.
         unet.load_state_dict(convert_state_dict(unet, state), strict=True, assign=True)
-        pipeline = MCVDPipeline(unet.eval(), scheduler, final_denoise=original["sampling.denoise"])
+        pipeline = MCVDPipeline(unet.eval(), **sampling)
         save_pipeline(pipeline, folder, output)
         del pipeline, unet
         if verify:
@@ -188,7 +201,7 @@ def convert_checkpoint(
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
-        write_card(folder, _describe(result, original, folder))
+        write_card(folder, _describe(result, original, folder, sampler, sampling["num_inference_steps"]))
     return result
 
 
@@ -469,11 +482,10 @@ def _not_verified(original: OriginalConfig, content: list, fitting: list[str]) -
     return sentences
 
 
-def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> CardFacts:
+def _describe(result: Conversion, original: OriginalConfig, folder: Path, sampler: str, num_steps: int) -> CardFacts:
     """The model card's facts, from what is known. No dates and no paths: the same conversion gives the same card."""
     unet = MCVDUNet2DModel.load_config(folder / "unet")
     dataset = original["data.dataset"]
-    steps = original["sampling.subsample"] or unet["num_train_timesteps"]
     setting = {
         "optimizer": original["optim.optimizer"],
         "learning rate": original["optim.lr"],
@@ -490,12 +502,12 @@ def _describe(result: Conversion, original: OriginalConfig, folder: Path) -> Car
         "updates": result.step,
         "epochs": result.epoch,
     }
-    steps_of_original = _odd_timesteps(original)
+    steps_of_original = _odd_timesteps(original) if sampler == "original" else None
     return CardFacts(
         name=f"mcvd-{'spatin' if unet['conditioning'] == 'spatin' else 'concat'}",  # the same wherever it is written
         dataset=str(dataset),
         tasks=result.tasks,
-        num_inference_steps=steps,
+        num_inference_steps=num_steps,
         timesteps=steps_of_original and [steps_of_original.start, steps_of_original.stop, steps_of_original.step],
         num_predicted_frames=original["sampling.num_frames_pred"],
         training={name: value for name, value in setting.items() if value is not None},

@@ -27,6 +27,7 @@ from .conversion import (
     check_count,
     compare_outputs,
     run_comparison,
+    sampling_settings,
     save_pipeline,
     sha256_of,
 )
@@ -81,6 +82,7 @@ def convert_lgcvd(
     *,
     weights: str | None,
     verify: bool,
+    sampler: str,
     notes: list[str],
     attention_head_dim: int | None,
     image_size: int | None,
@@ -94,6 +96,7 @@ def convert_lgcvd(
         output (`Path`): Folder to write.
         weights (`str`, *optional*): `"ema"` or `"model"`.
         verify (`bool`): Whether to compare with the second implementation.
+        sampler (`str`): `"few_steps"` or `"original"`, as of [`convert_checkpoint`].
         notes (`list[str]`): What is to be reported first.
         attention_head_dim, image_size (`int`, *optional*): What no shape tells, if the caller says it.
 
@@ -155,10 +158,13 @@ def convert_lgcvd(
     if betas is not None:
         result.verified.append(check_betas(betas, scheduler, "LGC-VD", what))
 
+    steps = min(num_timesteps, _NUM_INFERENCE_STEPS)
+    sampling = sampling_settings(result, sampler, scheduler, steps)
+
     with new_folder(output) as folder:
         unet.load_state_dict(converted[DENOISER], strict=True, assign=True)
         encoder.load_state_dict(converted[ENCODER], strict=True, assign=True)
-        pipeline = MCVDPipeline(unet=unet.eval(), scheduler=scheduler, context_encoder=encoder.eval())
+        pipeline = MCVDPipeline(unet=unet.eval(), context_encoder=encoder.eval(), **sampling)
         save_pipeline(pipeline, folder, output)
         del pipeline, unet, encoder, converted
         if verify:
@@ -166,7 +172,7 @@ def convert_lgcvd(
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The networks' outputs were not compared; `--verify` does that.")
-        write_card(folder, _describe(result, num_timesteps))
+        write_card(folder, _describe(result, num_timesteps, sampling["num_inference_steps"]))
     return result
 
 
@@ -342,13 +348,13 @@ def _assumed(head_dim: int | None, size: int | None, has_betas: bool) -> list[st
     return sentences
 
 
-def _describe(result: Conversion, num_timesteps: int) -> CardFacts:
+def _describe(result: Conversion, num_timesteps: int, num_steps: int) -> CardFacts:
     """The model card's facts, from what is known."""
     setting = {"noise": f"cosine, {num_timesteps} steps", "updates": result.step}
     return CardFacts(
         name=result.system,
         tasks=result.tasks,
-        num_inference_steps=min(num_timesteps, _NUM_INFERENCE_STEPS),
+        num_inference_steps=num_steps,
         training={name: value for name, value in setting.items() if value is not None},
         source=card_source(result, "LGC-VD ([exisas/LGC-VD](https://github.com/exisas/LGC-VD))", result.config),
         verification=card_verification(result),

@@ -33,6 +33,7 @@ from .conversion import (
     check_count,
     compare_outputs,
     run_comparison,
+    sampling_settings,
     save_pipeline,
     sha256_of,
 )
@@ -130,6 +131,7 @@ def convert_space_time(
     *,
     weights: str | None,
     verify: bool,
+    sampler: str,
     notes: list[str],
     num_heads: int | None,
     image_size: int | None,
@@ -144,6 +146,7 @@ def convert_space_time(
         output (`Path`): Folder to write.
         weights (`str`, *optional*): `"ema"` or `"model"`.
         verify (`bool`): Whether to compare with the second implementation.
+        sampler (`str`): `"few_steps"` or `"original"`, as of [`convert_checkpoint`].
         notes (`list[str]`): What is to be reported first.
         num_heads, image_size, max_frames (`int`, *optional*): What no shape tells, if the caller says it.
 
@@ -216,9 +219,14 @@ def convert_space_time(
     if betas is not None:
         result.verified.append(check_betas(betas, scheduler, "the port", what))
 
+    # What is given enters VDM's frames by replacement and guidance, which its ancestral sampler serves best.
+    sampling = sampling_settings(
+        result, "original" if system == "vdm" else sampler, scheduler, min(num_timesteps, 1000)
+    )
+
     with new_folder(output) as folder:
         unet.load_state_dict(converted, strict=True, assign=True)
-        pipeline = MCVDPipeline(unet=unet.eval(), scheduler=scheduler, **_sampling(system, unet.config.max_frames))
+        pipeline = MCVDPipeline(unet=unet.eval(), **sampling, **_windows(system, unet.config.max_frames))
         save_pipeline(pipeline, folder, output)
         del pipeline, unet, converted
         if verify:
@@ -226,7 +234,7 @@ def convert_space_time(
             result.verified.append(sentence)
         else:
             result.not_verified.insert(0, "The network's output was not compared; `--verify` does that.")
-        write_card(folder, _describe(result, options, num_timesteps))
+        write_card(folder, _describe(result, options, num_timesteps, sampling["num_inference_steps"]))
     return result
 
 
@@ -356,7 +364,7 @@ def _make_scheduler(system: str, num_timesteps: int, options: dict) -> DDPMSched
     return DDPMScheduler(**common, **schedule, variance_type=variance)
 
 
-def _sampling(system: str, max_frames: int) -> dict:
+def _windows(system: str, max_frames: int) -> dict:
     """How the pipeline makes long videos, as the systems do: what it is given of the frames before, and how."""
     if system == "ramvid":
         return {"frame_schedule": "autoreg", "step": max(1, max_frames - _RAMVID_MOST_GIVEN)}
@@ -464,7 +472,7 @@ def _assumed(
     return sentences
 
 
-def _describe(result: Conversion, options: dict, num_timesteps: int) -> CardFacts:
+def _describe(result: Conversion, options: dict, num_timesteps: int, num_steps: int) -> CardFacts:
     """The model card's facts, from what is known. No dates and no paths: the same conversion gives the same card."""
     system = result.system
     repository = _REPOSITORIES[system]
@@ -479,7 +487,7 @@ def _describe(result: Conversion, options: dict, num_timesteps: int) -> CardFact
         name=system,
         dataset=options.get("dataset"),
         tasks=result.tasks,
-        num_inference_steps=min(num_timesteps, 1000),
+        num_inference_steps=num_steps,
         training={name: value for name, value in setting.items() if value is not None},
         source=card_source(
             result, f"{_TITLES[system]} ([{repository}](https://github.com/{repository}))", result.config

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from huggingface_hub import ModelCard
 
 from mcvd_diffusers import MCVDPipeline
@@ -138,7 +138,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_networks_of_every_shape_are_converted_and_verified(name, tmp_path):
     config = tiny(**SHAPES[name])
-    result, pipe = convert(tmp_path, config, verify=True)
+    result, pipe = convert(tmp_path, config, verify=True, sampler="original")
     assert result.max_difference < 5e-5 and pipe.config.final_denoise is True
     built = load_rule_weights(pipe.unet.__class__(**pipe.unet.config), "/ema")
     for (name, ours), (_, expected) in zip(pipe.unet.state_dict().items(), built.state_dict().items(), strict=True):
@@ -461,7 +461,7 @@ def test_defaults_of_older_configs_and_stray_keys(tmp_path):
     full = tiny(model__spade=True, data__num_frames_cond=3, data__num_frames_future=0)
     save_original(tmp_path / "original", full)
     (tmp_path / "original" / "config.yml").write_text(yaml.safe_dump(old))
-    result = convert_checkpoint(tmp_path / "original", tmp_path / "out", verify=True)
+    result = convert_checkpoint(tmp_path / "original", tmp_path / "out", verify=True, sampler="original")
     pipe = MCVDPipeline.from_pretrained(tmp_path / "out")
     config = pipe.unet.config
     assert sorted(result.stray) == ["data.gff", "model.gff", "runner"]
@@ -483,16 +483,39 @@ def test_scheduler_and_final_call_follow_the_config(tmp_path):
         "prediction_type": "epsilon",
         "timestep_spacing": "trailing",
     }
-    _, pipe = convert(tmp_path / "a")
+    _, pipe = convert(tmp_path / "a", sampler="original")
     assert type(pipe.scheduler) is DDPMScheduler
     assert expected.items() <= pipe.scheduler.config.items()
     assert (pipe.scheduler.config.variance_type, pipe.scheduler.config.clip_sample) == ("fixed_small", True)
     config = tiny(model__version="DDIM", sampling__denoise=False, sampling__clip_before=False)
-    _, pipe = convert(tmp_path / "b", config)
+    _, pipe = convert(tmp_path / "b", config, sampler="original")
     assert type(pipe.scheduler) is DDIMScheduler and pipe.config.final_denoise is False
     assert expected.items() <= pipe.scheduler.config.items()
     assert (pipe.scheduler.config.set_alpha_to_one, pipe.scheduler.config.steps_offset) == (True, 0)
     assert pipe.scheduler.config.clip_sample is False
+
+
+def test_few_steps_are_the_default_and_the_originals_sampler_a_flag(tmp_path):
+    """As many steps as DPM-Solver++ needs, and no last call; the card says both."""
+    result, pipe = convert(tmp_path / "a", tiny(sampling__denoise=True, sampling__subsample=100))
+    assert type(pipe.scheduler) is DPMSolverMultistepScheduler and pipe.scheduler.config.solver_order == 2
+    assert (pipe.default_num_inference_steps, pipe.config.final_denoise) == (15, False)
+    assert pipe.scheduler.config.timestep_spacing == "trailing" and pipe.scheduler.config.prediction_type == "epsilon"
+    card = (tmp_path / "a" / "out" / "README.md").read_text()
+    assert "num_inference_steps=15" in card
+    assert (
+        "`--sampler original` keeps the original's sampler, DDPM in 100 steps and a last call of the network" in card
+    )
+    betas = pipe.scheduler.betas
+    _, pipe = convert(tmp_path / "b", tiny(sampling__denoise=True, sampling__subsample=100), sampler="original")
+    assert type(pipe.scheduler) is DDPMScheduler and torch.equal(betas, pipe.scheduler.betas)
+    assert (pipe.default_num_inference_steps, pipe.config.final_denoise) == (100, True)
+    card = (tmp_path / "b" / "out" / "README.md").read_text()
+    assert "num_inference_steps=100" in card and "--sampler" not in card
+    with pytest.raises(CheckpointError, match='`sampler` must be "few_steps" or "original", got \'ddim\''):
+        convert(tmp_path / "c", sampler="ddim")
+    _, pipe = convert(tmp_path / "few", tiny(model__num_classes=10), original_checkpoint(TINY, num_classes=10))
+    assert pipe.default_num_inference_steps == 10
 
 
 def test_schedules_of_other_lengths_and_shapes(tmp_path):

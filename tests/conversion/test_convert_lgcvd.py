@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from mcvd_diffusers import MCVDPipeline, NoiseSequence
 from mcvd_diffusers.cli import main
@@ -181,7 +181,7 @@ def test_verification_knows_the_heads(tmp_path):
 @pytest.mark.parametrize("task, frames", [("prediction", 20), ("prediction", 18), ("generation", 20)])
 def test_the_pipeline_makes_the_originals_samples(task, frames, tmp_path):
     """Its sampler's own runs over three clips, from the same noise; the last clip of 18 frames is shifted back."""
-    convert(tmp_path)
+    convert(tmp_path, sampler="original")
     pipe, golden, run = load(tmp_path), load_reference(SMALL), f"sample_{task}_{frames}"
     # Of each clip: the noise to begin with, and one draw a step, of which the last is not used.
     noise = [drawn(f"{SMALL}/{run}/noise{i}", (2, 24, 8, 8)) for i in range(15) if i % 5 < 4]
@@ -301,7 +301,7 @@ def test_without_an_average_of_the_encoder_its_raw_weights_are_taken_and_that_is
 
 
 def test_schedule_is_the_originals_with_its_steps(tmp_path):
-    result = convert(tmp_path)
+    result = convert(tmp_path, sampler="original")
     scheduler, golden = DDPMScheduler.from_pretrained(tmp_path / "out" / "scheduler"), load_reference(SMALL)
     torch.testing.assert_close(scheduler.betas, golden["sched1000_betas"], atol=1e-6, rtol=0)
     torch.testing.assert_close(scheduler.alphas_cumprod, golden["sched1000_alphas_cumprod"], atol=1e-6, rtol=0)
@@ -314,6 +314,11 @@ def test_schedule_is_the_originals_with_its_steps(tmp_path):
     assert scheduler.timesteps.tolist() == [round(i * 999 / 99) for i in reversed(range(100))]
     assert any("buffer `betas` in the file, 1000 values" in sentence for sentence in result.verified)
     assert json.loads((tmp_path / "out" / "model_card.json").read_text())["num_inference_steps"] == 100
+    (tmp_path / "few").mkdir()
+    convert(tmp_path / "few")
+    few = DPMSolverMultistepScheduler.from_pretrained(tmp_path / "few" / "out" / "scheduler")
+    assert torch.equal(few.betas, scheduler.betas) and few.config.timestep_spacing == "trailing"
+    assert json.loads((tmp_path / "few" / "out" / "model_index.json").read_text())["num_inference_steps"] == 15
 
 
 def test_what_nothing_tells_is_as_published_and_is_said(tmp_path):

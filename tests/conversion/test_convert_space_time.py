@@ -210,7 +210,7 @@ def scheduler_of(folder):
 
 @pytest.mark.parametrize("case", ["ramvid_gray", "fdm_pad"])
 def test_schedule_of_ramvid_and_fdm_is_linear_with_large_variance(case, tmp_path):
-    convert(tmp_path, case, image_size=8)
+    convert(tmp_path, case, image_size=8, sampler="original")
     scheduler = scheduler_of(tmp_path)
     torch.testing.assert_close(scheduler.betas, torch.linspace(1e-4, 0.02, 1000), atol=1e-9, rtol=1e-6)
     config = scheduler.config
@@ -228,6 +228,15 @@ def test_schedule_of_the_port_is_the_originals_cosine_with_small_variance(tmp_pa
     torch.testing.assert_close(scheduler.alphas_cumprod, golden["sched1000_alphas_cumprod"], atol=1e-6, rtol=0)
     assert (scheduler.config.variance_type, scheduler.config.clip_sample) == ("fixed_small", True)
     assert any("buffer `betas` in the file, 1000 values" in sentence for sentence in result.verified)
+
+
+def test_few_steps_are_the_default_but_for_vdm(tmp_path):
+    """Whose given frames come in by guidance."""
+    for case, name, steps in (("fdm_pad", "DPMSolverMultistepScheduler", 15), ("vdm_rgb", "DDPMScheduler", 1000)):
+        (tmp_path / case).mkdir()
+        convert(tmp_path / case, case)
+        index = json.loads((tmp_path / case / "out" / "model_index.json").read_text())
+        assert (index["scheduler"][1], index["num_inference_steps"]) == (name, steps)
 
 
 def test_settings_of_fdm_are_used(tmp_path):

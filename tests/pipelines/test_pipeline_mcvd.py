@@ -113,7 +113,7 @@ def test_cosine_schedule_is_the_originals_but_for_the_clip():
 def test_against_mcvd_ddpm_trajectory(final_denoise, cached, tmp_path):
     golden = load_reference("trajectory_10steps")
     checkpoint = save_original(tmp_path / "original", CASES["concat_gray_p2k2"]["config"])
-    convert_checkpoint(checkpoint, tmp_path / "converted", weights="model")  # as the golden run
+    convert_checkpoint(checkpoint, tmp_path / "converted", weights="model", sampler="original")  # as the golden run
     pipe = MCVDPipeline.from_pretrained(tmp_path / "converted")
     pipe.set_progress_bar_config(disable=True)
     unet = pipe.unet
@@ -164,7 +164,7 @@ def test_against_each_mcvd_step(name, make, monkeypatch):
 def converted(tmp_path_factory):
     """The original's general checkpoint, genuine: 2 past, 2 current and 1 future frame, averaged weights."""
     folder = tmp_path_factory.mktemp("converted") / "pipeline"
-    convert_checkpoint(REFERENCE / "checkpoint_concat", folder)
+    convert_checkpoint(REFERENCE / "checkpoint_concat", folder, sampler="original")
     pipe = MCVDPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
