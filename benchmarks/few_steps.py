@@ -46,6 +46,7 @@ from mcvd_diffusers.objectives import objective_of  # noqa: E402
 COSINE, LINEAR = "--beta_schedule squaredcos_cap_v2", "--beta_schedule linear"
 OBJECTIVES = {
     "epsilon": f"--prediction_type epsilon {LINEAR}",
+    "epsilon_cosine": f"--prediction_type epsilon {COSINE}",
     "epsilon_min_snr": f"--prediction_type epsilon {LINEAR} --min_snr_gamma 5",
     "velocity": f"--prediction_type v_prediction {COSINE}",
     "velocity_min_snr": f"--prediction_type v_prediction {COSINE} --min_snr_gamma 5",
@@ -77,14 +78,18 @@ FROM_BETAS = {
     "DPM-Solver++ 2, linspace": (DPM, LINSPACE),
     "DPM-Solver++ 2, leading": (DPM, LEADING),
     "DPM-Solver++ 2, trailing": (DPM, TRAILING),
+    "DPM-Solver++ 2, trailing, from log-SNR -5.1": (DPM, TRAILING | {"lambda_min_clipped": -5.1}),
+    "DPM-Solver++ 3, trailing": (DPM, TRAILING | {"solver_order": 3}),
     "DPM-Solver++ 2, Karras": (DPM, {"use_karras_sigmas": True}),
     "DPM-Solver++ 2, leading, clipped": (DPM, LEADING | CLIPPED),
     "DPM-Solver++ 2, trailing, clipped": (DPM, TRAILING | CLIPPED),
     "DPM-Solver++ 3, trailing, clipped": (DPM, TRAILING | CLIPPED | {"solver_order": 3}),
     "DPM-Solver++ 2, Karras, clipped": (DPM, CLIPPED | {"use_karras_sigmas": True}),
     "DPM-Solver++ 2, log-SNR, clipped": (DPM, CLIPPED | {"use_lu_lambdas": True}),
+    "SDE-DPM-Solver++ 2, trailing": (DPM, TRAILING | {"algorithm_type": "sde-dpmsolver++"}),
     "SDE-DPM-Solver++ 2, trailing, clipped": (DPM, TRAILING | CLIPPED | {"algorithm_type": "sde-dpmsolver++"}),
     "UniPC 2, trailing": (UNIPC, TRAILING),
+    "UniPC 3, trailing": (UNIPC, TRAILING | {"solver_order": 3}),
     "UniPC 2, leading, clipped": (UNIPC, LEADING | CLIPPED),
     "UniPC 2, trailing, clipped": (UNIPC, TRAILING | CLIPPED),
     "UniPC 3, trailing, clipped": (UNIPC, TRAILING | CLIPPED | {"solver_order": 3}),
@@ -106,11 +111,10 @@ FOR_OBJECTIVES = {
     name: FROM_BETAS[name]
     for name in (
         "DDIM, trailing",
-        "DDIM, trailing, clipped",
         "DDPM, trailing, clipped",
-        "DPM-Solver++ 2, trailing, clipped",
-        "SDE-DPM-Solver++ 2, trailing, clipped",
-        "UniPC 2, trailing, clipped",
+        "DPM-Solver++ 2, trailing",
+        "SDE-DPM-Solver++ 2, trailing",
+        "UniPC 2, trailing",
     )
 }
 SCHEDULERS = {"flow_prediction": FROM_FLOW, "edm": FROM_EDM}

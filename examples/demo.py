@@ -139,9 +139,9 @@ def main() -> None:
     def psnr(prediction: torch.Tensor, target: torch.Tensor) -> str:
         return f"{float(psnr_of_mse(video_mse(prediction, target).mean())):5.2f} dB"
 
-    first = slice(0, block)
+    first, sampler = slice(0, block), type(pipe.scheduler).__name__
     print(f"""
-PSNR of the mean squared error over {NUM_CLIPS} held-out clips, one sample a clip (DDIM, {NUM_STEPS} steps a block)
+PSNR of the mean squared error over {NUM_CLIPS} held-out clips, one sample a clip ({sampler}, {NUM_STEPS} steps a block)
 
                                                  model     baseline
 prediction, {num_past} given -> {block} frames             {psnr(samples[:, 0, first], truth[:, first])}     {psnr(baseline[:, first], truth[:, first])}  (repeating the last frame)
