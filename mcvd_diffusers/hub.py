@@ -265,7 +265,8 @@ def _check_settings(path: Path, of: type) -> None:
             )
     parameters, types = inspect.signature(of.__init__).parameters, _annotated_types(of.__init__)
     for name, value in settings.items():
-        default = parameters[name].default if name in parameters else None
+        # What another scheduler left here (`from_config`) is not read: there is no default to tell it by, and infinities are no sizes.
+        default = parameters[name].default if name in parameters else -math.inf
         for number in value if isinstance(value, list) else [value]:
             # Some are sizes; and some defaults are infinite. (Infinity and NaN are no JSON, but Python reads and writes them.)
             if type(number) in (int, float) and not abs(number) <= MOST_TIMESTEPS and number != default:

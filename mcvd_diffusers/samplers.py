@@ -54,11 +54,16 @@ def make_sampler(
         [`SchedulerMixin`]
     """
     kind = getattr(diffusers, name or SAMPLERS[objective_of(noise_scheduler).prediction_type][0])
-    own = {
+    config = noise_scheduler.config
+    # Said aloud: what was left at its default there, Diffusers would set to the default of the other class.
+    noise = {
+        key: config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule") if key in config
+    }
+    own = noise | {
         "timestep_spacing": "trailing",
         "clip_sample": kind.__name__ in ("DDPMScheduler", *DISTILLED),
         "clip_sample_range": largest_value,
     }
     takes = inspect.signature(kind).parameters
     settings = {key: value for key, value in (own | changes).items() if key in takes}
-    return kind.from_config(noise_scheduler.config, **settings)
+    return kind.from_config(config, **settings)

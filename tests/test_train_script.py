@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -196,7 +196,10 @@ def test_unknown_setting_in_a_file_is_named(tmp_path, capsys):
     "content, message",
     [
         ("max_train_steps: 2.5", "--max-train-steps: invalid int value: '2.5'"),
-        ("sampling_scheduler: DDIM", "--sampling_scheduler must be one of DDIMScheduler, DDPMScheduler"),
+        (
+            "sampling_scheduler: DDIM",
+            "--sampling_scheduler must be one of DPMSolverMultistepScheduler, UniPCMultistepScheduler",
+        ),
         ("loss_type: L1", "--loss-type: invalid choice: 'L1'"),
         ("learning_rate: [1, 2]", "unrecognized arguments: 2"),
         ("learning_rate: {a: 1}", "`learning_rate` must be a value or a list of values, got {'a': 1}"),
@@ -450,14 +453,16 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path, capsys):
     """What is saved is sampled as what went in was; the checkpoint itself is pointed to its converter."""
     config = {name: dict(section) for name, section in CASES["train_steps"]["config"].items()}
     original = save_original(tmp_path / "original", config)
-    convert_checkpoint(original, tmp_path / "converted")
-    folder = run(
-        tmp_path / "out", only=["train_batch_size", "num_train_clips", "num_validation_videos"],
-        pretrained_model_name_or_path=str(tmp_path / "converted"), max_train_steps=1,
-    )  # fmt: skip
-    before, after = (MCVDPipeline.from_pretrained(path) for path in (tmp_path / "converted", folder))
-    assert type(after.scheduler) is type(before.scheduler) is DDPMScheduler
-    assert after.config.final_denoise is before.config.final_denoise is True
+    for sampler, kind in (("original", DDPMScheduler), ("few_steps", DPMSolverMultistepScheduler)):
+        convert_checkpoint(original, tmp_path / sampler, sampler=sampler)
+        folder = run(
+            tmp_path / f"{sampler}_out", only=["train_batch_size", "num_train_clips", "num_validation_videos"],
+            pretrained_model_name_or_path=str(tmp_path / sampler), max_train_steps=1,
+        )  # fmt: skip
+        before, after = (MCVDPipeline.from_pretrained(path) for path in (tmp_path / sampler, folder))
+        assert type(after.scheduler) is type(before.scheduler) is kind
+        assert after.config.final_denoise is before.config.final_denoise is (sampler == "original")
+        assert after.default_num_inference_steps == before.default_num_inference_steps
     for source in (original, original / "checkpoint_4.pt"):
         with pytest.raises(SystemExit):
             train_mcvd.parse_args(
@@ -489,17 +494,21 @@ def test_missing_pretrained_pipeline_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sampling_scheduler", ["DDIMScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("sampling_scheduler", ["DPMSolverMultistepScheduler", "DDIMScheduler", "DDPMScheduler"])
 @pytest.mark.parametrize("num_train_timesteps", [1000, 500])
 def test_saved_scheduler_starts_at_pure_noise(sampling_scheduler, num_train_timesteps, tmp_path):
     options = {"sampling_scheduler": sampling_scheduler, "num_train_timesteps": num_train_timesteps}
+    if sampling_scheduler == "DPMSolverMultistepScheduler":
+        del options["sampling_scheduler"]  # it is the default
     pipe = MCVDPipeline.from_pretrained(run(tmp_path / "out", beta_schedule="linear", **options))
     assert type(pipe.scheduler).__name__ == sampling_scheduler
     pipe.scheduler.set_timesteps(10)
     step = num_train_timesteps // 10
     assert pipe.scheduler.timesteps.tolist() == list(range(num_train_timesteps - 1, 0, -step))
     config = pipe.scheduler.config
-    assert config.beta_schedule == "linear" and config.clip_sample is True and config.clip_sample_range == 1.0
+    assert config.beta_schedule == "linear" and config.get("clip_sample", False) == (
+        sampling_scheduler == "DDPMScheduler"
+    )
     assert config.num_train_timesteps == num_train_timesteps == pipe.unet.config.num_train_timesteps
 
 
@@ -624,7 +633,7 @@ def test_estimate_says_what_a_run_costs_and_keeps_nothing(tmp_path, caplog, monk
     text = caplog.text
     for quantity in ("parameters", "peak memory", "steps/s", "to the end", "for 100,000 updates", "saved pipeline"):
         assert quantity in text
-    assert "a video" in text and "with 2 steps of DDIMScheduler" in text
+    assert "a video" in text and "with 2 steps of DPMSolverMultistepScheduler" in text
     assert "saved to" not in text
 
 
@@ -655,7 +664,7 @@ def test_trains_on_kelvin_with_missing_values_and_predicts_kelvin(normalization,
     folder = run(tmp_path / "out", only, **options)
     pipe = MCVDPipeline.from_pretrained(folder)
     assert pipe.unet.config.in_channels == 2 and pipe.unet.config.sample_size == [10, 12]
-    assert pipe.normalizer.kind == normalization and pipe.scheduler.config.clip_sample_range >= 1
+    assert pipe.normalizer.kind == normalization
     past = np.load(tmp_path / "data" / "t2m.npy")[:2, None]
     out = pipe(past_frames=past, num_frames=2, num_inference_steps=2, output_type="np").frames
     assert out.shape == (1, 2, 10, 12, 1)

@@ -12,7 +12,7 @@ import types
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from safetensors.torch import load_file, save_file
 
@@ -683,6 +683,10 @@ def test_a_size_that_only_one_scheduler_has_is_bounded(copy):
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(folder)
     assert MCVDPipeline.from_pretrained(folder).scheduler.config.lambda_min_clipped == -float("inf")  # its default
+    # A scheduler made of that one carries it along.
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(folder / "other")
+    assert type(MCVDPipeline.from_pretrained(folder / "other").scheduler) is DDIMScheduler
     edit(folder, SCHEDULER, solver_order=10**12)  # it makes a list as long as that
     refused(folder, SCHEDULER, "`solver_order` must be at most 1,000,000")
 
