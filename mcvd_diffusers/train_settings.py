@@ -43,7 +43,7 @@ from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import VARIANCE_PRESERVING
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.presets import PRESETS, preset
-from mcvd_diffusers.samplers import DISTILLED, NUM_STEPS, NUM_STEPS_OF, SAMPLERS, WITHOUT_ZERO_SNR
+from mcvd_diffusers.samplers import DISTILLED, FROM_BETAS, NUM_STEPS, NUM_STEPS_OF, SAMPLERS, WITHOUT_ZERO_SNR
 
 
 def _flag(default, help: str):
@@ -987,10 +987,7 @@ def _fill_in_defaults(settings: Settings) -> None:
     if training.sigma_data is None and training.prediction_type == "edm":
         training.sigma_data = 0.5
     if training.sampling_scheduler is None:
-        training.sampling_scheduler = _known_schedulers(settings)[0]
-        # What is put into its windows is joined to the rest by resampling, which needs a scheduler without a memory.
-        if method == "vdm" and "DDIMScheduler" in _known_schedulers(settings):
-            training.sampling_scheduler = "DDIMScheduler"
+        training.sampling_scheduler = _default_sampler(settings)
     if training.validation_inference_steps is None:
         steps = NUM_STEPS_OF.get(training.sampling_scheduler, NUM_STEPS)
         training.validation_inference_steps = min(steps, training.num_train_timesteps)
@@ -1247,6 +1244,21 @@ def _check_objective(settings: Settings) -> None:
 def _known_schedulers(settings: Settings) -> tuple[str, ...]:
     """What the pipeline may be saved with, the default first."""
     return DISTILLED if settings.model.distill else SAMPLERS[settings.training.prediction_type]
+
+
+def _default_sampler(settings: Settings) -> str:
+    """What the pipeline is saved with if nothing is said."""
+    known, model, training = _known_schedulers(settings), settings.model, settings.training
+    if known != FROM_BETAS:
+        return known[0]
+    if (
+        model.method == "vdm"
+    ):  # resampling, which joins what is put into its windows to the rest, needs one without a memory
+        return "DDIMScheduler"
+    is_wide = model.method == "rvd" or model.residual or settings.data.normalization == "mean_std"
+    if is_wide and training.prediction_type == "epsilon" and training.beta_schedule != "linear":
+        return "DDPMScheduler"  # frames must be clipped, and lie beyond 1: `samplers.make_sampler`
+    return known[0]
 
 
 def _check_distillation(settings: Settings) -> None:

@@ -166,11 +166,11 @@ def test_card_of_a_run_is_a_card_of_the_hub_with_all_of_its_metadata(trained):
     assert len(stated) == 2 * 5 == len(head.eval_results)
     for (metric, samples, value, weights), one in zip(stated, head.eval_results):
         assert (one.metric_type, one.metric_value) == (metric, value)
-        assert one.dataset_config == f"digits-of-8x12 v1; {weights}; DDIM, 2 steps"
+        assert one.dataset_config == f"digits-of-8x12 v1; {weights}; DPMSolverMultistep, 2 steps"
         assert (
             one.metric_name == f"{metric}, {samples}, {weights}; digits-of-8x12 v1"
         )  # no number without its protocol
-        assert one.metric_args["weights"] == weights and one.metric_args["sampler"] == "DDIM, 2 steps"
+        assert one.metric_args["weights"] == weights and one.metric_args["sampler"] == "DPMSolverMultistep, 2 steps"
         assert one.metric_args["clips"] == 3 and one.metric_args["low"] < value < one.metric_args["high"]
 
 
@@ -207,8 +207,8 @@ def test_card_of_a_run_says_what_the_model_does_and_how_it_was_made(trained):
         "| `learning_rate` | 0.00012345678 |",  # all of its digits
         "s a video on cpu",
         f"Tensors of ema: SHA-256 `{weights_digest(pipe.unet.state_dict())}`.",
-        "### digits-of-8x12 v1: averaged weights (EMA), DDIM, 2 steps",
-        "### digits-of-8x12 v1: raw weights, DDIM, 2 steps",
+        "### digits-of-8x12 v1: averaged weights (EMA), DPMSolverMultistep, 2 steps",
+        "### digits-of-8x12 v1: raw weights, DPMSolverMultistep, 2 steps",
         "| mse | repeat_last_frame | 1 | ",
     ):
         assert fact in text, fact

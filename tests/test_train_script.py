@@ -454,12 +454,12 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path, capsys):
     config = {name: dict(section) for name, section in CASES["train_steps"]["config"].items()}
     original = save_original(tmp_path / "original", config)
     for sampler, kind in (("original", DDPMScheduler), ("few_steps", DPMSolverMultistepScheduler)):
-        convert_checkpoint(original, tmp_path / sampler, sampler=sampler)
+        convert_checkpoint(original, tmp_path / f"{sampler}_pipeline", sampler=sampler)
         folder = run(
             tmp_path / f"{sampler}_out", only=["train_batch_size", "num_train_clips", "num_validation_videos"],
-            pretrained_model_name_or_path=str(tmp_path / sampler), max_train_steps=1,
+            pretrained_model_name_or_path=str(tmp_path / f"{sampler}_pipeline"), max_train_steps=1,
         )  # fmt: skip
-        before, after = (MCVDPipeline.from_pretrained(path) for path in (tmp_path / sampler, folder))
+        before, after = (MCVDPipeline.from_pretrained(path) for path in (tmp_path / f"{sampler}_pipeline", folder))
         assert type(after.scheduler) is type(before.scheduler) is kind
         assert after.config.final_denoise is before.config.final_denoise is (sampler == "original")
         assert after.default_num_inference_steps == before.default_num_inference_steps

@@ -90,7 +90,7 @@ def convert_checkpoint(
             Load the folder again, and compare the network's output with a second implementation, which runs on the
             original's state dict. A difference ends the conversion.
         sampler (`str`, *optional*, defaults to `"few_steps"`):
-            What the pipeline is saved with: `"few_steps"`, 15 steps of DPM-Solver++, as good as DDIM's hundred; or
+            What the pipeline is saved with: `"few_steps"`, 15 steps of DPM-Solver++, as good as a hundred of DDIM or DDPM; or
             `"original"`, the original's scheduler, steps and last call. VDM's port always has the original's, since what is
             given enters its frames by guidance.
         num_heads (`int`, *optional*): Of RaMViD's and FDM's attention, if not the published 4.
