@@ -6,7 +6,7 @@
 MCVD's network on the digits of `drift.py`, which move on a torus, so that the one right future is known: trained with noise up to a half
 on given frames, or with none, otherwise alike; pairs differ by their seed. Each predicts 60 frames, block by block. The first is also
 sampled with several shares of noise on the frames it is given, its own included. The table has the error of the first and the last block,
-and what is lost a frame. Which share is best was found on other clips than the table's: it has a row for each.
+and what is lost a frame. It has a row for each share: to take the best one from it is to choose it on the clips that it is measured on.
 """
 
 import argparse
