@@ -663,7 +663,10 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
 def _warn_of_clipping(pipe) -> None:
     """A residual may be larger than a frame, at whose size schedulers clip by default."""
     config = pipe.scheduler.config
-    if not pipe.unet.config.get("residual") or not config.get("clip_sample"):
+    clips = (
+        "clip_sample" in inspect.signature(type(pipe.scheduler)).parameters and config.clip_sample
+    )  # a config keeps others' settings
+    if not pipe.unet.config.get("residual") or not clips:
         return
     encoder, most = pipe.context_encoder.config, config.get("clip_sample_range", 1.0)
     largest = 2 * (encoder.clip_range or pipe.normalizer.largest_value) / encoder.scale

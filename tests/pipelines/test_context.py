@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from contract_rows import PIPELINES, clip_memory
 from mcvd_diffusers import MCVDPipeline
@@ -94,6 +95,11 @@ def test_a_residual_that_a_scheduler_would_clip_is_told(caplog):
         caplog.clear()
         sample(pipe, past_frames=frames(1, 2, 1, 8, 8), num_frames=2)
         assert ("`from_config(pipe.scheduler.config, clip_sample_range=2)`" in caplog.text) == is_told
+    # A scheduler that does not clip carries what a former one did.
+    config = {**pipe.scheduler.config, "clip_sample": True, "clip_sample_range": 1.0}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config)
+    sample(pipe, past_frames=frames(1, 2, 1, 8, 8), num_frames=2)
+    assert pipe.scheduler.config.clip_sample is True and "clip_sample_range" not in caplog.text
 
 
 def test_a_memory_of_another_depth_than_the_network_that_stands_beside_it_is_refused():
