@@ -58,8 +58,8 @@ def make_sampler(
     The noise scheduler that a checkpoint is sampled with, of the noise that its network was trained on.
 
     It starts at the noisiest timestep of training and ends without noise. Frames are not kept within their range on the way: a step that
-    does so and takes the noise for what it was, as DDIM's, or goes on without new noise, as DPM-Solver++, costs more quality than what it
-    cures (measured: `benchmarks/RESULTS.md`). Two do it: DDPM, and the sampler of distilled networks. Where a network
+    does so and takes the noise for what it was, as DDIM's, or goes on without new noise, as DPM-Solver++, nearly always costs more quality
+    than it saves (`benchmarks/RESULTS.md`, also where it does not). Two do it: DDPM, and the sampler of distilled networks. Where a network
     [`starts_blind`] there is no way without: it is sampled by the stochastic form of DPM-Solver++, which was the best there. (The pipeline
     keeps frames within the range of the data at the end, with any scheduler.)
 

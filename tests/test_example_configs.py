@@ -236,7 +236,7 @@ def test_drift_of_pairs_of_models_is_measured_on_the_same_clips(tmp_path):
         torch.manual_seed(seed)
         pipes[name] = MCVDPipeline(
             shaken(LGCVDUNet2DModel(**shape)),
-            DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False),
+            DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=True),
             context_encoder=LGCVDContextEncoder(**shape),
         )
         pipes[name].set_progress_bar_config(disable=True)
