@@ -38,6 +38,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import diffusers
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
@@ -73,14 +74,13 @@ from mcvd_diffusers.distillation import consistency_loss, draw_steps
 from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
-from mcvd_diffusers.noise_schedules import cosine_logsnr_betas
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import Objective, noise_positions, objective_of
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
 from mcvd_diffusers.samplers import make_sampler
-from mcvd_diffusers.train_settings import Settings, parse_args
+from mcvd_diffusers.train_settings import Settings, new_noise_scheduler, parse_args
 from mcvd_diffusers.training import DROPOUT_STREAM, TrainingWindow, draw_timesteps
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
 from mcvd_diffusers.training_log import LossMeter, Trackers
@@ -159,29 +159,14 @@ def make_unet(settings: Settings) -> torch.nn.Module:
 def make_noise_scheduler(settings: Settings) -> SchedulerMixin:
     """The noise of training; a saved pipeline's, if training goes on with one."""
     training, source = settings.training, settings.model.pretrained_model_name_or_path
+    if source is None:
+        return new_noise_scheduler(settings, variance_type=make_method(settings).variance_type)
+    own = {"prediction_type": training.prediction_type} if settings.model.distill else {}
     kinds = {"flow_prediction": FlowMatchEulerDiscreteScheduler, "edm": EDMEulerScheduler}
-    kind, own = kinds.get(training.prediction_type, DDPMScheduler), {}
+    kind = kinds.get(training.prediction_type, DDPMScheduler)
     if kind is DDPMScheduler:
         own["variance_type"] = make_method(settings).variance_type
-    if source is not None:
-        if settings.model.distill:
-            own["prediction_type"] = training.prediction_type
-        return kind.from_pretrained(source, subfolder="scheduler", **own)
-    if training.prediction_type == "edm":
-        own["sigma_data"] = training.sigma_data
-    if kind is DDPMScheduler:
-        betas = None
-        if training.beta_schedule == "cosine_logsnr":  # which Diffusers does not know by name
-            betas = cosine_logsnr_betas(training.num_train_timesteps)
-        own |= {
-            "beta_schedule": training.beta_schedule if betas is None else "linear",
-            "beta_start": 1e-4,  # said aloud, or a scheduler that is made from this one would take its own
-            "beta_end": 0.02,
-            "trained_betas": betas,
-            "prediction_type": training.prediction_type,
-            "rescale_betas_zero_snr": training.rescale_betas_zero_snr,
-        }
-    return kind(num_train_timesteps=training.num_train_timesteps, **own)
+    return kind.from_pretrained(source, subfolder="scheduler", **own)
 
 
 def make_pipeline(
@@ -192,15 +177,19 @@ def make_pipeline(
     # What a prediction leaves over may be as large as twice that.
     largest = normalizer.largest_value * (2 / settings.model.residual_scale if method.makes_residuals else 1)
     changes = {"original_inference_steps": settings.model.distillation_steps} if settings.model.distill else {}
-    name = settings.training.sampling_scheduler
-    scheduler = make_sampler(noise_scheduler, name, largest_value=largest, **changes)
-    source, sampling = settings.model.pretrained_model_name_or_path, method.pipeline_settings()
+    name, source = settings.training.sampling_scheduler, settings.model.pretrained_model_name_or_path
     theirs = {} if source is None else MCVDPipeline.load_config(source)
+    is_theirs = not settings.model.distill and theirs.get("scheduler", [None, None])[1] == name
+    if is_theirs:
+        scheduler = getattr(diffusers, name).from_pretrained(source, subfolder="scheduler")
+    else:
+        scheduler = make_sampler(noise_scheduler, name, largest_value=largest, **changes)
+    sampling = method.pipeline_settings()
     sampling |= {name: theirs[name] for name in sampling if theirs.get(name) is not None}
     return MCVDPipeline(
         **components,
         scheduler=scheduler,
-        final_denoise=theirs.get("final_denoise", False) and not settings.model.distill,
+        final_denoise=is_theirs and theirs.get("final_denoise", False),
         normalization=normalizer.to_config(),
         num_inference_steps=settings.training.validation_inference_steps,
         **sampling,

@@ -13,6 +13,7 @@ What is measured is kept in the output folder (JSON lines), so that a measuremen
 """
 
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -41,6 +42,7 @@ from mcvd_diffusers.metrics import (  # noqa: E402
     spread_skill_ratio,
 )
 from mcvd_diffusers.objectives import objective_of  # noqa: E402
+from mcvd_diffusers.samplers import noise_settings  # noqa: E402
 
 
 COSINE, LINEAR = "--beta_schedule squaredcos_cap_v2", "--beta_schedule linear"
@@ -78,7 +80,7 @@ FROM_BETAS = {
     "DPM-Solver++ 2, linspace": (DPM, LINSPACE),
     "DPM-Solver++ 2, leading": (DPM, LEADING),
     "DPM-Solver++ 2, trailing": (DPM, TRAILING),
-    "DPM-Solver++ 2, trailing, from log-SNR -5.1": (DPM, TRAILING | {"lambda_min_clipped": -5.1}),
+    "DPM-Solver++ 2, trailing, from half log-SNR -5.1": (DPM, TRAILING | {"lambda_min_clipped": -5.1}),
     "DPM-Solver++ 3, trailing": (DPM, TRAILING | {"solver_order": 3}),
     "DPM-Solver++ 2, Karras": (DPM, {"use_karras_sigmas": True}),
     "DPM-Solver++ 2, leading, clipped": (DPM, LEADING | CLIPPED),
@@ -158,8 +160,9 @@ def with_scheduler(run: Path, kind: tuple[str, dict]) -> MCVDPipeline:
     """A run's pipeline, with the averaged weights and another scheduler of the same noise."""
     name, settings = kind
     pipe = load(run)
-    config = {key: x for key, x in pipe.scheduler.config.items() if key not in ("timestep_spacing", "solver_order")}
-    pipe.scheduler = getattr(diffusers, name).from_config(config, **settings)
+    kind = getattr(diffusers, name)
+    takes, known = inspect.signature(kind).parameters, noise_settings(pipe.scheduler)
+    pipe.scheduler = kind(**{key: value for key, value in known.items() if key in takes} | settings)
     return pipe
 
 

@@ -22,6 +22,7 @@ from diffusers import DDIMScheduler
 from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.data import MovingDigits, load_digits
 from mcvd_diffusers.guidance import downsample
+from mcvd_diffusers.objectives import starts_blind
 from mcvd_diffusers.visualization import contact_sheet
 
 
@@ -73,7 +74,11 @@ def held_out_clips(run: Path, *, num_frames: int, num_clips: int) -> torch.Tenso
 
 def set_ddim(pipe: MCVDPipeline) -> None:
     """The same sampler for all, one that remembers no former steps, as resampling demands."""
-    settings = {"timestep_spacing": "trailing", "clip_sample": False}
+    if not hasattr(pipe.scheduler, "betas"):
+        raise SystemExit(
+            "Runs of flow_prediction and edm have no sampler in common with the others: they are not compared here."
+        )
+    settings = {"timestep_spacing": "trailing", "clip_sample": starts_blind(pipe.scheduler)}
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **settings)
 
 

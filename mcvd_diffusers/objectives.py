@@ -191,6 +191,24 @@ def sampling_level(scheduler, timestep: torch.Tensor) -> tuple[float, float]:
     return signal**0.5, (1 - signal) ** 0.5
 
 
+def starts_blind(scheduler, objective: Objective | None = None) -> bool:
+    """
+    Whether a network of noise is asked where next to nothing of the frames is left (at the end of cosine betas), so that its smallest
+    error there is a large one in the frames that it amounts to.
+
+    Args:
+        scheduler ([`SchedulerMixin`]): Of training or sampling.
+        objective ([`Objective`], *optional*): What the network predicts; by default what the scheduler takes it for.
+
+    Returns:
+        `bool`: `alpha / sigma < exp(-5.1)` at the last timestep, where Diffusers advises to begin later; 1000 linear betas end at
+        `exp(-5.06)`.
+    """
+    if (objective or objective_of(scheduler)).prediction_type != "epsilon":
+        return False
+    return float(scheduler.alphas_cumprod[-1]) < 1 / (1 + math.exp(2 * 5.1))
+
+
 def noise_positions(scheduler, timesteps: torch.Tensor) -> torch.Tensor:
     """
     Where timesteps of training are between clean and noise, for tables: EDM's on a logarithmic scale, the others as they are.

@@ -1,16 +1,16 @@
 """The noise schedulers that checkpoints are saved with: which of Diffusers' fit what a network predicts, and how they are set.
 
-The first of each list is the default. Where noise and signal come from betas it is DPM-Solver++ of order 2 (2211.01095), whose
-`NUM_STEPS` calls of the network come as near to where a thousand lead as DDIM's hundred: `benchmarks/RESULTS.md`.
+Where noise and signal come from betas, the default is DPM-Solver++ of order 2 (2211.01095), whose `NUM_STEPS` calls of the network come
+as near to where a thousand lead as DDIM's hundred; what is measured is in `benchmarks/RESULTS.md`.
 """
 
 import inspect
-import math
 
 import diffusers
-from diffusers import SchedulerMixin
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
-from .objectives import VARIANCE_PRESERVING, objective_of
+from .noise_schedules import cosine_logsnr_betas
+from .objectives import VARIANCE_PRESERVING, objective_of, starts_blind
 
 
 # Denoising steps by default.
@@ -22,7 +22,9 @@ FROM_BETAS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMSch
     "HeunDiscreteScheduler",
 )
 WITHOUT_ZERO_SNR = ("HeunDiscreteScheduler",)
-# Those of order 1 need more steps.
+# These keep frames within their range in each step, whatever that is.
+CLIPPING = ("DDPMScheduler", "DDIMScheduler")
+# Those of betas that are of order 1 need more steps.
 NUM_STEPS_OF = dict.fromkeys(DISTILLED, 4) | dict.fromkeys(
     ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"), 25
 )
@@ -32,23 +34,89 @@ SAMPLERS = {
     "flow_prediction": ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
     "edm": ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
 }
+# What of a scheduler with betas is the noise that a network was trained on, rather than a way of sampling.
+_NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+) + (
+    "prediction_type",
+    "variance_type",
+)
 
 
-def starts_blind(noise_scheduler: SchedulerMixin) -> bool:
+def make_noise_scheduler(
+    prediction_type: str,
+    *,
+    num_train_timesteps: int = 1000,
+    beta_schedule: str | None = None,
+    rescale_betas_zero_snr: bool = False,
+    sigma_data: float | None = None,
+    variance_type: str = "fixed_small",
+) -> SchedulerMixin:
     """
-    Whether a network of noise starts where next to nothing of the frames is left (cosine betas), so that its smallest error there becomes
-    large in the frames that it amounts to.
+    The noise of a new training.
+
+    Args:
+        prediction_type (`str`): What the network predicts, one of `PREDICTION_TYPES`.
+        num_train_timesteps (`int`, *optional*, defaults to 1000): How many.
+        beta_schedule (`str`, *optional*): `"linear"`, `"squaredcos_cap_v2"` or `"cosine_logsnr"`, where noise comes from betas.
+        rescale_betas_zero_snr (`bool`, *optional*, defaults to `False`): Make the last timestep pure noise (2305.08891).
+        sigma_data (`float`, *optional*): EDM's.
+        variance_type (`str`, *optional*, defaults to `"fixed_small"`): DDPM's, where noise comes from betas.
+
+    Returns:
+        [`SchedulerMixin`]: Of the class that training takes.
+    """
+    if prediction_type == "flow_prediction":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps)
+    if prediction_type == "edm":
+        return EDMEulerScheduler(num_train_timesteps=num_train_timesteps, sigma_data=sigma_data)
+    is_logsnr = beta_schedule == "cosine_logsnr"  # which Diffusers does not know by name
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_schedule="linear" if is_logsnr else beta_schedule,
+        beta_start=1e-4,  # said aloud, or a scheduler that is made from this one would take its own
+        beta_end=0.02,
+        trained_betas=cosine_logsnr_betas(num_train_timesteps) if is_logsnr else None,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
+        variance_type=variance_type,
+    )
+
+
+def noise_settings(scheduler: SchedulerMixin) -> dict:
+    """
+    What of a scheduler is the noise that a network was trained on, rather than a way of sampling.
+
+    Args:
+        scheduler ([`SchedulerMixin`]): Of training or sampling.
+
+    Returns:
+        `dict`: Settings for another scheduler with the same noise: with betas some, else all.
+    """
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return {key: config[key] for key in _NOISE if key in config} if hasattr(scheduler, "betas") else config
+
+
+def default_sampler(noise_scheduler: SchedulerMixin, *, resamples: bool = False) -> str:
+    """
+    What a checkpoint is sampled with if nothing is said.
 
     Args:
         noise_scheduler ([`SchedulerMixin`]): Of training.
+        resamples (`bool`, *optional*, defaults to `False`):
+            Whether what is put into windows is to be joined to the rest by resampling, which needs a scheduler without a memory.
 
     Returns:
-        `bool`: `log(alpha / sigma) < -5.1` at the last timestep, where Diffusers advises to begin later; the linear betas end at -5.06.
+        `str`: The name of a class of Diffusers.
     """
-    if objective_of(noise_scheduler).prediction_type != "epsilon":
-        return False
-    kept = float(noise_scheduler.alphas_cumprod[-1])
-    return kept < 1 / (1 + math.exp(2 * 5.1))
+    known = SAMPLERS[objective_of(noise_scheduler).prediction_type]
+    needs_ddpm = known == FROM_BETAS and (resamples or starts_blind(noise_scheduler))
+    return "DDPMScheduler" if needs_ddpm else known[0]
 
 
 def make_sampler(
@@ -59,14 +127,16 @@ def make_sampler(
 
     It starts at the noisiest timestep of training and ends without noise. Frames are not kept within their range on the way: a step that
     does so and takes the noise for what it was, as DDIM's, or goes on without new noise, as DPM-Solver++, nearly always costs more quality
-    than it saves (`benchmarks/RESULTS.md`, also where it does not). Two do it: DDPM, and the sampler of distilled networks. Where a network
-    [`starts_blind`] there is no way without: it is sampled by the stochastic form of DPM-Solver++, which was the best there. (The pipeline
-    keeps frames within the range of the data at the end, with any scheduler.)
+    than it saves (`benchmarks/RESULTS.md`, also where it does not). DDPM and the sampler of distilled networks do it, whose new noise
+    makes good for it. Where a network [`starts_blind`] there is no way without: DDPM samples it then. (The pipeline keeps frames within the
+    range of the data at the end, with any scheduler.)
 
     Args:
         noise_scheduler ([`SchedulerMixin`]): Of training.
-        name (`str`, *optional*): One of `SAMPLERS` for what the network predicts; one that fits, if not given.
-        largest_value (`float`, *optional*, defaults to 1.0): Of frames as the network sees them, where they are clipped.
+        name (`str`, *optional*): One of `SAMPLERS` for what the network predicts; [`default_sampler`], if not given.
+        largest_value (`float`, *optional*, defaults to 1.0):
+            Of frames as the network sees them, where they are clipped; also the config of a scheduler that does not clip knows it,
+            for those that are made from it.
         changes: Of the scheduler's settings.
 
     Returns:
@@ -75,27 +145,24 @@ def make_sampler(
     Raises:
         ValueError: If frames must be clipped, and this scheduler cannot.
     """
-    config, must_clip = noise_scheduler.config, starts_blind(noise_scheduler)
-    if name is None:
-        known = SAMPLERS[objective_of(noise_scheduler).prediction_type]
-        name = "DDPMScheduler" if must_clip and largest_value != 1 else known[0]
-    kind = getattr(diffusers, name)
+    name = name or default_sampler(noise_scheduler)
+    kind, noise, has_betas = (
+        getattr(diffusers, name),
+        noise_settings(noise_scheduler),
+        hasattr(noise_scheduler, "betas"),
+    )
+    must_clip = has_betas and starts_blind(noise_scheduler)
+    if must_clip and name not in (*CLIPPING, *DISTILLED):
+        raise ValueError(
+            f"{name} cannot keep frames within their range on the way, without which a network that predicts epsilon fails where noise"
+            f" leaves no signal, as at the end of cosine betas: use {CLIPPING[0]}."
+        )
+    if not has_betas:
+        return kind.from_config(noise, **changes)
+    clipping = {"clip_sample": must_clip or name in ("DDPMScheduler", *DISTILLED), "clip_sample_range": largest_value}
     takes = inspect.signature(kind).parameters
-    # Said aloud: what was left at its default there, Diffusers would set to the default of the other class.
-    noise = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-    own = {key: config[key] for key in noise if key in config} | {
-        "timestep_spacing": "trailing",
-        "clip_sample": must_clip or name in ("DDPMScheduler", *DISTILLED),
-        "clip_sample_range": largest_value,
-    }
-    if must_clip and "clip_sample" not in takes:
-        # "Dynamic thresholding" of all pixels at 1 clips; at other values it would scale.
-        if "thresholding" not in takes or largest_value != 1:
-            raise ValueError(
-                f"{name} cannot keep frames within [-{largest_value:g}, {largest_value:g}] on the way, without which a network that"
-                " predicts epsilon fails where noise leaves no signal (any beta_schedule but linear): use DDPMScheduler."
-            )
-        own |= {"thresholding": True, "dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
-        own |= {"algorithm_type": "sde-dpmsolver++"} if name == "DPMSolverMultistepScheduler" else {}
-    settings = {key: value for key, value in (own | changes).items() if key in takes}
-    return kind.from_config(config, **settings)
+    own = noise | {"timestep_spacing": "trailing"} | clipping | changes
+    scheduler = kind(**{key: value for key, value in own.items() if key in takes})
+    # So that one that is made from it, `OtherScheduler.from_config(pipe.scheduler.config)`, clips where it should, or not at all.
+    scheduler.register_to_config(**clipping)
+    return scheduler

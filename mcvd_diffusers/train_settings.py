@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, SchedulerMixin
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -40,10 +40,20 @@ from mcvd_diffusers.models import (
     SpaceTimeUNetModel,
 )
 from mcvd_diffusers.normalization import FrameNormalizer
-from mcvd_diffusers.objectives import VARIANCE_PRESERVING
+from mcvd_diffusers.objectives import VARIANCE_PRESERVING, starts_blind
 from mcvd_diffusers.pipelines import MCVDPipeline
 from mcvd_diffusers.presets import PRESETS, preset
-from mcvd_diffusers.samplers import DISTILLED, FROM_BETAS, NUM_STEPS, NUM_STEPS_OF, SAMPLERS, WITHOUT_ZERO_SNR
+from mcvd_diffusers.samplers import (
+    CLIPPING,
+    DISTILLED,
+    FROM_BETAS,
+    NUM_STEPS,
+    NUM_STEPS_OF,
+    SAMPLERS,
+    WITHOUT_ZERO_SNR,
+    default_sampler,
+    make_noise_scheduler,
+)
 
 
 def _flag(default, help: str):
@@ -373,15 +383,16 @@ class TrainingArguments:
 
     sampling_scheduler: str | None = _flag(
         None,
-        "Noise scheduler of Diffusers that is saved in the pipeline; DPMSolverMultistepScheduler (vdm: DDIMScheduler),"
-        " FlowMatchEulerDiscreteScheduler or EDMDPMSolverMultistepScheduler, if not given, as --prediction_type has it.",
+        "Noise scheduler of Diffusers that is saved in the pipeline. If not given: that of the pipeline that training goes on from; else"
+        " DPMSolverMultistepScheduler, for vdm and for epsilon with cosine betas DDPMScheduler; FlowMatchEulerDiscreteScheduler,"
+        " EDMDPMSolverMultistepScheduler, or LCMScheduler for what is distilled.",
     )
     validation_steps: int = _flag(0, "Make videos of held-out clips every so many updates; 0: only at the end.")
     num_validation_videos: int = _flag(4, "Held-out clips to make videos of; 0: none.")
     validation_inference_steps: int | None = _flag(
         None,
         "Denoising steps of a validation video, and of what the pipeline makes if it is not told how many; if not given, what the"
-        " scheduler needs: 15, for DDIM, DDPM and Euler 25, for distilled networks 4.",
+        " scheduler needs: 15; DDIM, DDPM and Euler of betas 25; distilled networks 4.",
     )
     logging_steps: int = _flag(100, "Updates between two lines of the log.")
     report_to: str = _flag(
@@ -432,6 +443,7 @@ NOT_FOR_STREAMS = [
     "clip_step",
 ] + ["variables", "normalization_frames"]
 
+MOST_TIMESTEPS = 1_000_000
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
 
 # Settings that only mean something for some predictions.
@@ -839,14 +851,23 @@ def _adopt_pretrained(settings: Settings) -> None:
     brought_noise = _brought_noise(unet_config, scheduler_config)
     if settings.model.distill:
         _check_teacher(source, unet_config, brought_noise)
-    sampling_scheduler = pipeline_config["scheduler"][1]
-    if settings.model.distill or sampling_scheduler not in SAMPLERS[brought_noise["prediction_type"]]:
+    theirs = pipeline_config["scheduler"][1]
+    if settings.model.distill or theirs not in SAMPLERS[brought_noise["prediction_type"]]:
         sampling_scheduler = settings.training.sampling_scheduler
+    else:
+        sampling_scheduler = (
+            settings.training.sampling_scheduler if "sampling_scheduler" in settings.explicit else theirs
+        )
     masks = {"mcvd": ("drop_past", "drop_future"), "ramvid": ("drop_observed",)}.get(settings.model.method, ())
     for group, name, theirs in (  # these may be changed
         (settings.model, "resolution", size if isinstance(size, list) else [size]),
         (settings.training, "sampling_scheduler", sampling_scheduler),
-        (settings.training, "validation_inference_steps", _brought_steps(settings, pipeline_config)),
+        # Those of another sampler say nothing.
+        *(
+            [(settings.training, "validation_inference_steps", pipeline_config.get("num_inference_steps"))]
+            if sampling_scheduler == theirs and not settings.model.distill
+            else []
+        ),
         *((settings.training, name, unet_config[name]) for name in masks),
     ):
         if name not in settings.explicit:
@@ -869,12 +890,6 @@ def _adopt_pretrained(settings: Settings) -> None:
                     " or leave out --pretrained_model_name_or_path to train a new one."
                 )
             setattr(group, name, theirs)
-
-
-def _brought_steps(settings: Settings, pipeline_config: dict) -> int:
-    """Denoising steps that a pretrained pipeline takes by default; a student needs fewer."""
-    steps = pipeline_config.get("num_inference_steps")
-    return settings.training.validation_inference_steps if steps is None or settings.model.distill else steps
 
 
 def _check_teacher(source: str, unet_config: dict, brought_noise: dict) -> None:
@@ -986,11 +1001,6 @@ def _fill_in_defaults(settings: Settings) -> None:
         training.beta_schedule = "squaredcos_cap_v2"
     if training.sigma_data is None and training.prediction_type == "edm":
         training.sigma_data = 0.5
-    if training.sampling_scheduler is None:
-        training.sampling_scheduler = _default_sampler(settings)
-    if training.validation_inference_steps is None:
-        steps = NUM_STEPS_OF.get(training.sampling_scheduler, NUM_STEPS)
-        training.validation_inference_steps = min(steps, training.num_train_timesteps)
     if model.residual and model.residual_scale is None:
         model.residual_scale = 1.0
     if method == "ramvid" and settings.training.max_observed is None:
@@ -1096,12 +1106,16 @@ def _check_settings(settings: Settings) -> None:
     for name in ("drop_past", "drop_future", "ema_decay"):
         if not 0 <= getattr(training, name) <= 1:
             raise ValueError(f"--{name} must be in [0, 1], got {getattr(training, name)}.")
+    if training.num_train_timesteps > MOST_TIMESTEPS:
+        raise ValueError(
+            f"--num_train_timesteps must be at most {MOST_TIMESTEPS:,}, got {training.num_train_timesteps:,}."
+        )
+    _check_objective(settings)
     if training.validation_inference_steps > training.num_train_timesteps:
         raise ValueError(
             f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed"
             f" --num_train_timesteps ({training.num_train_timesteps})."
         )
-    _check_objective(settings)
     _check_method_settings(settings)
     if model.down_block_types is not None and len(model.down_block_types) != len(model.block_out_channels):
         raise ValueError(
@@ -1212,7 +1226,7 @@ def _check_objective(settings: Settings) -> None:
             raise ValueError(f"--{name} must be a positive number, got {value}.")
     if training.rescale_betas_zero_snr and training.sampling_scheduler in WITHOUT_ZERO_SNR:
         raise ValueError(
-            f"--sampling_scheduler {training.sampling_scheduler} does not know zero terminal SNR: use DDIMScheduler, or leave out"
+            f"--sampling_scheduler {training.sampling_scheduler} does not know zero terminal SNR: leave it out, or"
             " --rescale_betas_zero_snr."
         )
     if training.rescale_betas_zero_snr and training.min_snr_gamma:
@@ -1229,16 +1243,11 @@ def _check_objective(settings: Settings) -> None:
         )
     if training.noise_level_mean is not None and not math.isfinite(training.noise_level_mean):
         raise ValueError(f"--noise_level_mean must be a finite number, got {training.noise_level_mean}.")
+    _choose_sampler(settings)
     if model.distill:
         _check_distillation(settings)
     elif "distillation_steps" in settings.changed:
         raise ValueError("--distillation_steps means nothing without --distill: pass that, too, or leave it out.")
-    known = _known_schedulers(settings)
-    if training.sampling_scheduler not in known:
-        raise ValueError(
-            f"--sampling_scheduler must be one of {', '.join(known)} for --prediction_type {prediction_type}, got"
-            f" {training.sampling_scheduler}."
-        )
 
 
 def _known_schedulers(settings: Settings) -> tuple[str, ...]:
@@ -1246,19 +1255,53 @@ def _known_schedulers(settings: Settings) -> tuple[str, ...]:
     return DISTILLED if settings.model.distill else SAMPLERS[settings.training.prediction_type]
 
 
-def _default_sampler(settings: Settings) -> str:
-    """What the pipeline is saved with if nothing is said."""
-    known, model, training = _known_schedulers(settings), settings.model, settings.training
-    if known != FROM_BETAS:
-        return known[0]
-    if (
-        model.method == "vdm"
-    ):  # resampling, which joins what is put into its windows to the rest, needs one without a memory
-        return "DDIMScheduler"
-    is_wide = model.method == "rvd" or model.residual or settings.data.normalization == "mean_std"
-    if is_wide and training.prediction_type == "epsilon" and training.beta_schedule != "linear":
-        return "DDPMScheduler"  # frames must be clipped, and lie beyond 1: `samplers.make_sampler`
-    return known[0]
+def new_noise_scheduler(settings: Settings, **options) -> SchedulerMixin:
+    """
+    The noise of a training that does not go on from a pipeline.
+
+    Args:
+        settings ([`Settings`]): Of the training.
+        options: More of [`make_noise_scheduler`].
+
+    Returns:
+        [`SchedulerMixin`]
+    """
+    names = ("prediction_type", "num_train_timesteps", "beta_schedule", "rescale_betas_zero_snr", "sigma_data")
+    return make_noise_scheduler(**{name: getattr(settings.training, name) for name in names}, **options)
+
+
+def _noise_scheduler(settings: Settings) -> SchedulerMixin:
+    """The noise of training, new or a pipeline's."""
+    source = settings.model.pretrained_model_name_or_path
+    if source is None or settings.training.prediction_type not in VARIANCE_PRESERVING:
+        return new_noise_scheduler(settings)
+    return DDPMScheduler.from_pretrained(
+        source, subfolder="scheduler", prediction_type=settings.training.prediction_type
+    )
+
+
+def _choose_sampler(settings: Settings) -> None:
+    """What the pipeline is saved with, and in how many steps it is sampled, if nothing is said."""
+    model, training = settings.model, settings.training
+    noise_scheduler, known = _noise_scheduler(settings), _known_schedulers(settings)
+    if training.sampling_scheduler is None:
+        ours = default_sampler(noise_scheduler, resamples=model.method == "vdm")
+        training.sampling_scheduler = known[0] if model.distill else ours
+    if training.sampling_scheduler not in known:
+        raise ValueError(
+            f"--sampling_scheduler must be one of {', '.join(known)} for --prediction_type {training.prediction_type}, got"
+            f" {training.sampling_scheduler}."
+        )
+    if known == FROM_BETAS and starts_blind(noise_scheduler) and training.sampling_scheduler not in CLIPPING:
+        raise ValueError(
+            f"--sampling_scheduler {training.sampling_scheduler} cannot keep frames within their range in each step, as it must be where a"
+            " network predicts epsilon and noise leaves no signal (any --beta_schedule but linear, and more than 1000 timesteps): pass"
+            f" --sampling_scheduler {' or '.join(CLIPPING)}."
+        )
+    if training.validation_inference_steps is None:
+        steps = NUM_STEPS_OF.get(training.sampling_scheduler, NUM_STEPS)
+        most = model.distillation_steps if model.distill else training.num_train_timesteps
+        training.validation_inference_steps = max(1, min(steps, most))
 
 
 def _check_distillation(settings: Settings) -> None:

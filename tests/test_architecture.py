@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "noise_schedules": set(),
     "guidance": {"objectives"},
     "objectives": set(),
-    "samplers": {"objectives"},
+    "samplers": {"noise_schedules", "objectives"},
     "distillation": {"masking", "objectives", "randomness"},
     "randomness": set(),
     "masking": {"randomness"},

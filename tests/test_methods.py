@@ -486,7 +486,7 @@ def test_videos_too_short_for_a_clip_name_the_methods_flags(name, flags, tmp_pat
 @pytest.mark.parametrize("name", ["mcvd-own", *WITH_ENCODER])
 def test_training_of_memory_residuals_and_own_predictions_saves_a_pipeline(name, tmp_path, caplog):
     with caplog.at_level("INFO"):
-        folder = run(tmp_path / "out", **{"method": name, "sampling_scheduler": "DDPMScheduler", **OWN[name]})
+        folder = run(tmp_path / "out", **{"method": name, **OWN[name]})
     assert "warning: there are no validation videos" not in caplog.text and "prediction: PSNR" in caplog.text
     has_encoder = name in WITH_ENCODER
     for variant in (None, "ema"):
@@ -755,7 +755,6 @@ def test_predictions_reach_as_far_as_the_data(name, tmp_path):
     np.save(tmp_path / "videos.npy", random.standard_normal((8, 9, 16, 16, 1)).astype(np.float32) ** 3)
     data = {"train_data_dir": tmp_path / "videos.npy", "axes": "NTHWC", "validation_fraction": 0.4}
     data |= {"normalization": "mean_std", "method": name, **OWN[name], "num_train_clips": None}
-    data |= {"sampling_scheduler": "DDPMScheduler"}  # which clips
     settings = {key: x for key, x in {**TINY, **data}.items() if x is not None}
     pipe = MCVDPipeline.from_pretrained(train_mcvd.main(parse(tmp_path / "out", **settings)))
     largest = pipe.normalizer.largest_value

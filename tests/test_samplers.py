@@ -12,9 +12,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.noise_schedules import cosine_logsnr_betas
-from mcvd_diffusers.objectives import PREDICTION_TYPES
-from mcvd_diffusers.samplers import NUM_STEPS, SAMPLERS, make_sampler, starts_blind
+from mcvd_diffusers.objectives import PREDICTION_TYPES, Objective, starts_blind
+from mcvd_diffusers.samplers import NUM_STEPS, SAMPLERS, make_sampler
 from mcvd_diffusers.train_settings import parse_args
 
 
@@ -69,19 +70,43 @@ def test_a_network_of_noise_that_starts_blind_is_kept_within_range(schedule):
     noise, clean = DDPMScheduler(prediction_type="epsilon", **own), 0.8
     assert starts_blind(noise) and not starts_blind(DDPMScheduler(prediction_type="epsilon"))
     assert not starts_blind(DDPMScheduler(prediction_type="v_prediction", **own))
-    for name in (None, "UniPCMultistepScheduler", "DDPMScheduler"):
-        made = noisy_frames(make_sampler(noise, name), clean)
-        assert (made - clean).square().mean() < 0.01, name
     sampler = make_sampler(noise)
-    assert type(sampler) is DPMSolverMultistepScheduler and sampler.config.algorithm_type == "sde-dpmsolver++"
+    assert type(sampler) is DDPMScheduler and (noisy_frames(sampler, clean) - clean).square().mean() < 0.01
     unkept = DPMSolverMultistepScheduler.from_config(noise.config, timestep_spacing="trailing")
     assert (noisy_frames(unkept, clean) - clean).square().mean() > 1
-    # Beyond [-1, 1] only some can, of which one is the default.
-    sampler = make_sampler(noise, largest_value=2.0)
-    assert type(sampler) is DDPMScheduler and sampler.config.clip_sample_range == 2.0
-    for name, largest in (("EulerDiscreteScheduler", 1.0), ("DPMSolverMultistepScheduler", 2.0)):
-        with pytest.raises(ValueError, match=f"{name} cannot keep frames within .* use DDPMScheduler"):
-            make_sampler(noise, name, largest_value=largest)
+    for name in SAMPLERS["epsilon"]:
+        if name in ("DDPMScheduler", "DDIMScheduler"):
+            config = make_sampler(noise, name, largest_value=2.0).config
+            assert (config.clip_sample, config.clip_sample_range) == (True, 2.0)
+        else:
+            with pytest.raises(ValueError, match=f"{name} cannot keep frames within their range .* use DDPMScheduler"):
+                make_sampler(noise, name)
+
+
+@pytest.mark.parametrize("num_timesteps, is_blind", [(200, False), (500, False), (1000, False), (1600, True)])
+def test_what_is_blind_is_the_end_of_the_betas_not_their_name(num_timesteps, is_blind):
+    noise = DDPMScheduler(num_timesteps, prediction_type="epsilon")
+    assert starts_blind(noise) is is_blind
+    assert starts_blind(noise, Objective("v_prediction")) is False
+    assert starts_blind(DDPMScheduler(num_timesteps, prediction_type="sample"), Objective("epsilon")) is is_blind
+
+
+def test_schedulers_that_are_made_from_the_saved_one_know_the_range():
+    """Diffusers would clip at 1, where nothing says otherwise."""
+    sampler = make_sampler(NOISE["v_prediction"], largest_value=5.0)
+    for kind in (DDIMScheduler, DDPMScheduler):
+        config = kind.from_config(sampler.config).config
+        assert (config.clip_sample, config.clip_sample_range) == (False, 5.0)
+    sampler = make_sampler(
+        DDPMScheduler(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2"), largest_value=5.0
+    )
+    config = DDIMScheduler.from_config(sampler.config).config
+    assert (config.clip_sample, config.clip_sample_range) == (True, 5.0)
+
+
+def test_distilled_networks_clip():
+    config = make_sampler(NOISE["v_prediction"], "LCMScheduler", largest_value=2.0, original_inference_steps=20).config
+    assert (config.clip_sample, config.clip_sample_range, config.original_inference_steps) == (True, 2.0, 20)
 
 
 def test_ddims_noise_does_not_fit_what_it_clipped():
@@ -105,12 +130,15 @@ def test_ddims_noise_does_not_fit_what_it_clipped():
     "flags, expected",
     [
         ("", ("DPMSolverMultistepScheduler", NUM_STEPS)),
-        ("--prediction_type epsilon", ("DPMSolverMultistepScheduler", NUM_STEPS)),
-        ("--method rvd --prediction_type epsilon", ("DDPMScheduler", 25)),  # residuals lie in [-2, 2]
-        ("--method rvd --prediction_type epsilon --beta_schedule linear", ("DPMSolverMultistepScheduler", NUM_STEPS)),
+        ("--prediction_type epsilon --beta_schedule linear", ("DPMSolverMultistepScheduler", NUM_STEPS)),
+        ("--prediction_type epsilon", ("DDPMScheduler", 25)),  # by cosine betas, where it starts blind
+        ("--prediction_type epsilon --beta_schedule linear --num_train_timesteps 1600", ("DDPMScheduler", 25)),
+        ("--prediction_type epsilon --sampling_scheduler DDIMScheduler", ("DDIMScheduler", 25)),
         ("--method rvd", ("DPMSolverMultistepScheduler", NUM_STEPS)),
+        ("--preset fdm-minerl --train_data_dir .", ("DPMSolverMultistepScheduler", NUM_STEPS)),
+        ("--preset vdm-64 --train_data_dir .", ("DDPMScheduler", 25)),
         ("--preset bair-concat-p2k5 --train_data_dir .", ("DPMSolverMultistepScheduler", NUM_STEPS)),
-        ("--method vdm", ("DDIMScheduler", 25)),  # whose resampling needs a scheduler without a memory
+        ("--method vdm", ("DDPMScheduler", 25)),  # whose resampling needs a scheduler without a memory
         ("--method vdm --prediction_type edm", ("EDMDPMSolverMultistepScheduler", NUM_STEPS)),
         ("--sampling_scheduler DDPMScheduler", ("DDPMScheduler", 25)),
         ("--sampling_scheduler DDPMScheduler --validation_inference_steps 100", ("DDPMScheduler", 100)),
@@ -121,3 +149,22 @@ def test_ddims_noise_does_not_fit_what_it_clipped():
 def test_defaults_follow_the_method_and_what_it_predicts(flags, expected, tmp_path):
     training = parse_args(["--output_dir", str(tmp_path / "new"), "--estimate", *flags.split()]).training
     assert (training.sampling_scheduler, training.validation_inference_steps) == expected
+
+
+def test_what_fails_for_a_network_is_refused_before_anything_else(capsys, tmp_path):
+    flags = ["--output_dir", str(tmp_path / "new"), "--prediction_type", "epsilon"]
+    with pytest.raises(SystemExit):
+        parse_args([*flags, "--sampling_scheduler", "EulerDiscreteScheduler"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--sampling_scheduler EulerDiscreteScheduler cannot keep frames within their range" in said
+    assert "pass --sampling_scheduler DDPMScheduler or DDIMScheduler" in said
+
+
+def test_a_student_is_sampled_in_no_more_steps_than_it_has(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    unet = MCVDUNet2DModel(sample_size=8, in_channels=1, block_out_channels=(8,), down_block_types=("DownBlock2D",))
+    MCVDPipeline(unet, make_sampler(NOISE["v_prediction"])).save_pretrained(tmp_path / "teacher")
+    flags = ["--output_dir", str(tmp_path / "new"), "--pretrained_model_name_or_path", str(tmp_path / "teacher")]
+    for steps, expected in (("2", 2), ("50", 4)):
+        training = parse_args([*flags, "--distill", "True", "--distillation_steps", steps]).training
+        assert (training.sampling_scheduler, training.validation_inference_steps) == ("LCMScheduler", expected)

@@ -471,6 +471,26 @@ def test_training_goes_on_from_a_converted_checkpoint(tmp_path, capsys):
         assert f"mcvd-diffusers convert {source}" in capsys.readouterr().err
 
 
+def test_another_sampler_than_the_pretrained_pipelines_has_its_own_steps(tmp_path):
+    """And no last call, which belongs to the sampler that it was made for."""
+    only = ["train_batch_size", "num_train_clips", "num_validation_videos"]
+    noise = {"prediction_type": "epsilon", "beta_schedule": "linear"}
+    first = run(tmp_path / "first", num_validation_videos=0, validation_inference_steps=7, **noise)
+    pipe = MCVDPipeline.from_pretrained(first)
+    pipe.register_to_config(final_denoise=True)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver_order=3)
+    pipe.save_pretrained(tmp_path / "changed")
+    source = {"pretrained_model_name_or_path": str(tmp_path / "changed"), "max_train_steps": 1}
+    same = MCVDPipeline.from_pretrained(run(tmp_path / "same", only=only, **source))
+    assert (same.default_num_inference_steps, same.config.final_denoise) == (7, True)
+    assert same.scheduler.config.solver_order == 3
+    for name, steps in (("DDPMScheduler", 25), ("UniPCMultistepScheduler", 15)):
+        folder = run(tmp_path / name, only=only, **source, sampling_scheduler=name)
+        other = MCVDPipeline.from_pretrained(folder)
+        assert type(other.scheduler).__name__ == name and other.scheduler.config.get("solver_order", 2) == 2
+        assert (other.default_num_inference_steps, other.config.final_denoise) == (steps, False)
+
+
 def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, capsys):
     first = run(tmp_path / "first", num_validation_videos=0)
     for name, value in (("conditioning", "spatin"), ("prediction_type", "epsilon"), ("num_frames", "3")):
@@ -665,6 +685,7 @@ def test_trains_on_kelvin_with_missing_values_and_predicts_kelvin(normalization,
     pipe = MCVDPipeline.from_pretrained(folder)
     assert pipe.unet.config.in_channels == 2 and pipe.unet.config.sample_size == [10, 12]
     assert pipe.normalizer.kind == normalization
+    assert pipe.scheduler.config.clip_sample_range == pipe.normalizer.largest_value
     past = np.load(tmp_path / "data" / "t2m.npy")[:2, None]
     out = pipe(past_frames=past, num_frames=2, num_inference_steps=2, output_type="np").frames
     assert out.shape == (1, 2, 10, 12, 1)

@@ -46,9 +46,8 @@ def add_convert(commands) -> None:
     parser.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        default=SAMPLERS[0],
-        help="what the pipeline is saved with: 15 steps of DPM-Solver++ (the default), or the original's scheduler, steps and last call,"
-        " which published numbers were made with",
+        help="what the pipeline is saved with: 15 steps of DPM-Solver++ (if not given; for VDM's port the original's), or the original's"
+        " scheduler, steps and last call, which published numbers were made with",
     )
     others = parser.add_argument_group(
         "RaMViD, FDM, VDM's port and LGC-VD",

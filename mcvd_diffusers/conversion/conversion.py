@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from mcvd_diffusers.model_card import plain_text
 from mcvd_diffusers.pipelines import MCVDPipeline
-from mcvd_diffusers.samplers import NUM_STEPS, make_sampler
+from mcvd_diffusers.samplers import NUM_STEPS, NUM_STEPS_OF, make_sampler
 
 from .components import bound
 from .untrusted import CheckpointError
@@ -156,9 +156,11 @@ def sampling_settings(
         original += " and a last call of the network"
     if sampler == "original":
         return {"scheduler": scheduler, "num_inference_steps": num_steps, "final_denoise": final_denoise}
-    ours, few = make_sampler(scheduler), min(NUM_STEPS, scheduler.config.num_train_timesteps)
+    ours = make_sampler(scheduler)
+    few = min(NUM_STEPS_OF.get(type(ours).__name__, NUM_STEPS), scheduler.config.num_train_timesteps)
     result.notes.append(
-        f"It is saved with {type(ours).__name__} and {few} steps, whose videos were as good as those of a hundred where it was measured."
+        f"It is saved with {type(ours).__name__} and {few} steps. On small networks that was as good as a hundred steps"
+        " (`benchmarks/RESULTS.md` of mcvd-diffusers); on this one it was not measured."
         f" `--sampler original` keeps {original}, which published numbers were made with."
     )
     return {"scheduler": ours, "num_inference_steps": few}

@@ -60,7 +60,7 @@ def convert_checkpoint(
     preset: str | None = None,
     weights: str | None = None,
     verify: bool = False,
-    sampler: str = "few_steps",
+    sampler: str | None = None,
     num_heads: int | None = None,
     image_size: int | None = None,
     max_frames: int | None = None,
@@ -89,10 +89,10 @@ def convert_checkpoint(
         verify (`bool`, *optional*, defaults to `False`):
             Load the folder again, and compare the network's output with a second implementation, which runs on the
             original's state dict. A difference ends the conversion.
-        sampler (`str`, *optional*, defaults to `"few_steps"`):
-            What the pipeline is saved with: `"few_steps"`, 15 steps of DPM-Solver++, as good as a hundred of DDIM or DDPM; or
-            `"original"`, the original's scheduler, steps and last call. VDM's port always has the original's, since what is
-            given enters its frames by guidance.
+        sampler (`str`, *optional*):
+            What the pipeline is saved with: `"few_steps"`, 15 steps of DPM-Solver++ ([`samplers.make_sampler`]), which is the
+            default; or `"original"`, the original's scheduler, steps and last call. VDM's port always has the original's, since what
+            is given enters its frames by guidance.
         num_heads (`int`, *optional*): Of RaMViD's and FDM's attention, if not the published 4.
         image_size (`int`, *optional*): Height and width of frames, where no config says it; by default 64.
         max_frames (`int`, *optional*): Frames of a window, where no config and no shape says it; by default those published.
@@ -107,7 +107,7 @@ def convert_checkpoint(
     """
     if weights not in (None, "ema", "model"):
         raise CheckpointError(f'`weights` must be "ema" or "model", got {weights!r}.')
-    if sampler not in SAMPLERS:
+    if sampler not in (None, *SAMPLERS):
         raise CheckpointError(f'`sampler` must be "few_steps" or "original", got {sampler!r}.')
     output = _path("OUT", output)
     check_new_folder(output)
@@ -132,6 +132,7 @@ def convert_checkpoint(
         asked = {name: value for name, value in asked.items() if system in _OPTIONS[name][1]}
         shared = {"weights": weights, "verify": verify, "sampler": sampler, "notes": notes}
         return convert_other(checkpoint, content, output, **shared, **asked)
+    sampler = sampler or SAMPLERS[0]
     if preset is not None:
         original = config_of_preset(preset)
     else:
@@ -176,7 +177,7 @@ def convert_checkpoint(
         num_parameters=sum(parameter.numel() for parameter in unet.parameters()),
         tasks=_tasks(original, unet),
         stray=original.stray,
-        notes=_notes(original, content, weights, unet),
+        notes=_notes(original, content, weights, unet, sampler),
         not_verified=_not_verified(original, content, fitting),
     )
     if num_checkpoints > 1:
@@ -411,7 +412,7 @@ def _tasks(original: OriginalConfig, unet: MCVDUNet2DModel) -> list[str]:
     )
 
 
-def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet2DModel) -> list[str]:
+def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet2DModel, sampler: str) -> list[str]:
     """What a reader would otherwise not expect."""
     notes = []
     if weights == "model" and len(content) == 5 and isinstance(content[4], dict):
@@ -429,7 +430,7 @@ def _notes(original: OriginalConfig, content: list, weights: str, unet: MCVDUNet
         )
     subsample = original["sampling.subsample"]
     total = unet.config.num_train_timesteps
-    if subsample and total % subsample:
+    if sampler == "original" and subsample and total % subsample:
         stride = total // subsample
         notes.append(
             f"For `subsample: {subsample}` the original takes one noise level in {stride}, {-(-total // stride)} steps;"

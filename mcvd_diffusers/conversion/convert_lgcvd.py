@@ -21,6 +21,7 @@ from mcvd_diffusers.pipelines import MCVDPipeline
 from . import reference_lgcvd
 from .conversion import (
     MOST_PIXELS,
+    SAMPLERS,
     Conversion,
     card_source,
     card_verification,
@@ -82,7 +83,7 @@ def convert_lgcvd(
     *,
     weights: str | None,
     verify: bool,
-    sampler: str,
+    sampler: str | None,
     notes: list[str],
     attention_head_dim: int | None,
     image_size: int | None,
@@ -96,7 +97,7 @@ def convert_lgcvd(
         output (`Path`): Folder to write.
         weights (`str`, *optional*): `"ema"` or `"model"`.
         verify (`bool`): Whether to compare with the second implementation.
-        sampler (`str`): `"few_steps"` or `"original"`, as of [`convert_checkpoint`].
+        sampler (`str`, *optional*): `"few_steps"` (default) or `"original"`, as of [`convert_checkpoint`].
         notes (`list[str]`): What is to be reported first.
         attention_head_dim, image_size (`int`, *optional*): What no shape tells, if the caller says it.
 
@@ -159,7 +160,7 @@ def convert_lgcvd(
         result.verified.append(check_betas(betas, scheduler, "LGC-VD", what))
 
     steps = min(num_timesteps, _NUM_INFERENCE_STEPS)
-    sampling = sampling_settings(result, sampler, scheduler, steps)
+    sampling = sampling_settings(result, sampler or SAMPLERS[0], scheduler, steps)
 
     with new_folder(output) as folder:
         unet.load_state_dict(converted[DENOISER], strict=True, assign=True)

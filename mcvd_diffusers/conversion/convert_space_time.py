@@ -27,6 +27,7 @@ from mcvd_diffusers.pipelines import MCVDPipeline
 from . import reference_space_time
 from .conversion import (
     MOST_PIXELS,
+    SAMPLERS,
     Conversion,
     card_source,
     card_verification,
@@ -131,7 +132,7 @@ def convert_space_time(
     *,
     weights: str | None,
     verify: bool,
-    sampler: str,
+    sampler: str | None,
     notes: list[str],
     num_heads: int | None,
     image_size: int | None,
@@ -146,7 +147,7 @@ def convert_space_time(
         output (`Path`): Folder to write.
         weights (`str`, *optional*): `"ema"` or `"model"`.
         verify (`bool`): Whether to compare with the second implementation.
-        sampler (`str`): `"few_steps"` or `"original"`, as of [`convert_checkpoint`].
+        sampler (`str`, *optional*): `"few_steps"` or `"original"`, as of [`convert_checkpoint`].
         notes (`list[str]`): What is to be reported first.
         num_heads, image_size, max_frames (`int`, *optional*): What no shape tells, if the caller says it.
 
@@ -180,6 +181,11 @@ def convert_space_time(
         raise CheckpointError(
             f"`num_heads` is {num_heads}, but {what} has {recognised.config['num_attention_heads']}, as its table of positions"
             " tells. Leave it out."
+        )
+    if system == "vdm" and sampler == "few_steps":
+        raise CheckpointError(
+            '`sampler` is "few_steps", but what is given enters VDM\'s frames by replacement and guidance, which those solvers serve badly:'
+            " leave it out, and the original's is kept."
         )
     size = _agree("image_size", image_size, options, what)
     frames = _agree("max_frames", max_frames, options, what)
@@ -219,10 +225,13 @@ def convert_space_time(
     if betas is not None:
         result.verified.append(check_betas(betas, scheduler, "the port", what))
 
-    # What is given enters VDM's frames by replacement and guidance, which its ancestral sampler serves best.
-    sampling = sampling_settings(
-        result, "original" if system == "vdm" else sampler, scheduler, min(num_timesteps, 1000)
-    )
+    sampler = sampler or ("original" if system == "vdm" else SAMPLERS[0])
+    sampling = sampling_settings(result, sampler, scheduler, min(num_timesteps, 1000))
+    if system == "vdm":
+        result.notes.append(
+            "It is saved with the original's sampler, DDPM in all steps: what is given enters its frames by replacement and guidance, which"
+            " solvers of few steps serve badly. Fewer steps: `num_inference_steps=25, num_resamples=4`."
+        )
 
     with new_folder(output) as folder:
         unet.load_state_dict(converted, strict=True, assign=True)

@@ -60,7 +60,7 @@ def as_table(results: Results) -> str:
     rows = [("metric", "of", "samples", "value", "95 % interval", "std", "clips (videos)")]
     notes = []
     for number in _without_ranks(results):
-        interval = "" if number.low is None else f"{number.low:.4g} .. {number.high:.4g}"
+        interval = number.shown_interval(to=" .. ")
         std = "" if number.std is None else f"{number.std:.2g}"
         clips = f"{number.num_clips} ({number.num_videos})"
         metric = number.metric + (f" ({number.unit})" if number.unit else "") + ARROWS[number.better]
@@ -237,7 +237,7 @@ def as_markdown(results: Results, *, cost: dict | None = None) -> str:
     lines += ["```", "", "| metric | of | samples | value | 95 % interval | how | std | clips (videos) | note |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for number in _without_ranks(results):
-        interval = "" if number.low is None else f"{number.low:.5g} to {number.high:.5g}"
+        interval = number.shown_interval(5)
         std = "" if number.std is None else f"{number.std:.4g}"
         value = f"{number.shown_value()}{f' {number.unit}' if number.unit and number.value is not None else ''}"
         metric = number.metric + ARROWS[number.better]

@@ -109,9 +109,17 @@ class Number:
     better: str = ""
     note: str = ""
 
+    def shown_interval(self, digits: int = 4, to: str = " to ") -> str:
+        """The ends, if there are any; the decibels of an error that may be 0 have no upper one."""
+        if self.low is None:
+            return ""
+        return (
+            f"above {self.low:.{digits}g}" if self.high is None else f"{self.low:.{digits}g}{to}{self.high:.{digits}g}"
+        )
+
     def __str__(self) -> str:
         value = f"{self.shown_value()} {self.unit}".strip()
-        interval = "" if self.low is None else f" (95 %: {self.low:.4g} to {self.high:.4g})"
+        interval = f" (95 %: {self.shown_interval()})" if self.shown_interval() else ""
         note = f" [{self.note}]" if self.note else ""
         return (
             f"{self.metric} of {self.made_by}, {self.samples}: {value}{interval}, {self.num_clips} clips,"

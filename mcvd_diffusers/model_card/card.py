@@ -252,6 +252,7 @@ class _Model:
         self.frame_schedule, self.replacement = (index.get(name) for name in ("frame_schedule", "replacement"))
         self.reconstruction_guidance = index.get("reconstruction_guidance") or 0
         self.final_denoise = index.get("final_denoise") is True
+        self.samples_as_the_original = self.scheduler.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")
         self.units = index.get("normalization")
         self.num_channels, self.value_ranges = unet["in_channels"], [(0.0, 1.0)]  # of all channels, or of each
         if self.units is not None:
@@ -666,6 +667,11 @@ def _samples_of_the_original(model: _Model, facts: "CardFacts") -> str | None:
     example = next(iter(_calls(model, facts).values()), None)
     if facts.source is None or example is None:
         return None
+    if not model.samples_as_the_original:
+        return (
+            "This pipeline is saved with another sampler than the original's. To repeat the original's samples, convert its checkpoint"
+            " anew, with `--sampler original`; the card then says how."
+        )
     lines = [
         "The original draws all noise from one stream in its own order, for the whole batch at once. Its samples are repeated"
         " by its recorded draws, or by a generator in the state that the original's had when it began to sample, with the same"

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 import numbers
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from mcvd_diffusers.frame_plans import FramePlan
 from mcvd_diffusers.frame_schedules import ADAPTIVE_FRAME_SCHEDULES, Window, schedule_name
 from mcvd_diffusers.guidance import check_guider
 from mcvd_diffusers.masking import FrameRole
+from mcvd_diffusers.objectives import starts_blind
 from mcvd_diffusers.randomness import NoiseSequence
 
 from .call_plan import CallPlan, plan_windows
@@ -643,17 +645,17 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
     """Whether the scheduler, and the guider if there is one, can do what is asked of them; in how many steps."""
     if call.timesteps is not None and call.sigmas is not None:
         raise ValueError("`timesteps` and `sigmas` both say which steps to take: pass one of them.")
+    options = {name: getattr(call, name) for name in ("num_inference_steps", "timesteps", "sigmas")}
     if not is_number(call.eta) or not 0 <= call.eta <= 1:
         raise ValueError(f"`eta` must be a number in [0, 1], got {call.eta!r}.")
-    if call.eta > 0 and "eta" not in inspect.signature(pipe.scheduler.step).parameters:
-        raise ValueError(f"`eta` is {call.eta}, but {type(pipe.scheduler).__name__} does not know it: leave it at 0.")
     if pipe.unet.training and pipe.unet.config.get("dropout", 0) > 0:
         logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
     _warn_of_clipping(pipe)
-    options = {name: getattr(call, name) for name in ("num_inference_steps", "timesteps", "sigmas")}
     steps = check_scheduler(pipe.scheduler, pipe.unet.config, options, final_denoise=call.final_denoise)
     if call.num_resamples > 1:
         check_no_memory(pipe.scheduler, options, call.num_resamples)
+    if call.eta > 0 and "eta" not in inspect.signature(pipe.scheduler.step).parameters:
+        raise ValueError(f"`eta` is {call.eta}, but {type(pipe.scheduler).__name__} does not know it: leave it at 0.")
     if pipe.guider is not None:
         pipe.register_attention()
         check_guider(pipe.guider, pipe.unet, window_shape, len(steps))
@@ -661,19 +663,32 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
 
 
 def _warn_of_clipping(pipe) -> None:
-    """A residual may be larger than a frame, at whose size schedulers clip by default."""
-    config = pipe.scheduler.config
-    clips = (
-        "clip_sample" in inspect.signature(type(pipe.scheduler)).parameters and config.clip_sample
-    )  # a config keeps others' settings
-    if not pipe.unet.config.get("residual") or not clips:
-        return
-    encoder, most = pipe.context_encoder.config, config.get("clip_sample_range", 1.0)
-    largest = 2 * (encoder.clip_range or pipe.normalizer.largest_value) / encoder.scale
+    """Frames and residuals may be larger than what a scheduler clips at; and some networks fail if nothing is clipped."""
+    config, takes = pipe.scheduler.config, inspect.signature(type(pipe.scheduler)).parameters
+    clips = "clip_sample" in takes and config.clip_sample  # a config keeps what it was made from, too
+    largest = pipe.normalizer.largest_value
+    if pipe.unet.config.get("residual"):
+        encoder = pipe.context_encoder.config
+        largest = 2 * (encoder.clip_range or largest) / encoder.scale
+    most = config.clip_sample_range if clips else math.inf
     if most < largest:
         logger.warning(
-            f"The scheduler clips what the network makes at {most:g}, but what a prediction leaves over may be as large as"
-            f" {largest:g}: make it anew by `from_config(pipe.scheduler.config, clip_sample_range={largest:g})`."
+            f"The scheduler clips what the network makes at {most:g}, but it may be as large as {largest:g}: make it anew by"
+            f" `from_config(pipe.scheduler.config, clip_sample_range={largest:g})`."
+        )
+    is_kept = (
+        clips
+        or ("thresholding" in takes and config.thresholding)
+        or ("lambda_min_clipped" in takes and config.lambda_min_clipped > -math.inf)
+    )
+    try:
+        is_blind = starts_blind(pipe.scheduler)
+    except (ValueError, AttributeError):  # which `check_scheduler` tells
+        return
+    if is_blind and not is_kept:
+        logger.warning(
+            f"The network predicts noise, also where {type(pipe.scheduler).__name__} begins with nothing else: without clipping, its"
+            " errors there grow out of all bounds. Use `DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=True)`."
         )
 
 

@@ -845,12 +845,16 @@ def test_card_states_what_is_known(tmp_path):
 @pytest.mark.parametrize("name", ["concat", "no future", "no given frames", "future only"])
 def test_code_in_the_card_runs(name, tmp_path, monkeypatch):
     config = tiny(**SHAPES[name], sampling__subsample=2)
-    result, _ = convert(tmp_path, config)
-    card = (tmp_path / "out" / "README.md").read_text()
-    usage, repeat = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert usage.count("pipe(") == len(result.tasks) > 0 and "NoiseSequence(" in repeat
-    monkeypatch.chdir(tmp_path / "out")
-    exec(usage + repeat, {})
+    for sampler in ("original", "few_steps"):
+        result, _ = convert(tmp_path / sampler, config, sampler=sampler)
+        card = (tmp_path / sampler / "out" / "README.md").read_text()
+        usage, *repeat = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+        assert usage.count("pipe(") == len(result.tasks) > 0
+        # Only the original's sampler repeats its samples.
+        assert [("NoiseSequence(" in x) for x in repeat] == [True] * (sampler == "original")
+        assert ("convert its checkpoint anew, with `--sampler original`" in card) == (sampler == "few_steps")
+        monkeypatch.chdir(tmp_path / sampler / "out")
+        exec("".join([usage, *repeat]), {})
 
 
 def test_card_of_a_hostile_config_is_only_text(tmp_path):
@@ -885,7 +889,7 @@ def test_settings_that_are_not_converted_are_noted(tmp_path):
         model__cond_emb=True,
         data__prob_mask_sync=True,
     )
-    result, pipe = convert(tmp_path, config)
+    result, pipe = convert(tmp_path, config, sampler="original")
     notes = " ".join(result.notes)
     for part in (
         "init_prev_t: 0.5",

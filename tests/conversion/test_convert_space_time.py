@@ -237,6 +237,9 @@ def test_few_steps_are_the_default_but_for_vdm(tmp_path):
         convert(tmp_path / case, case)
         index = json.loads((tmp_path / case / "out" / "model_index.json").read_text())
         assert (index["scheduler"][1], index["num_inference_steps"]) == (name, steps)
+    assert "It is saved with the original's sampler" in (tmp_path / "vdm_rgb" / "out" / "README.md").read_text()
+    with pytest.raises(CheckpointError, match='`sampler` is "few_steps", but .* leave it out'):
+        convert(tmp_path, "vdm_rgb", sampler="few_steps")
 
 
 def test_settings_of_fdm_are_used(tmp_path):

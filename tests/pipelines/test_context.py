@@ -102,6 +102,22 @@ def test_a_residual_that_a_scheduler_would_clip_is_told(caplog):
     assert pipe.scheduler.config.clip_sample is True and "clip_sample_range" not in caplog.text
 
 
+def test_a_network_that_starts_blind_is_told_of_a_scheduler_that_keeps_nothing_within_range(caplog):
+    pipe = ROWS["mcvd-residual"].make()
+    pipe.unet.register_to_config(prediction_type="epsilon")
+    noise = {"prediction_type": "epsilon", "beta_schedule": "squaredcos_cap_v2"}
+    for scheduler, is_told in (
+        (DPMSolverMultistepScheduler(**noise), True),
+        (DPMSolverMultistepScheduler(**noise, lambda_min_clipped=-5.1), False),
+        (DPMSolverMultistepScheduler(**noise, thresholding=True), False),
+        (DPMSolverMultistepScheduler(prediction_type="epsilon"), False),
+    ):
+        pipe.scheduler = scheduler
+        caplog.clear()
+        sample(pipe, past_frames=frames(1, 2, 1, 8, 8), num_frames=2)
+        assert ("errors there grow out of all bounds" in caplog.text) == is_told
+
+
 def test_a_memory_of_another_depth_than_the_network_that_stands_beside_it_is_refused():
     pipe = ROWS["lgcvd"].make()
     deeper = clip_memory(block_out_channels=(8, 8, 16))
