@@ -35,17 +35,8 @@ SAMPLERS = {
     "edm": ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"),
 }
 # What of a scheduler with betas is the noise that a network was trained on, rather than a way of sampling.
-_NOISE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-) + (
-    "prediction_type",
-    "variance_type",
-)
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+_NOISE += ("rescale_betas_zero_snr", "prediction_type", "variance_type")
 
 
 def make_noise_scheduler(
@@ -146,11 +137,8 @@ def make_sampler(
         ValueError: If frames must be clipped, and this scheduler cannot.
     """
     name = name or default_sampler(noise_scheduler)
-    kind, noise, has_betas = (
-        getattr(diffusers, name),
-        noise_settings(noise_scheduler),
-        hasattr(noise_scheduler, "betas"),
-    )
+    kind, noise = getattr(diffusers, name), noise_settings(noise_scheduler)
+    has_betas = hasattr(noise_scheduler, "betas")
     must_clip = has_betas and starts_blind(noise_scheduler)
     if must_clip and name not in (*CLIPPING, *DISTILLED):
         raise ValueError(
