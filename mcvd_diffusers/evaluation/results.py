@@ -424,7 +424,7 @@ class Results:
                 "better": "higher",
             }
             own |= {"definition": self._definition("psnr_of_mean_mse"), "std": None, "normal_half_width": None}
-            own |= {"interval": number.interval} if low is not None and high is not None else {"interval": "none"}
+            own |= {"interval": number.interval} if high is not None else {"interval": "none"}
             own |= {"note": "every video is met exactly"} if value is None else {}
             numbers.append(dataclasses.replace(number, **own))
         return numbers

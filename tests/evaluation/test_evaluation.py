@@ -1010,3 +1010,16 @@ def test_what_a_recurrent_network_cannot_read_is_refused_before(protocol, tmp_pa
     with pytest.raises(ValueError, match="gives future frames, and this model reads none .*num_context_frames"):
         run(pipe, videos, protocol, tmp_path / "out")
     run(context_pipeline("lgcvd"), videos, protocol, tmp_path / "out")
+
+
+def test_decibels_of_an_error_that_may_be_zero_have_no_upper_end(pipeline, protocol, tmp_path):
+    """Two clips stand still and one does not: the interval of their mean error reaches below 0, and the tables say what is known."""
+    video = np.zeros((3, 7, 1, 16, 16), np.uint8)
+    video[2, 3:] = 255
+    np.save(tmp_path / "videos.npy", video)
+    few = dataclasses.replace(protocol, metrics=("psnr_of_mean_mse",), num_clips=3)
+    results = run(pipeline, tmp_path / "videos.npy", few, tmp_path / "out")
+    found = number(results, "psnr_of_mean_mse", "repeat_last_frame")
+    assert found.high is None and found.low < found.value and found.shown_interval().startswith("above ")
+    for text in (as_table(results), (tmp_path / "out" / "results.md").read_text(), str(found)):
+        assert "above " in text
