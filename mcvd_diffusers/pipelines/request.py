@@ -650,8 +650,8 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
         raise ValueError(f"`eta` must be a number in [0, 1], got {call.eta!r}.")
     if pipe.unet.training and pipe.unet.config.get("dropout", 0) > 0:
         logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
-    _warn_of_clipping(pipe)
     steps = check_scheduler(pipe.scheduler, pipe.unet.config, options, final_denoise=call.final_denoise)
+    _warn_of_clipping(pipe)
     if call.num_resamples > 1:
         check_no_memory(pipe.scheduler, options, call.num_resamples)
     if call.eta > 0 and "eta" not in inspect.signature(pipe.scheduler.step).parameters:
@@ -681,11 +681,7 @@ def _warn_of_clipping(pipe) -> None:
         or ("thresholding" in takes and config.thresholding)
         or ("lambda_min_clipped" in takes and config.lambda_min_clipped > -math.inf)
     )
-    try:
-        is_blind = starts_blind(pipe.scheduler)
-    except (ValueError, AttributeError):  # which `check_scheduler` tells
-        return
-    if is_blind and not is_kept:
+    if starts_blind(pipe.scheduler) and not is_kept:
         logger.warning(
             f"The network predicts noise, also where {type(pipe.scheduler).__name__} begins with nothing else: without clipping, its"
             " errors there grow out of all bounds. Use `DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=True)`."
