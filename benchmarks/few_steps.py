@@ -61,7 +61,7 @@ OBJECTIVES = {
 
 # Name -> the network that it is distilled from.
 DISTILLED = {f"{name}_distilled": name for name in ("velocity", "sample", "velocity_zero_snr")}
-DISTILLATION = "--variant ema --distill True --learning_rate 3e-4 --max_train_steps 8000"
+DISTILLATION = "--variant ema --distill True --learning_rate 2e-4 --max_train_steps 8000"
 
 DPM, UNIPC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
 TRAILING = {"timestep_spacing": "trailing"}

@@ -12,14 +12,14 @@ from mcvd_diffusers.randomness import Generators, rand_tensor
 HUBER = 0.00054
 
 
-def draw_steps(noise_scheduler, batch_size: int, *, num_steps: int = 50, generator: Generators = None) -> torch.Tensor:
+def draw_steps(noise_scheduler, batch_size: int, *, num_steps: int = 10, generator: Generators = None) -> torch.Tensor:
     """
     Timesteps of distillation: those of a teacher's way in so many steps, each with the same chance.
 
     Args:
         noise_scheduler: Of training.
         batch_size (`int`): Number of clips `B`.
-        num_steps (`int`, *optional*, defaults to 50): Steps of the way: the `original_inference_steps` of `LCMScheduler`.
+        num_steps (`int`, *optional*, defaults to 10): Steps of the way: the `original_inference_steps` of `LCMScheduler`.
         generator (`torch.Generator` or a list of them, *optional*): The source; one number each.
 
     Returns:
@@ -38,7 +38,7 @@ def consistency_loss(
     roles: torch.Tensor,
     *,
     timesteps: torch.Tensor,
-    num_steps: int = 50,
+    num_steps: int = 10,
     generator: Generators = None,
     noise: torch.Tensor | None = None,
     frame_indices: torch.Tensor | None = None,
@@ -59,7 +59,7 @@ def consistency_loss(
         video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean clips.
         roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame.
         timesteps (`torch.Tensor` of shape `(B,)`): As [`draw_steps`] draws them.
-        num_steps (`int`, *optional*, defaults to 50): Steps of the teacher's way.
+        num_steps (`int`, *optional*, defaults to 10): Steps of the teacher's way.
         generator (`torch.Generator` or a list of them, *optional*): Source of the noise.
         noise (`torch.Tensor` of the shape of `video`, *optional*): Instead of drawing it.
         frame_indices, segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): As in [`denoising_loss`].

@@ -130,7 +130,10 @@ class ModelArguments:
         "Distil the network of --pretrained_model_name_or_path to one that needs 1 to 4 denoising steps (consistency distillation,"
         " sampled by LCMScheduler). With --prediction_type v_prediction also one of epsilon, which by itself is hard to distil.",
     )
-    distillation_steps: int = _flag(50, "distill: steps of the teacher's way from noise to frames.")
+    distillation_steps: int = _flag(
+        10,
+        "distill: steps of the teacher's way from noise to frames. With more, errors add up along it: 50 need far longer.",
+    )
     observed_noise: float = _flag(
         0.0,
         "mcvd: noise on given frames, of which the network is told, against drift in long videos: the most, as a share; each clip"

@@ -82,7 +82,14 @@ def test_loss_is_about_the_root_mean_squared_error_of_latent_frames():
         return (torch.full_like(sample, 0.75),)
 
     losses = consistency_loss(
-        student, teacher, Objective("sample"), scheduler, video, roles, timesteps=torch.tensor([19, 39, 999])
+        student,
+        teacher,
+        Objective("sample"),
+        scheduler,
+        video,
+        roles,
+        timesteps=torch.tensor([19, 39, 999]),
+        num_steps=50,
     )
     # The cleanest one's target is the teacher's, those of the others the student's own.
     expected = torch.tensor([0.5, 0.5, 0.5])
@@ -115,6 +122,7 @@ def test_only_the_noisier_side_has_a_gradient():
         roles,
         timesteps=timesteps,
         noise=noise,
+        num_steps=50,
         largest_value=99.0,
     )
     losses.sum().backward()
@@ -181,7 +189,7 @@ def test_script_makes_a_student_that_is_sampled_in_four_steps(teacher, tmp_path,
     pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
     assert type(pipe.scheduler) is LCMScheduler and pipe.default_num_inference_steps == 4
     assert pipe.unet.config.prediction_type == pipe.scheduler.config.prediction_type == (flags or ["epsilon"])[-1]
-    assert pipe.scheduler.config.beta_schedule == "linear" and pipe.scheduler.config.original_inference_steps == 50
+    assert pipe.scheduler.config.beta_schedule == "linear" and pipe.scheduler.config.original_inference_steps == 10
     calls = []
     pipe.unet.register_forward_hook(lambda *_: calls.append(1))
     video = pipe(past_frames=torch.rand(1, 1, 1, 8, 8), num_frames=2, output_type="pt").frames
@@ -237,7 +245,7 @@ def test_a_distillation_does_not_go_on_with_another_teacher(teacher, tmp_path):
             "--min_snr_gamma does not go with --distill, which has a loss of its own",
         ),
         ("TEACHER --distill True --loss_type l1", "--loss_type does not go with --distill"),
-        ("TEACHER --distill True --validation_inference_steps 60", "must not exceed --distillation_steps (50)"),
+        ("TEACHER --distill True --validation_inference_steps 60", "must not exceed --distillation_steps (10)"),
         ("TEACHER --distill True --prediction_type edm", "--distill is for networks of noise, velocity or frames"),
         (
             "TEACHER --distill True --sampling_scheduler DDIMScheduler",
