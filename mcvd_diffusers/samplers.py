@@ -1,7 +1,7 @@
 """The noise schedulers that checkpoints are saved with: which of Diffusers' fit what a network predicts, and how they are set.
 
-Where noise and signal come from betas, the default is DPM-Solver++ of order 2 (2211.01095), whose `NUM_STEPS` calls of the network come
-as near to where a thousand lead as DDIM's hundred; what is measured is in `benchmarks/RESULTS.md`.
+Where noise and signal come from betas, the default is DPM-Solver++ of order 2 (2211.01095): in `NUM_STEPS` calls of the network its videos
+are as good as DDIM's in a hundred, where that was measured (`benchmarks/RESULTS.md`).
 """
 
 import inspect
