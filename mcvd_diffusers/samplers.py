@@ -13,7 +13,7 @@ from .noise_schedules import cosine_logsnr_betas
 from .objectives import VARIANCE_PRESERVING, objective_of, starts_blind
 
 
-# Denoising steps by default.
+# Denoising steps by default, see [`num_steps_of`].
 NUM_STEPS = 15
 DISTILLED = ("LCMScheduler",)
 FROM_BETAS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler", "DDPMScheduler") + (
@@ -25,7 +25,7 @@ WITHOUT_ZERO_SNR = ("HeunDiscreteScheduler",)
 # These keep frames within their range in each step, whatever that is.
 CLIPPING = ("DDPMScheduler", "DDIMScheduler")
 # Those of betas that are of order 1 need more steps.
-NUM_STEPS_OF = dict.fromkeys(DISTILLED, 4) | dict.fromkeys(
+_NUM_STEPS_OF = dict.fromkeys(DISTILLED, 4) | dict.fromkeys(
     ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"), 25
 )
 # By what the network predicts.
@@ -108,6 +108,20 @@ def default_sampler(noise_scheduler: SchedulerMixin, *, resamples: bool = False)
     known = SAMPLERS[objective_of(noise_scheduler).prediction_type]
     needs_ddpm = known == FROM_BETAS and (resamples or starts_blind(noise_scheduler))
     return "DDPMScheduler" if needs_ddpm else known[0]
+
+
+def num_steps_of(name: str, most: int) -> int:
+    """
+    Denoising steps that a sampler takes if nothing is said.
+
+    Args:
+        name (`str`): The name of a class of Diffusers.
+        most (`int`): As many as there are.
+
+    Returns:
+        `int`
+    """
+    return min(_NUM_STEPS_OF.get(name, NUM_STEPS), most)
 
 
 def make_sampler(

@@ -47,12 +47,11 @@ from mcvd_diffusers.samplers import (
     CLIPPING,
     DISTILLED,
     FROM_BETAS,
-    NUM_STEPS,
-    NUM_STEPS_OF,
     SAMPLERS,
     WITHOUT_ZERO_SNR,
     default_sampler,
     make_noise_scheduler,
+    num_steps_of,
 )
 
 
@@ -1302,9 +1301,8 @@ def _choose_sampler(settings: Settings) -> None:
             f" --sampling_scheduler {' or '.join(CLIPPING)}."
         )
     if training.validation_inference_steps is None:
-        steps = NUM_STEPS_OF.get(training.sampling_scheduler, NUM_STEPS)
         most = model.distillation_steps if model.distill else training.num_train_timesteps
-        training.validation_inference_steps = max(1, min(steps, most))
+        training.validation_inference_steps = max(1, num_steps_of(training.sampling_scheduler, most))
 
 
 def _check_distillation(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from mcvd_diffusers.model_card import plain_text
 from mcvd_diffusers.pipelines import MCVDPipeline
-from mcvd_diffusers.samplers import NUM_STEPS, NUM_STEPS_OF, make_sampler
+from mcvd_diffusers.samplers import make_sampler, num_steps_of
 
 from .components import bound
 from .untrusted import CheckpointError
@@ -157,7 +157,7 @@ def sampling_settings(
     if sampler == "original":
         return {"scheduler": scheduler, "num_inference_steps": num_steps, "final_denoise": final_denoise}
     ours = make_sampler(scheduler)
-    few = min(NUM_STEPS_OF.get(type(ours).__name__, NUM_STEPS), scheduler.config.num_train_timesteps)
+    few = num_steps_of(type(ours).__name__, most=scheduler.config.num_train_timesteps)
     result.notes.append(
         f"It is saved with {type(ours).__name__} and {few} steps. On small networks that was as good as a hundred steps"
         " (`benchmarks/RESULTS.md` of mcvd-diffusers); on this one it was not measured."
