@@ -49,7 +49,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     gather_object,
 )
-from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import EMAModel
@@ -80,7 +80,7 @@ from mcvd_diffusers.publishing import PushError, check_repository, push_folder
 from mcvd_diffusers.randomness import keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
 from mcvd_diffusers.samplers import make_sampler
-from mcvd_diffusers.train_settings import Settings, new_noise_scheduler, parse_args
+from mcvd_diffusers.train_settings import Settings, noise_scheduler_of, parse_args
 from mcvd_diffusers.training import DROPOUT_STREAM, TrainingWindow, draw_timesteps
 from mcvd_diffusers.training_data import Batches, DataError, make_datasets, make_loader, whole_clips
 from mcvd_diffusers.training_log import LossMeter, Trackers
@@ -158,15 +158,7 @@ def make_unet(settings: Settings) -> torch.nn.Module:
 
 def make_noise_scheduler(settings: Settings) -> SchedulerMixin:
     """The noise of training; a saved pipeline's, if training goes on with one."""
-    training, source = settings.training, settings.model.pretrained_model_name_or_path
-    if source is None:
-        return new_noise_scheduler(settings, variance_type=make_method(settings).variance_type)
-    own = {"prediction_type": training.prediction_type} if settings.model.distill else {}
-    kinds = {"flow_prediction": FlowMatchEulerDiscreteScheduler, "edm": EDMEulerScheduler}
-    kind = kinds.get(training.prediction_type, DDPMScheduler)
-    if kind is DDPMScheduler:
-        own["variance_type"] = make_method(settings).variance_type
-    return kind.from_pretrained(source, subfolder="scheduler", **own)
+    return noise_scheduler_of(settings, variance_type=make_method(settings).variance_type)
 
 
 def make_pipeline(

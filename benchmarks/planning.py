@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 from diffusers import DDIMScheduler, LCMScheduler  # noqa: E402
+from diffusers.utils import logging  # noqa: E402
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel  # noqa: E402
 
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args(arguments)
+    logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     unet = MCVDUNet2DModel(

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from diffusers import DDIMScheduler, DDPMScheduler  # noqa: E402
+from diffusers.utils import logging  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, denoising_loss  # noqa: E402
@@ -239,6 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args(arguments)
+    logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     rates = {dtype: peak_flops(device, dtype) for dtype in (torch.float32, torch.bfloat16)}

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from diffusers import LCMScheduler  # noqa: E402
+from diffusers.utils import logging  # noqa: E402
 
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel  # noqa: E402
 
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args(arguments)
+    logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     unet = MCVDUNet2DModel(

@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -1257,35 +1257,32 @@ def _known_schedulers(settings: Settings) -> tuple[str, ...]:
     return DISTILLED if settings.model.distill else SAMPLERS[settings.training.prediction_type]
 
 
-def new_noise_scheduler(settings: Settings, **options) -> SchedulerMixin:
+def noise_scheduler_of(settings: Settings, **options) -> SchedulerMixin:
     """
-    The noise of a training that does not go on from a pipeline.
+    The noise of a training; that of a saved pipeline, if it goes on with one.
 
     Args:
         settings ([`Settings`]): Of the training.
-        options: More of [`make_noise_scheduler`].
+        options: More settings of [`DDPMScheduler`], where noise comes from betas.
 
     Returns:
         [`SchedulerMixin`]
     """
-    names = ("prediction_type", "num_train_timesteps", "beta_schedule", "rescale_betas_zero_snr", "sigma_data")
-    return make_noise_scheduler(**{name: getattr(settings.training, name) for name in names}, **options)
-
-
-def _noise_scheduler(settings: Settings) -> SchedulerMixin:
-    """The noise of training, new or a pipeline's."""
-    source = settings.model.pretrained_model_name_or_path
-    if source is None or settings.training.prediction_type not in VARIANCE_PRESERVING:
-        return new_noise_scheduler(settings)
-    return DDPMScheduler.from_pretrained(
-        source, subfolder="scheduler", prediction_type=settings.training.prediction_type
-    )
+    training, source = settings.training, settings.model.pretrained_model_name_or_path
+    if source is None:
+        names = ("prediction_type", "num_train_timesteps", "beta_schedule", "rescale_betas_zero_snr", "sigma_data")
+        return make_noise_scheduler(**{name: getattr(training, name) for name in names}, **options)
+    kinds = {"flow_prediction": FlowMatchEulerDiscreteScheduler, "edm": EDMEulerScheduler}
+    if training.prediction_type in kinds:
+        return kinds[training.prediction_type].from_pretrained(source, subfolder="scheduler")
+    options["prediction_type"] = training.prediction_type  # a student's may be another one than its teacher's
+    return DDPMScheduler.from_pretrained(source, subfolder="scheduler", **options)
 
 
 def _choose_sampler(settings: Settings) -> None:
     """What the pipeline is saved with, and in how many steps it is sampled, if nothing is said."""
     model, training = settings.model, settings.training
-    noise_scheduler, known = _noise_scheduler(settings), _known_schedulers(settings)
+    noise_scheduler, known = noise_scheduler_of(settings), _known_schedulers(settings)
     if training.sampling_scheduler is None:
         ours = default_sampler(noise_scheduler, resamples=model.method == "vdm")
         training.sampling_scheduler = known[0] if model.distill else ours
