@@ -70,7 +70,7 @@ from mcvd_diffusers.cost import (
     training_flops,
 )
 from mcvd_diffusers.data import StreamingClips
-from mcvd_diffusers.distillation import consistency_loss, draw_steps
+from mcvd_diffusers.distillation import distillation_loss, draw_steps
 from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
@@ -552,7 +552,7 @@ class Learner:
                 num_steps, most = method.settings.model.distillation_steps, self.train_set.normalizer.largest_value
                 own = {"num_steps": num_steps, "largest_value": most}
                 teacher = self._teacher
-                losses = consistency_loss(
+                losses = distillation_loss(
                     unet, teacher.network, teacher.objective, self.noise_scheduler, **clip, **own
                 )
             else:
@@ -696,8 +696,9 @@ class RunMeter(LossMeter):
             self._flops_per_window = training_flops(
                 unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
             )
-            if self._method.settings.model.distill:  # teacher and target go forwards, too
-                self._flops_per_window = self._flops_per_window * 5 // 3
+            model = self._method.settings.model
+            if model.distill:  # the teacher goes its way from any step of it, forwards only
+                self._flops_per_window = self._flops_per_window * (model.distillation_steps + 7) // 6
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": windows_per_second / self._method.num_stages,
@@ -754,7 +755,8 @@ def make_teacher(method: Method, accelerator: Accelerator) -> Teacher:
         weights_digest(network.state_dict()),
     )
     network = network.to(accelerator.device).requires_grad_(False).eval()
-    compile_networks(method.settings, torch.nn.ModuleDict({"unet": network}))
+    # Its batch is what is still on the way to clean frames: None lets torch find that out.
+    compile_networks(method.settings, torch.nn.ModuleDict({"unet": network}), dynamic=None)
     network.forward = accelerator.autocast()(network.forward)
     return Teacher(network, objective, digest)
 
@@ -772,13 +774,13 @@ def make_optimizer(settings: Settings, components: torch.nn.ModuleDict) -> torch
     )
 
 
-def compile_networks(settings: Settings, components: torch.nn.ModuleDict) -> None:
-    """As the settings say; in place, so that the names of the weights stay. A run's shapes never change."""
+def compile_networks(settings: Settings, components: torch.nn.ModuleDict, *, dynamic: bool | None = False) -> None:
+    """As the settings say; in place, so that the names of the weights stay. The shapes of what is trained never change."""
     for module in components.values():
         if settings.training.compile == "blocks":
-            module.compile_repeated_blocks(dynamic=False)
+            module.compile_repeated_blocks(dynamic=dynamic)
         elif settings.training.compile == "whole":
-            module.compile(dynamic=False)
+            module.compile(dynamic=dynamic)
 
 
 def checkpoint_gradients(components: torch.nn.ModuleDict) -> None:

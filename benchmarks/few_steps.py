@@ -2,10 +2,10 @@
 
     python benchmarks/few_steps.py train runs/objectives [--only epsilon edm ...]
     python benchmarks/few_steps.py schedulers runs/objectives/epsilon --output runs/schedulers [--calls 5 10 15 20]
-    python benchmarks/few_steps.py objectives runs/objectives --output runs/objectives_table [--calls 3 5 10 20]
+    python benchmarks/few_steps.py objectives runs/objectives --output runs/objectives_table [--calls 3 5 10 20] [--only ...]
 
 `train` trains `examples/configs/mcvd_digits.yaml` once for each objective, with one thread, all for the same number of updates, and
-then distils some of them; started again, it trains what is missing. `schedulers` compares Diffusers' schedulers on one network of epsilon, v or clean frames, such as a
+then distils some of them; started again, it trains what is missing, and its other flags are those of `train_mcvd.py`. `schedulers` compares Diffusers' schedulers on one network of epsilon, v or clean frames, such as a
 converted one: first blocks by their distance to those that DDIM makes of the same noise in 1000 steps, then videos of several blocks by
 their error, CRPS and the in-house distance. `objectives` compares the networks that `train` made, each with its schedulers.
 
@@ -61,7 +61,7 @@ OBJECTIVES = {
 
 # Name -> the network that it is distilled from.
 DISTILLED = {f"{name}_distilled": name for name in ("velocity", "sample", "velocity_zero_snr")}
-DISTILLATION = "--variant ema --distill True --learning_rate 2e-4 --max_train_steps 8000"
+DISTILLATION = "--variant ema --distill True --learning_rate 5e-4 --max_train_steps 3000"
 
 DPM, UNIPC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
 TRAILING = {"timestep_spacing": "trailing"}
@@ -333,11 +333,11 @@ def compare_schedulers(run: Path, output: Path, calls: list[int], num_clips: int
     finish(output, lines)
 
 
-def compare_objectives(folder: Path, output: Path, calls: list[int], num_clips: int) -> None:
-    """One table for all runs: each with each of its schedulers."""
+def compare_objectives(folder: Path, names: list[str], output: Path, calls: list[int], num_clips: int) -> None:
+    """One table for those runs that are there: each with each of its schedulers."""
     output.mkdir(parents=True, exist_ok=True)
     known, features = output / "measured.jsonl", TransNetFeatures.from_package()
-    names = [name for name in (*OBJECTIVES, *DISTILLED) if (folder / name / "model_index.json").exists()]
+    names = [name for name in names if (folder / name / "model_index.json").exists()]
     if not names:
         raise SystemExit(f"{folder} holds no run of this script: train first.")
     clips = held_out_clips(folder / names[0], num_frames=NUM_GIVEN + NUM_MADE, num_clips=2 * num_clips)
@@ -383,7 +383,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.what == "schedulers":
         compare_schedulers(folder, options.output, options.calls, options.num_clips, options.reference_steps)
     else:
-        compare_objectives(folder, options.output, options.calls, options.num_clips)
+        compare_objectives(folder, options.only, options.output, options.calls, options.num_clips)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Distillation: a network that makes in one to four calls what another, its teacher, makes in many."""
 
+import math
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from mcvd_diffusers.masking import FrameRole
-from mcvd_diffusers.objectives import VARIANCE_PRESERVING, Objective, objective_of, training_level
+from mcvd_diffusers.objectives import VARIANCE_PRESERVING, Objective, objective_of, starts_blind, training_level
 from mcvd_diffusers.randomness import Generators, rand_tensor
 
 
@@ -29,7 +31,7 @@ def draw_steps(noise_scheduler, batch_size: int, *, num_steps: int = 10, generat
     return stride * ((rand_tensor((batch_size,), generator) * num_steps).long() + 1) - 1
 
 
-def consistency_loss(
+def distillation_loss(
     model: torch.nn.Module,
     teacher: torch.nn.Module,
     teacher_objective: Objective,
@@ -46,10 +48,10 @@ def consistency_loss(
     largest_value: float = 1.0,
 ) -> torch.Tensor:
     r"""
-    Consistency distillation (2303.01469, algorithm 2; with DDIM over a grid of timesteps as in latent consistency models,
-    2310.04378): what the student takes the clean frames for must be the same along the whole way that the teacher goes from noise
-    to frames. Of two neighbouring points of that way the cleaner one is the target, without gradient; the target of the cleanest
-    is what the teacher itself takes the frames for.
+    How far what the student takes the clean frames for, from any point of the way from noise to frames, is from where the teacher's
+    way ends: so it becomes a consistency function (2303.01469), which `LCMScheduler` (2310.04378) samples. The way is followed to its
+    end, as in 2101.02388, rather than learned step by step from the student's own estimates, whose errors add up along it; it is that of DPM-Solver++
+    of order 2 (2211.01095), which comes in ten steps to where DDIM comes in many more.
 
     Args:
         model (`torch.nn.Module`): The student, with the signature of [`MCVDUNet2DModel`].
@@ -59,11 +61,12 @@ def consistency_loss(
         video (`torch.Tensor` of shape `(B, T, C, H, W)`, in `[-1, 1]`): Clean clips.
         roles (`torch.Tensor` of shape `(B, T)`): [`FrameRole`] of each frame.
         timesteps (`torch.Tensor` of shape `(B,)`): As [`draw_steps`] draws them.
-        num_steps (`int`, *optional*, defaults to 10): Steps of the teacher's way.
+        num_steps (`int`, *optional*, defaults to 10): Steps of the teacher's way from pure noise.
         generator (`torch.Generator` or a list of them, *optional*): Source of the noise.
         noise (`torch.Tensor` of the shape of `video`, *optional*): Instead of drawing it.
         frame_indices, segment_ids (`torch.Tensor` of shape `(B, T)`, *optional*): As in [`denoising_loss`].
-        largest_value (`float`, *optional*, defaults to 1.0): What frames are taken for is clamped to it.
+        largest_value (`float`, *optional*, defaults to 1.0):
+            What the teacher takes frames for is clamped to it, if it predicts epsilon and starts where no signal is left.
 
     Returns:
         `torch.Tensor` of shape `(B,)`, float32: The loss of each clip, a pseudo-Huber distance; about the root mean squared error.
@@ -80,31 +83,45 @@ def consistency_loss(
             )
     device, timesteps = video.device, timesteps.to(video.device)
     noise = randn_tensor(tuple(video.shape), generator=generator, device=device) if noise is None else noise
-    video, cleaner = video.float(), (timesteps - stride).clamp(min=0)
-    is_latent = (roles == FrameRole.LATENT).to(device)[:, :, None, None, None]
+    video, roles = video.float(), roles.to(device)
+    is_latent = (roles == FrameRole.LATENT)[:, :, None, None, None]
     places = {"frame_indices": frame_indices, "segment_ids": segment_ids}
     places = {name: x.to(device) for name, x in places.items() if x is not None}
 
-    def clean_frames(network, predicted: Objective, noisy: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        sample = torch.where(is_latent, noisy, video)
-        prediction = network(sample, at, roles.to(device), **places, return_dict=False)[0].float()
+    def clean_frames(network, predicted: Objective, noisy, at, clips=slice(None)) -> torch.Tensor:
+        """What a network takes some of the clips for."""
+        sample = torch.where(is_latent[clips], noisy, video[clips])
+        where = {name: x[clips] for name, x in places.items()}
+        prediction = network(sample, at, roles[clips], **where, return_dict=False)[0].float()
         return predicted.to_clean(prediction, noisy, training_level(noise_scheduler, at))
 
     alpha, sigma = training_level(noise_scheduler, timesteps)
     noisy = alpha * video + sigma * noise
+    limit = largest_value if starts_blind(noise_scheduler, teacher_objective) else math.inf
     with torch.no_grad():
-        estimate = clean_frames(teacher, teacher_objective, noisy, timesteps).clamp(-largest_value, largest_value)
-        next_alpha, next_sigma = training_level(noise_scheduler, cleaner)
-        stepped = next_alpha * estimate + next_sigma * (noisy - alpha * estimate) / sigma  # DDIM
-        with torch.random.fork_rng(
-            [device] if device.type == "cuda" else []
-        ):  # the same dropout here and there, or its noise would be learned
-            target = clean_frames(model, objective, stepped, cleaner).clamp(-largest_value, largest_value)
-        target = torch.where((timesteps < stride)[:, None, None, None, None], estimate, target)
+        end, at = noisy.clone(), timesteps.to("cpu", copy=True)
+        before, height_before = torch.zeros_like(video), torch.full_like(alpha, math.inf)
+        while len(clips := (at >= 0).nonzero().squeeze(1)):  # those that are still on the way
+            now = at[clips].to(device)
+            then = now - stride
+            (alpha, sigma), (next_alpha, next_sigma) = (
+                training_level(noise_scheduler, x) for x in (now, then.clamp(min=0))
+            )
+            estimate = clean_frames(teacher, teacher_objective, end[clips], now, clips).clamp(-limit, limit)
+            height = (next_alpha / next_sigma).log() - (alpha / sigma).log()
+            weight = (height / height_before[clips] / 2).nan_to_num(
+                0
+            )  # first steps, also from no signal at all, are of order 1
+            bent = estimate + weight * (estimate - before[clips])
+            stepped = next_sigma / sigma * (end[clips] - alpha * bent) + next_alpha * bent
+            is_last = (then < 0)[:, None, None, None, None]
+            end[clips] = torch.where(is_last, estimate, stepped)
+            before[clips], height_before[clips] = estimate, height
+            at[clips] -= stride
     # The paper's c_skip and c_out are 0 and 1 to two digits on all of the grid, to five on that of 50 steps, with LCMScheduler's
-    # `timestep_scaling`; only at timestep 0, if it is in the grid, they are not, and there the target is the teacher's.
+    # `timestep_scaling`; only at timestep 0, if it is in the grid, they are not, and there the end is the teacher's estimate.
     made = clean_frames(model, objective, noisy, timesteps)
-    squared = torch.where(is_latent, (made - target) ** 2, 0).flatten(1).sum(dim=1)
+    squared = torch.where(is_latent, (made - end) ** 2, 0).flatten(1).sum(dim=1)
     num_pixels = is_latent.flatten(1).sum(dim=1).clamp(min=1) * video[0, 0].numel()
     return (squared / num_pixels + HUBER**2).sqrt() - HUBER
 

@@ -126,12 +126,13 @@ class ModelArguments:
     embed_past_kept: bool = _flag(False, "mcvd: tell the network in its time embedding whether the past is there.")
     distill: bool = _flag(
         False,
-        "Distil the network of --pretrained_model_name_or_path to one that needs 1 to 4 denoising steps (consistency distillation,"
-        " sampled by LCMScheduler). With --prediction_type v_prediction also one of epsilon, which by itself is hard to distil.",
+        "Distil the network of --pretrained_model_name_or_path to one that needs 1 to 4 denoising steps (sampled by"
+        " LCMScheduler). With --prediction_type v_prediction also one of epsilon, which by itself is hard to distil.",
     )
     distillation_steps: int = _flag(
         10,
-        "distill: steps of the teacher's way from noise to frames. With more, errors add up along it: 50 need far longer.",
+        "distill: steps of the teacher's way from noise to frames, on average half of them in each update. They are the noise levels"
+        " that the student knows.",
     )
     observed_noise: float = _flag(
         0.0,
