@@ -285,7 +285,8 @@ def _check_settings(path: Path, of: type) -> None:
     except Exception as error:
         raise ValueError(f"{path} is no configuration of a {of.__name__}: {error}") from error
     kept = getattr(made, "alphas_cumprod", None)
-    if torch.is_tensor(kept) and not (((0 <= kept) & (kept <= 1)).all() and (kept.diff() <= 0).all()):
+    # With `rescale_betas_zero_snr` solvers replace the last value, which is 0, by 2**-24.
+    if torch.is_tensor(kept) and not (((0 <= kept) & (kept <= 1)).all() and (kept.diff() <= 2**-24).all()):
         raise ValueError(
             f"{path}: `beta_start`, `beta_end` and `trained_betas` must lie between 0 and 1, so that the signal fades; with"
             f" {_shown(settings.get('beta_start'))}, {_shown(settings.get('beta_end'))} and {_shown(betas)} it does not."

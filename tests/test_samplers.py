@@ -15,7 +15,7 @@ from diffusers import (
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.noise_schedules import cosine_logsnr_betas
 from mcvd_diffusers.objectives import PREDICTION_TYPES, Objective, starts_blind
-from mcvd_diffusers.samplers import NUM_STEPS, SAMPLERS, make_sampler
+from mcvd_diffusers.samplers import DISTILLED, FROM_BETAS, NUM_STEPS, SAMPLERS, WITHOUT_ZERO_SNR, make_sampler
 from mcvd_diffusers.train_settings import parse_args
 
 
@@ -102,6 +102,24 @@ def test_schedulers_that_are_made_from_the_saved_one_know_the_range():
     )
     config = DDIMScheduler.from_config(sampler.config).config
     assert (config.clip_sample, config.clip_sample_range) == (True, 5.0)
+
+
+@pytest.mark.parametrize("name", [name for name in (*FROM_BETAS, *DISTILLED) if name not in WITHOUT_ZERO_SNR])
+def test_pipelines_whose_noise_leaves_nothing_are_saved_loaded_and_sampled(name, tmp_path):
+    """Some of Diffusers' solvers put 2**-24 there, which is more than what is left before."""
+    noise = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    unet = MCVDUNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        num_past_frames=1,
+        num_frames=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+    )
+    MCVDPipeline(unet, make_sampler(noise, name)).save_pretrained(tmp_path)
+    pipe = MCVDPipeline.from_pretrained(tmp_path)
+    frames = pipe(past_frames=torch.rand(1, 1, 1, 8, 8), num_frames=1, num_inference_steps=3, output_type="pt").frames
+    assert type(pipe.scheduler).__name__ == name and frames.isfinite().all()
 
 
 def test_distilled_networks_clip():
