@@ -99,26 +99,16 @@ FROM_BETAS = {
 DEFAULT = "DPM-Solver++ 2, trailing"
 FROM_FLOW = {
     "Euler": ("FlowMatchEulerDiscreteScheduler", {}),
-    "Euler, shift 3": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "Heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "DPM-Solver++ 2": (DPM, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
-    "UniPC 2": (UNIPC, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
 }
 FROM_EDM = {
     "EDM Euler": ("EDMEulerScheduler", {}),
     "EDM DPM-Solver++ 2": ("EDMDPMSolverMultistepScheduler", {}),
-    "EDM DPM-Solver++ 3": ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
 }
 # Of the first, these are compared for each objective.
 FOR_OBJECTIVES = {
-    name: FROM_BETAS[name]
-    for name in (
-        "DDIM, trailing",
-        "DDPM, trailing, clipped",
-        DEFAULT,
-        "SDE-DPM-Solver++ 2, trailing",
-        "UniPC 2, trailing",
-    )
+    name: FROM_BETAS[name] for name in ("DDPM, trailing, clipped", DEFAULT, "SDE-DPM-Solver++ 2, trailing")
 }
 SCHEDULERS = {"flow_prediction": FROM_FLOW, "edm": FROM_EDM}
 # With these, videos of several blocks are made, beside DDIM in 100 steps.
@@ -135,7 +125,9 @@ def train(folder: Path, names: list[str], flags: list[str]) -> None:
         command = [sys.executable, str(ROOT / "train_mcvd.py"), str(ROOT / "examples/configs/mcvd_digits.yaml")]
         command += ["--output_dir", str(folder / name), "--report_to", "none", "--resume_from_checkpoint", "latest"]
         if name in DISTILLED:
-            command += ["--pretrained_model_name_or_path", str(folder / DISTILLED[name]), *DISTILLATION.split()]
+            teacher = DISTILLED[name]
+            command += ["--pretrained_model_name_or_path", str(folder / teacher), *DISTILLATION.split()]
+            command += OBJECTIVES[teacher].split()[:2]  # the settings file says what networks predict, otherwise
         else:
             command += OBJECTIVES[name].split()
         command += flags
@@ -149,17 +141,19 @@ def load(run: Path) -> MCVDPipeline:
     return pipe
 
 
-def schedulers_of(pipe: MCVDPipeline) -> dict[str, tuple[str, dict]]:
-    """Those that can serve a network."""
+def schedulers_of(pipe: MCVDPipeline) -> dict[str, tuple[str, dict] | None]:
+    """Those that can serve a network; None is its own."""
     if isinstance(pipe.scheduler, diffusers.LCMScheduler):
-        return {"LCM": ("LCMScheduler", {})}
+        return {"LCM": None}
     return SCHEDULERS.get(objective_of(pipe.scheduler).prediction_type, FOR_OBJECTIVES)
 
 
-def with_scheduler(run: Path, kind: tuple[str, dict]) -> MCVDPipeline:
-    """A run's pipeline, with the averaged weights and another scheduler of the same noise."""
-    name, settings = kind
+def with_scheduler(run: Path, kind: tuple[str, dict] | None) -> MCVDPipeline:
+    """A run's pipeline, with the averaged weights and another scheduler of the same noise, or its own."""
     pipe = load(run)
+    if kind is None:
+        return pipe
+    name, settings = kind
     kind = getattr(diffusers, name)
     takes, known = inspect.signature(kind).parameters, noise_settings(pipe.scheduler)
     pipe.scheduler = kind(**{key: value for key, value in known.items() if key in takes} | settings)
@@ -347,6 +341,8 @@ def compare_objectives(folder: Path, names: list[str], output: Path, calls: list
         for name in names:
             pipe = load(folder / name)
             for scheduler, kind in schedulers_of(pipe).items():
+                if kind is None and n > pipe.scheduler.config.original_inference_steps:
+                    continue
                 key = [name, scheduler, n, num_clips]
                 made, steps = with_scheduler(folder / name, kind), num_steps_of(scheduler, n)
                 values = remembered(known, key, lambda: quality(made, clips, steps, features))  # noqa: B023

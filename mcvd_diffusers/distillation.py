@@ -72,7 +72,8 @@ def distillation_loss(
         `torch.Tensor` of shape `(B,)`, float32: The loss of each clip, a pseudo-Huber distance; about the root mean squared error.
 
     Raises:
-        ValueError: If student or teacher has no `beta_schedule`, or `num_steps` does not divide the timesteps.
+        ValueError: If student or teacher has no `beta_schedule`, the student is one of epsilon where no signal is left, or `num_steps`
+            does not divide the timesteps.
     """
     objective, stride = objective_of(noise_scheduler), _stride(noise_scheduler, num_steps)
     for each in (objective, teacher_objective):
@@ -81,6 +82,11 @@ def distillation_loss(
                 f"`noise_scheduler` must be one with a `beta_schedule`, got one for {each.prediction_type!r}: what was trained by"
                 " flow matching or EDM cannot be distilled here."
             )
+    if starts_blind(noise_scheduler):
+        raise ValueError(
+            "`noise_scheduler` must not be one of epsilon where no signal is left: the student's smallest error there would be a large"
+            " one in the frames. Let it predict v_prediction or sample."
+        )
     device, timesteps = video.device, timesteps.to(video.device)
     noise = randn_tensor(tuple(video.shape), generator=generator, device=device) if noise is None else noise
     video, roles = video.float(), roles.to(device)
@@ -109,17 +115,15 @@ def distillation_loss(
             )
             estimate = clean_frames(teacher, teacher_objective, end[clips], now, clips).clamp(-limit, limit)
             height = (next_alpha / next_sigma).log() - (alpha / sigma).log()
-            weight = (height / height_before[clips] / 2).nan_to_num(
-                0
-            )  # first steps, also from no signal at all, are of order 1
+            # First steps are of order 1, and so are second ones from no signal at all.
+            weight = (height / height_before[clips] / 2).nan_to_num(0)
             bent = estimate + weight * (estimate - before[clips])
             stepped = next_sigma / sigma * (end[clips] - alpha * bent) + next_alpha * bent
             is_last = (then < 0)[:, None, None, None, None]
             end[clips] = torch.where(is_last, estimate, stepped)
             before[clips], height_before[clips] = estimate, height
             at[clips] -= stride
-    # The paper's c_skip and c_out are 0 and 1 to two digits on all of the grid, to five on that of 50 steps, with LCMScheduler's
-    # `timestep_scaling`; only at timestep 0, if it is in the grid, they are not, and there the end is the teacher's estimate.
+    # The paper's c_skip and c_out are 0 and 1 to two digits on all of the grid, with LCMScheduler's `timestep_scaling`.
     made = clean_frames(model, objective, noisy, timesteps)
     squared = torch.where(is_latent, (made - end) ** 2, 0).flatten(1).sum(dim=1)
     num_pixels = is_latent.flatten(1).sum(dim=1).clamp(min=1) * video[0, 0].numel()
@@ -128,6 +132,8 @@ def distillation_loss(
 
 def _stride(noise_scheduler, num_steps: int) -> int:
     num_timesteps = noise_scheduler.config.num_train_timesteps
-    if not 2 <= num_steps <= num_timesteps or num_timesteps % num_steps:
-        raise ValueError(f"`num_steps` must be at least 2 and divide {num_timesteps} timesteps, got {num_steps}.")
+    if not 2 <= num_steps <= num_timesteps // 2 or num_timesteps % num_steps:
+        raise ValueError(
+            f"`num_steps` must be at least 2, divide {num_timesteps} timesteps and be fewer, got {num_steps}."
+        )
     return num_timesteps // num_steps

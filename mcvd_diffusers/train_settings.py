@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -852,9 +853,14 @@ def _adopt_pretrained(settings: Settings) -> None:
     unet_config["in_channels"] -= settings.data.nan_mask_channel
     size = unet_config["sample_size"]
     brought_noise = _brought_noise(unet_config, scheduler_config)
-    if settings.model.distill:
-        _check_teacher(source, unet_config, brought_noise)
     theirs = pipeline_config["scheduler"][1]
+    if settings.model.distill:
+        _check_teacher(source, unet_config, brought_noise, theirs)
+    elif theirs in DISTILLED:
+        warnings.warn(
+            f"{source} was distilled: training it without --distill makes it forget how to be sampled in a few steps.",
+            stacklevel=2,
+        )
     if settings.model.distill or theirs not in SAMPLERS[brought_noise["prediction_type"]]:
         sampling_scheduler = settings.training.sampling_scheduler
     else:
@@ -895,8 +901,13 @@ def _adopt_pretrained(settings: Settings) -> None:
             setattr(group, name, theirs)
 
 
-def _check_teacher(source: str, unet_config: dict, brought_noise: dict) -> None:
-    """What is distilled must have noise levels that a `beta_schedule` makes, and clean given frames."""
+def _check_teacher(source: str, unet_config: dict, brought_noise: dict, sampler: str) -> None:
+    """What is distilled must have noise levels that a `beta_schedule` makes, and clean given frames, and go a way in many steps."""
+    if sampler in DISTILLED:
+        raise ValueError(
+            f"--distill needs a teacher that goes from noise to frames in many steps, and {source} was distilled itself: pass the pipeline"
+            " that it was made from."
+        )
     if brought_noise["prediction_type"] not in VARIANCE_PRESERVING:
         raise ValueError(
             f"--distill is for networks of noise, velocity or frames, got one of {brought_noise['prediction_type']} in {source}: its"
@@ -1289,7 +1300,8 @@ def _choose_sampler(settings: Settings) -> None:
         training.sampling_scheduler = known[0] if model.distill else ours
     if training.sampling_scheduler not in known:
         raise ValueError(
-            f"--sampling_scheduler must be one of {', '.join(known)} for --prediction_type {training.prediction_type}, got"
+            f"--sampling_scheduler must be one of {', '.join(known)}"
+            f" {'with --distill' if model.distill else f'for --prediction_type {training.prediction_type}'}, got"
             f" {training.sampling_scheduler}."
         )
     if known == FROM_BETAS and starts_blind(noise_scheduler) and training.sampling_scheduler not in CLIPPING:
@@ -1319,20 +1331,22 @@ def _check_distillation(settings: Settings) -> None:
     for name, usual in of_losses.items():
         if getattr(training, name) not in (usual, None):
             raise ValueError(f"--{name} does not go with --distill, which has a loss of its own: leave it out.")
-    if training.prediction_type == "epsilon" and training.rescale_betas_zero_snr:
+    if training.prediction_type == "epsilon" and starts_blind(noise_scheduler_of(settings)):
         raise ValueError(
-            "--prediction_type epsilon does not go with the teacher's last timestep of pure noise (zero terminal SNR): a student"
-            " of it predicts v_prediction or sample."
-        )
-    if training.validation_inference_steps > model.distillation_steps:
-        raise ValueError(
-            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed --distillation_steps"
-            f" ({model.distillation_steps}): the student is made for 1 to 4."
+            "--prediction_type epsilon does not go with --distill where the teacher's noise leaves no signal (any --beta_schedule but linear,"
+            " zero terminal SNR, more than 1000 timesteps): there a student's smallest error would be a large one in the frames. Pass"
+            " --prediction_type v_prediction."
         )
     num_steps, num_timesteps = model.distillation_steps, training.num_train_timesteps
-    if not 2 <= num_steps <= num_timesteps or num_timesteps % num_steps:
+    if not 2 <= num_steps <= num_timesteps // 2 or num_timesteps % num_steps:
         raise ValueError(
-            f"--distillation_steps must be at least 2 and divide the {num_timesteps} timesteps of the noise, got {num_steps}."
+            f"--distillation_steps must be at least 2, divide the {num_timesteps} timesteps of the noise and be fewer than they, got"
+            f" {num_steps}."
+        )
+    if training.validation_inference_steps > num_steps:
+        raise ValueError(
+            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed --distillation_steps ({num_steps}): the"
+            " student is made for 1 to 4."
         )
 
 

@@ -60,7 +60,7 @@ def test_scaling_fits_exponents(capsys):
 def test_few_steps_trains_and_compares(tmp_path, capsys):
     script = runpy.run_path(str(BENCHMARKS / "few_steps.py"))
     tiny = "--max_train_steps 2 --num_train_clips 16 --block_out_channels 8 8 --num_validation_videos 0"
-    names = ["velocity", "flow", "edm"]
+    names = ["velocity", "flow", "edm", "sample", "sample_distilled"]
     script["main"](["train", str(tmp_path / "runs"), *tiny.split(), "--only", *names])
     script["main"](["train", str(tmp_path / "runs"), *tiny.split(), "--only", *names])  # nothing is left to do
     options = ["--output", str(tmp_path / "objectives"), "--num_clips", "2", "--calls", "2"]
@@ -68,7 +68,10 @@ def test_few_steps_trains_and_compares(tmp_path, capsys):
     text = capsys.readouterr().out
     rows = rows_of(text)[1:]
     assert {row[0] for row in rows} == set(names)
-    assert len(rows) == sum(len(script[kind]) for kind in ("FOR_OBJECTIVES", "FROM_FLOW", "FROM_EDM"))
+    kinds = ("FOR_OBJECTIVES", "FOR_OBJECTIVES", "FROM_FLOW", "FROM_EDM")
+    assert len(rows) == sum(len(script[kind]) for kind in kinds) + 1
+    student = script["with_scheduler"](tmp_path / "runs" / "sample_distilled", None)
+    assert student.unet.config.prediction_type == "sample" and student.scheduler.config.original_inference_steps == 10
     for row in rows:
         assert float(row[2]) == (1 if row[1].startswith("Heun") else 2)
     kept = (tmp_path / "objectives" / "measured.jsonl").read_text()

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, LCMScheduler
 
 import train_mcvd
@@ -183,12 +185,51 @@ def test_a_teacher_that_starts_blind_is_kept_within_the_range():
     def student(sample, timestep, roles, return_dict):
         return (0 * sample,)
 
-    roles = torch.full((1, 1), FrameRole.LATENT)
+    roles, losses = torch.full((1, 1), FrameRole.LATENT), []
     for most in (1.0, 3.0):
-        loss = distillation_loss(
-            student, teacher, Objective("epsilon"), scheduler, video, roles, largest_value=most, **options
+        options["generator"].manual_seed(0)
+        losses.append(
+            distillation_loss(
+                student, teacher, Objective("epsilon"), scheduler, video, roles, largest_value=most, **options
+            )
         )
-        assert 0 < loss <= most
+        assert 0 < losses[-1] <= most
+    assert losses[1] > 1.2 * losses[0]
+
+
+def test_clips_of_a_batch_do_not_know_of_one_another():
+    """Whichever of them are on the way still, each has its own roles, places and segments."""
+    scheduler = scheduler_of("v_prediction")
+
+    def network(sample, timestep, roles, frame_indices, segment_ids, return_dict):
+        told = roles + 0.1 * frame_indices + 0.3 * segment_ids + timestep[:, None] / 1000
+        return (torch.tanh(sample) * told[:, :, None, None, None],)
+
+    generator = torch.Generator().manual_seed(0)
+    clips = {
+        "video": torch.randn(5, 3, 1, 2, 2, generator=generator),
+        "noise": torch.randn(5, 3, 1, 2, 2, generator=generator),
+        "roles": torch.tensor([[1, 2, 2], [2, 2, 0], [2, 2, 2], [0, 1, 2], [2, 0, 1]]),
+        "frame_indices": torch.arange(15).reshape(5, 3),
+        "segment_ids": torch.arange(15).reshape(5, 3) % 2,
+        "timesteps": torch.tensor([99, 999, 499, 299, 899]),
+    }
+
+    def loss_of_clips(rows):
+        own = {name: x[rows] for name, x in clips.items()}
+        return distillation_loss(network, network, Objective("v_prediction"), scheduler, **own)
+
+    together = loss_of_clips(slice(None))
+    torch.testing.assert_close(together, torch.cat([loss_of_clips(slice(i, i + 1)) for i in range(5)]))
+    assert len(together.unique()) == 5
+
+
+def test_students_of_noise_are_refused_where_no_signal_is_left():
+    video, roles = torch.zeros(1, 1, 1, 2, 2), torch.full((1, 1), FrameRole.LATENT)
+    with pytest.raises(ValueError, match="must not be one of epsilon where no signal is left"):
+        distillation_loss(
+            None, None, Objective("epsilon"), scheduler_of("epsilon"), video, roles, timesteps=torch.tensor([99])
+        )
 
 
 def test_timesteps_are_those_of_the_scheduler_that_samples():
@@ -198,9 +239,9 @@ def test_timesteps_are_those_of_the_scheduler_that_samples():
     assert drawn.tolist() == scheduler.timesteps.sort().values.tolist()
 
 
-@pytest.mark.parametrize("num_steps", [1, 7, 2000])
+@pytest.mark.parametrize("num_steps", [1, 7, 1000, 2000])
 def test_a_way_that_does_not_divide_the_timesteps_is_refused(num_steps):
-    with pytest.raises(ValueError, match="`num_steps` must be at least 2 and divide 1000 timesteps"):
+    with pytest.raises(ValueError, match="`num_steps` must be at least 2, divide 1000 timesteps and be fewer"):
         draw_steps(DDPMScheduler(), 2, num_steps=num_steps)
 
 
@@ -291,7 +332,12 @@ def test_a_distillation_does_not_go_on_with_another_teacher(teacher, tmp_path):
     [
         ("--distill True", "--distill needs a teacher"),
         ("--distillation_steps 20", "--distillation_steps means nothing without --distill"),
-        ("TEACHER --distill True --distillation_steps 7", "divide the 1000 timesteps of the noise, got 7"),
+        (
+            "TEACHER --distill True --distillation_steps 7",
+            "divide the 1000 timesteps of the noise and be fewer than they, got 7",
+        ),
+        ("TEACHER --distill True --distillation_steps 0", "--distillation_steps must be at least 2"),
+        ("TEACHER --distill True --distillation_steps 1000", "and be fewer than they, got 1000"),
         (
             "TEACHER --distill True --min_snr_gamma 5",
             "--min_snr_gamma does not go with --distill, which has a loss of its own",
@@ -301,7 +347,7 @@ def test_a_distillation_does_not_go_on_with_another_teacher(teacher, tmp_path):
         ("TEACHER --distill True --prediction_type edm", "--distill is for networks of noise, velocity or frames"),
         (
             "TEACHER --distill True --sampling_scheduler DDIMScheduler",
-            "--sampling_scheduler must be one of LCMScheduler",
+            "--sampling_scheduler must be one of LCMScheduler with --distill, got DDIMScheduler",
         ),
     ],
 )
@@ -310,6 +356,42 @@ def test_distillations_that_cannot_be_are_refused(teacher, tmp_path, capsys, fla
     with pytest.raises(SystemExit):
         train_mcvd.parse_args([*f"{TINY} {flags} --output_dir {tmp_path / 'new'}".split()])
     assert reason in capsys.readouterr().err
+
+
+def test_a_student_is_no_teacher(teacher, tmp_path, capsys):
+    student = distil(teacher, tmp_path / "student", "--prediction_type", "v_prediction")
+    with pytest.raises(SystemExit):
+        distil(student, tmp_path / "new")
+    assert f"{student} was distilled itself: pass the pipeline that it was made from" in capsys.readouterr().err
+    flags = f"{TINY} --pretrained_model_name_or_path {student} --output_dir {tmp_path / 'new'}"
+    with pytest.warns(UserWarning, match="makes it forget how to be sampled in a few steps"):
+        settings = train_mcvd.parse_args(flags.split())
+    assert settings.training.sampling_scheduler == "DPMSolverMultistepScheduler"
+
+
+def test_a_student_of_noise_is_refused_where_its_teacher_starts_blind(tmp_path, capsys):
+    arguments = f"{TINY} {NETWORK} --prediction_type epsilon --output_dir {tmp_path / 'teacher'}"
+    blind = train_mcvd.main(train_mcvd.parse_args(arguments.split()))
+    with pytest.raises(SystemExit):
+        distil(blind, tmp_path / "new")
+    assert "Pass --prediction_type v_prediction." in capsys.readouterr().err
+    folder = distil(blind, tmp_path / "new", "--prediction_type", "v_prediction")
+    assert MCVDPipeline.from_pretrained(folder).unet.config.prediction_type == "v_prediction"
+
+
+def test_the_teacher_is_of_the_precision_that_its_student_is(teacher, tmp_path):
+    arguments = f"{TINY} --pretrained_model_name_or_path {teacher} --variant ema --distill True --output_dir {tmp_path / 'new'}"
+    settings = train_mcvd.parse_args(arguments.split())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        network = train_mcvd.make_teacher(
+            train_mcvd.make_method(settings), Accelerator(mixed_precision=precision)
+        ).network
+        made = network(torch.zeros(1, 4, 1, 8, 8), torch.tensor([9]), torch.tensor([[1, 2, 2, 1]]), return_dict=False)[
+            0
+        ]
+        assert made.dtype == dtype and not any(x.requires_grad for x in network.parameters())
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("prediction_type", ["edm", "flow_prediction"])
