@@ -70,7 +70,8 @@ def errors_of(run: Path, clips: torch.Tensor, num_steps: int, share: float) -> n
 def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[int]) -> None:
     """The table."""
     torch.set_num_threads(1)
-    num_pairs = len(list(folder.glob("none_*/model_index.json")))
+    done = {name: len(list(folder.glob(f"{name}_*/model_index.json"))) for name in MODELS}
+    num_pairs = min(done.values())
     if not num_pairs:
         raise SystemExit(f"{folder} holds no pair of models: train it first.")
     clips = torch.from_numpy(torus_clips("validation", num_clips, NUM_GIVEN + NUM_MADE, seed=4))[:, :, None] / 255
@@ -89,7 +90,7 @@ def measure(folder: Path, output: Path, num_clips: int, numbers_of_steps: list[i
             lines.append(f"| {' | '.join(map(str, [*cells, interval_cell(slopes(errors))]))} |")
     lines += [
         "",
-        f"Mean squared error x 1000 of pixels in [0, 1] against the true frames, averaged over {num_pairs} pairs of trainings; {num_clips}"
+        f"Mean squared error x 1000 of pixels in [0, 1] against the true frames, averaged over {num_pairs} pair(s) of trainings; {num_clips}"
         f" held-out clips of {SIZE} x {SIZE} pixels, {NUM_GIVEN} frames given, {NUM_MADE} predicted in blocks of {BLOCK}, one sample each,"
         " EMA weights; means and 95 % intervals over clips; lost a frame: the slope of a straight line through the errors.",
     ]

@@ -6,8 +6,9 @@
 The plain one is the second writing of the original's network that conversions are verified with: float32, eager, attention
 and resampling written out, the conditioning computed in every call, Adam and the average one weight after the other. Both have the
 same weights, and their outputs are compared first. They are then timed in turn in one process; the table has the median of each, the
-ratio, the share of the device's own rate of matrix products that the fast one reaches in the operations of the network, and how far its
-output is from the plain one's, as a share of the output's standard deviation. Below it, where the time of a fast update goes.
+median of the ratios of neighbours and all that they span, the share of the device's own rate of matrix products that the fast one
+reaches in the operations of the network, and how far its output is from the plain one's, as a share of the output's standard
+deviation. Below it, where the time of a fast update goes.
 """
 
 import argparse
@@ -191,8 +192,8 @@ class Case:
         return update
 
 
-def seconds_of(plain: Callable, fast: Callable, repeats: int, device: torch.device) -> tuple[float, float]:
-    """The median of each, timed in turn."""
+def seconds_of(plain: Callable, fast: Callable, repeats: int, device: torch.device) -> tuple[list[float], list[float]]:
+    """Of each, timed in turn."""
     times = ([], [])
     for repeat in range(repeats + 2):  # the first two warm up, and compile
         for which, run in enumerate((plain, fast)):
@@ -204,7 +205,7 @@ def seconds_of(plain: Callable, fast: Callable, repeats: int, device: torch.devi
                 torch.cuda.synchronize()
             if repeat > 1:
                 times[which].append(time.perf_counter() - started)
-    return tuple(statistics.median(x) for x in times)
+    return times
 
 
 def difference(made: torch.Tensor, expected: torch.Tensor) -> float:
@@ -270,9 +271,12 @@ def main(arguments: list[str] | None = None) -> None:
                     ),
                 ):
                     far = "" if what == "an update" else f"{difference(fast(), plain()):.1e}"
-                    slow, quick = seconds_of(plain, fast, args.repeats, device)
+                    times = seconds_of(plain, fast, args.repeats, device)
+                    ratios = sorted(slow / quick for slow, quick in zip(*times))
+                    slow, quick = (statistics.median(x) for x in times)
                     cells = [conditioning, batch_size, what, str(dtype)[6:], f"{slow:.4f} s", f"{quick:.4f} s"]
-                    cells += [f"**{slow / quick:.2f}**", f"{100 * flops / quick / rates[dtype]:.0f} %", far]
+                    cells += [f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"]
+                    cells += [f"{100 * flops / quick / rates[dtype]:.0f} %", far]
                     print(f"| {' | '.join(map(str, cells))} |", flush=True)
     parameters = sum(parameter.numel() for parameter in case.unet.parameters())
     print(
