@@ -50,8 +50,8 @@ def distillation_loss(
     r"""
     How far what the student takes the clean frames for, from any point of the way from noise to frames, is from where the teacher's
     way ends: so it becomes a consistency function (2303.01469), which `LCMScheduler` (2310.04378) samples. The way is followed to its
-    end, as in 2101.02388, rather than learned step by step from the student's own estimates, whose errors add up along it; it is that of DPM-Solver++
-    of order 2 (2211.01095), which comes in ten steps to where DDIM comes in many more.
+    end, as in 2101.02388, rather than learned step by step from the student's own estimates, whose errors add up along it; it is that
+    of DPM-Solver++ of order 2 (2211.01095), which comes in ten steps to where DDIM comes in many more.
 
     Args:
         model (`torch.nn.Module`): The student, with the signature of [`MCVDUNet2DModel`].

@@ -289,6 +289,10 @@ def test_script_makes_a_student_that_is_sampled_in_four_steps(teacher, tmp_path,
     assert video.shape == (1, 2, 1, 8, 8) and len(calls) == 4
     for num_steps in (1, 2):
         pipe(past_frames=torch.rand(1, 1, 1, 8, 8), num_frames=2, num_inference_steps=num_steps, output_type="pt")
+    with pytest.raises(
+        ValueError, match="`num_inference_steps` must be at most 10 for a network that was distilled .* got 11"
+    ):
+        pipe(past_frames=torch.rand(1, 1, 1, 8, 8), num_frames=2, num_inference_steps=11)
     before = MCVDPipeline.from_pretrained(teacher, variant="ema").unet.state_dict()
     after = MCVDPipeline.from_pretrained(folder).unet.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from diffusers import LCMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mcvd_diffusers.objectives import VARIANCE_PRESERVING, objective_of
@@ -84,6 +85,12 @@ def check_scheduler(
                 + "."
             )
         _check_steps(argument, options[argument], least, most)
+    most, asked = config.get("original_inference_steps"), options["num_inference_steps"]
+    if isinstance(scheduler, LCMScheduler) and options["timesteps"] is None and asked is not None and asked > most:
+        raise ValueError(
+            f"`num_inference_steps` must be at most {most} for a network that was distilled along so many steps, got {asked}: it is made"
+            " for 1 to 4, and its teacher for more."
+        )
     # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
     trial = copy.deepcopy(scheduler)
     try:
