@@ -70,14 +70,14 @@ from mcvd_diffusers.cost import (
     training_flops,
 )
 from mcvd_diffusers.data import StreamingClips
-from mcvd_diffusers.distillation import distillation_loss, draw_steps
+from mcvd_diffusers.distillation import distillation_loss, draw_steps, relative_cost
 from mcvd_diffusers.interruption import StopSignals
 from mcvd_diffusers.methods import Method, make_method
 from mcvd_diffusers.model_card import CARD
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import Objective, noise_positions, objective_of
 from mcvd_diffusers.publishing import PushError, check_repository, push_folder
-from mcvd_diffusers.randomness import keyed_seed
+from mcvd_diffusers.randomness import Generators, keyed_seed
 from mcvd_diffusers.run_folder import Progress, RunFolder, SaveError, read_progress
 from mcvd_diffusers.samplers import make_sampler
 from mcvd_diffusers.train_settings import Settings, noise_scheduler_of, parse_args
@@ -536,39 +536,13 @@ class Learner:
             drawn = method.draw(clips, part.generators)
         else:
             drawn = method.draw_next(part.drawn, clips, part.estimate)
-        timesteps = self._draw_timesteps(len(video), part.generators)
+        timesteps = self.draw_timesteps(len(video), part.generators)
         part.drawn, part.timesteps, part.losses, part.estimate = drawn, timesteps, None, None
         has_next = stage + 1 < method.num_stages
-        clip = {
-            "video": drawn.video,
-            "roles": drawn.roles,
-            "timesteps": timesteps,
-            "generator": part.generators,
-            "frame_indices": drawn.frame_indices,
-            "segment_ids": drawn.segment_ids,
-        }
         with accelerator.accumulate(*self._wrapped):
-            if self._teacher is not None:
-                num_steps, most = method.settings.model.distillation_steps, self.train_set.normalizer.largest_value
-                own = {"num_steps": num_steps, "largest_value": most}
-                teacher = self._teacher
-                losses = distillation_loss(
-                    unet, teacher.network, teacher.objective, self.noise_scheduler, **clip, **own
-                )
-            else:
-                losses = denoising_loss(
-                    unet,
-                    self.noise_scheduler,
-                    **clip,
-                    context=method.encode(encoder, drawn),
-                    loss_type=training.loss_type,
-                    reduction=training.loss_reduction,
-                    min_snr_gamma=training.min_snr_gamma,
-                    observed_noise=method.settings.model.observed_noise,
-                    return_estimate=has_next,
-                )
-            if has_next:
-                losses, part.estimate = losses
+            losses, part.estimate = self.losses(
+                unet, encoder, drawn, timesteps, part.generators, with_estimate=has_next
+            )
             num_learned = (drawn.roles == FrameRole.LATENT).any(dim=1).sum()  # all, unless a whole block is padding
             accelerator.backward(losses.sum() / num_learned.clamp(min=1))
         part.losses = losses.detach()
@@ -579,7 +553,7 @@ class Learner:
             drawn.segment_ids,
         )
 
-    def _draw_timesteps(self, batch_size: int, generators: list[torch.Generator]) -> torch.Tensor:
+    def draw_timesteps(self, batch_size: int, generators: Generators) -> torch.Tensor:
         """Noise levels of training, or of what is learned of a teacher."""
         model, training = self.method.settings.model, self.method.settings.training
         if self._teacher is not None:
@@ -588,6 +562,50 @@ class Learner:
             )
         chances = {"mean": training.noise_level_mean, "std": training.noise_level_std}
         return draw_timesteps(self.noise_scheduler, batch_size, generator=generators, **chances)
+
+    def losses(
+        self,
+        unet: torch.nn.Module,
+        encoder: torch.nn.Module | None,
+        drawn: TrainingWindow,
+        timesteps: torch.Tensor,
+        generators: Generators,
+        *,
+        with_estimate: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss of each clip, and, where a further stage learns from it, what the network takes the clips for."""
+        model, training = self.method.settings.model, self.method.settings.training
+        clip = {
+            "video": drawn.video,
+            "roles": drawn.roles,
+            "timesteps": timesteps,
+            "generator": generators,
+            "frame_indices": drawn.frame_indices,
+            "segment_ids": drawn.segment_ids,
+        }
+        if self._teacher is not None:
+            losses = distillation_loss(
+                unet,
+                self._teacher.network,
+                self._teacher.objective,
+                self.noise_scheduler,
+                **clip,
+                num_steps=model.distillation_steps,
+                largest_value=self.train_set.normalizer.largest_value,
+            )
+            return losses, None
+        found = denoising_loss(
+            unet,
+            self.noise_scheduler,
+            **clip,
+            context=self.method.encode(encoder, drawn),
+            loss_type=training.loss_type,
+            reduction=training.loss_reduction,
+            min_snr_gamma=training.min_snr_gamma,
+            observed_noise=model.observed_noise,
+            return_estimate=with_estimate,
+        )
+        return found if with_estimate else (found, None)
 
     def update(
         self,
@@ -697,8 +715,8 @@ class RunMeter(LossMeter):
                 unet, height=height, width=width, num_frames=num_frames, context_encoder=encoder
             )
             model = self._method.settings.model
-            if model.distill:  # the teacher goes its way from any step of it, forwards only
-                self._flops_per_window = self._flops_per_window * (model.distillation_steps + 7) // 6
+            if model.distill:
+                self._flops_per_window *= relative_cost(model.distillation_steps)
             self._flops_at_most = peak_flops(self._accelerator.device, kind) * self._accelerator.num_processes
         values = self.mean(self._accelerator) | {
             "clips_per_second": windows_per_second / self._method.num_stages,
@@ -949,17 +967,10 @@ def what_would_fit(failure: Exception, learner: Learner, window: list[Part]) -> 
         clips["video"] = learner.train_set.encode(clips["video"].to(device))
         for stage in range(method.num_stages):
             drawn = method.draw(clips, generator) if stage == 0 else method.draw_next(drawn, clips, estimate)
+            timesteps, has_next = learner.draw_timesteps(num_clips, generator), stage + 1 < method.num_stages
             with accelerator.autocast():
-                losses, estimate = denoising_loss(
-                    components["unet"],
-                    learner.noise_scheduler,
-                    drawn.video,
-                    drawn.roles,
-                    frame_indices=drawn.frame_indices,
-                    segment_ids=drawn.segment_ids,
-                    context=method.encode(encoder, drawn),
-                    generator=generator,
-                    return_estimate=True,
+                losses, estimate = learner.losses(
+                    components["unet"], encoder, drawn, timesteps, generator, with_estimate=has_next
                 )
             torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
         del clips, drawn, moments, spare

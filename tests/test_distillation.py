@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EDMEulerSchedu
 
 import train_mcvd
 from mcvd_diffusers import FrameRole, MCVDPipeline
-from mcvd_diffusers.distillation import HUBER, distillation_loss, draw_steps
+from mcvd_diffusers.distillation import HUBER, distillation_loss, draw_steps, relative_cost
 from mcvd_diffusers.objectives import Objective, training_level
 
 
@@ -224,6 +224,30 @@ def test_clips_of_a_batch_do_not_know_of_one_another():
     assert len(together.unique()) == 5
 
 
+@pytest.mark.parametrize("num_steps", [2, 10])
+def test_an_update_costs_what_is_said(num_steps):
+    """In forward passes of a clip, of which an ordinary update has three."""
+    scheduler, num_passes = scheduler_of("v_prediction"), []
+
+    def network(sample, timestep, roles, return_dict):
+        num_passes.append(len(sample))
+        return (sample,)
+
+    stride = 1000 // num_steps
+    distillation_loss(
+        network,
+        network,
+        Objective("v_prediction"),
+        scheduler,
+        torch.zeros(num_steps, 1, 1, 2, 2),
+        torch.full((num_steps, 1), FrameRole.LATENT),
+        timesteps=torch.arange(stride - 1, 1000, stride),
+        num_steps=num_steps,
+    )
+    of_student, of_teacher = num_passes.pop(), sum(num_passes)
+    assert relative_cost(num_steps) == pytest.approx((3 * of_student + of_teacher) / (3 * num_steps))
+
+
 def test_students_of_noise_are_refused_where_no_signal_is_left():
     video, roles = torch.zeros(1, 1, 1, 2, 2), torch.full((1, 1), FrameRole.LATENT)
     with pytest.raises(ValueError, match="must not be one of epsilon where no signal is left"):
@@ -396,6 +420,30 @@ def test_the_teacher_is_of_the_precision_that_its_student_is(teacher, tmp_path):
         ]
         assert made.dtype == dtype and not any(x.requires_grad for x in network.parameters())
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_batches_that_may_fit_are_tried_with_the_teacher(teacher, tmp_path):
+    flags = f"{TINY} --pretrained_model_name_or_path {teacher} --variant ema --distill True --output_dir {tmp_path / 'new'}"
+    settings = train_mcvd.parse_args(flags.split())
+    accelerator, method = Accelerator(cpu=True), train_mcvd.make_method(settings)
+    train_set, _ = train_mcvd.make_datasets(settings, method.num_clip_frames)
+    taught = train_mcvd.make_teacher(method, accelerator)
+    components = method.make_components(train_set.normalizer.largest_value)
+    learner = train_mcvd.Learner(
+        method,
+        accelerator,
+        components,
+        train_mcvd.make_noise_scheduler(settings),
+        train_set,
+        train_mcvd.Progress(),
+        taught,
+    )
+    batch_sizes = []
+    taught.network.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
+    batch = {"video": torch.stack([train_set[i]["video"] for i in range(4)])}
+    hint = train_mcvd.what_would_fit(MemoryError("none left"), learner, [train_mcvd.Part(0, batch, range(4), [])])
+    assert "Tried: --train_batch_size 4" in hint and "This fits: --train_batch_size 4" in hint
+    assert batch_sizes and max(batch_sizes) <= 4
 
 
 @pytest.mark.parametrize("prediction_type", ["edm", "flow_prediction"])
