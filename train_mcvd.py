@@ -169,7 +169,7 @@ def make_pipeline(
     # What a prediction leaves over may be as large as twice that.
     largest = normalizer.largest_value * (2 / settings.model.residual_scale if method.makes_residuals else 1)
     changes = {"original_inference_steps": settings.model.distillation_steps} if settings.model.distill else {}
-    name, source = settings.training.sampling_scheduler, settings.model.pretrained_model_name_or_path
+    name, (source, _) = settings.training.sampling_scheduler, settings.pretrained
     theirs = {} if source is None else MCVDPipeline.load_config(source)
     is_theirs = not settings.model.distill and theirs.get("scheduler", [None, None])[1] == name
     if is_theirs:

@@ -63,8 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     unet = unet.to(device, getattr(torch, args.dtype)).to(memory_format=torch.channels_last)
     calls = []
     unet.register_forward_hook(lambda *_: calls.append(1))
-    pipe = MCVDPipeline(torch.compile(unet, mode="reduce-overhead") if args.compile else unet, DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
+    network = torch.compile(unet, mode="reduce-overhead") if args.compile else unet
     past = torch.rand(1, NUM_PAST, args.channels, args.size, args.size)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     print(
@@ -74,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     print("| steps | scheduler | calls | seconds | frames/s | peak memory |\n| --- | --- | --- | --- | --- | --- |")
     for num_steps in args.steps:
         kind = LCMScheduler if num_steps <= 4 else DDIMScheduler
-        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        pipe = MCVDPipeline(network, kind())
+        pipe.set_progress_bar_config(disable=True)
         options = {"past_frames": past, "num_frames": args.frames, "num_inference_steps": num_steps}
         options |= {"ensemble_size": args.candidates, "max_batch_size": args.batch, "output_type": "pt"}
         if device.type == "cuda":

@@ -98,12 +98,15 @@ class Method(ABC):
 
         Returns:
             `torch.nn.ModuleDict`: On the CPU, by the names that they have in the pipeline.
+
+        Raises:
+            ValueError: If saved weights are not finite.
         """
         components = {"unet": self.make_network()}
-        source = self.settings.model.pretrained_model_name_or_path
+        source, variant = self.settings.pretrained
         if self.context_encoder_class is not None and source is not None:
             components["context_encoder"] = self.context_encoder_class.from_pretrained(
-                source, subfolder="context_encoder", variant=self.settings.model.variant
+                source, subfolder="context_encoder", variant=variant
             )
             components["context_encoder"].register_to_config(sample_size=list(self.settings.size))
         elif self.context_encoder_class is not None:
@@ -114,7 +117,14 @@ class Method(ABC):
                     in_channels=components["unet"].config.in_channels,
                     **self.context_encoder_shape(largest_value),
                 )
-        return torch.nn.ModuleDict(components)
+        components = torch.nn.ModuleDict(components)
+        bad = next((name for name, x in components.named_parameters() if not x.isfinite().all()), None)
+        if source is not None and bad is not None:
+            raise ValueError(
+                f"{source} has weights that are NaN or infinite, in {bad}: what it was trained by has diverged. Pass another pipeline or"
+                " checkpoint."
+            )
+        return components
 
     def make_network(self) -> torch.nn.Module:
         """
@@ -123,12 +133,11 @@ class Method(ABC):
         Returns:
             `torch.nn.Module`: On the CPU, with what it is trained for in its config.
         """
-        training, model = self.settings.training, self.settings.model
+        training = self.settings.training
         statements = {**self.statements(), "prediction_type": training.prediction_type}
-        if model.pretrained_model_name_or_path is not None:
-            network = self.network_class.from_pretrained(
-                model.pretrained_model_name_or_path, subfolder="unet", variant=model.variant
-            )
+        source, variant = self.settings.pretrained
+        if source is not None:
+            network = self.network_class.from_pretrained(source, subfolder="unet", variant=variant)
             network.register_to_config(sample_size=list(self.settings.size), **statements)
             return network
         shape = self.shape()

@@ -429,7 +429,7 @@ def card_facts(
     dataset_id = data.dataset_name if data.dataset_name and not Path(data.dataset_name).exists() else None
     dataset = dataset_id or ("moving digits" if is_digits else Path(data.train_data_dir or data.dataset_name).name)
     base_model = settings.model.pretrained_model_name_or_path
-    base_model = None if base_model is None or Path(base_model).exists() else base_model
+    base_model = None if base_model is None or _is_path(base_model) else base_model
     data_license = training.data_license
     if is_digits and data_license is None and data.digits == "sklearn":
         data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
@@ -505,8 +505,13 @@ _PRIVATE = ("output_dir", "resume_from_checkpoint", "allow_changed_settings", "e
 def _without_paths(settings: Settings) -> dict[str, object]:
     """All settings, but names of files in place of paths."""
     values = {name: value for name, value in settings.as_dict().items() if name not in _PRIVATE and value is not None}
-    is_path = [name for name in _PATHS if name in values and Path(values[name]).exists()]
+    is_path = [name for name in _PATHS if name in values and _is_path(values[name])]
     return values | {name: Path(values[name]).resolve().name for name in is_path}
+
+
+def _is_path(name: str) -> bool:
+    """Whether it is of this machine, though it may be gone."""
+    return Path(name).is_absolute() or Path(name).exists()
 
 
 def _command(settings: Settings) -> str:

@@ -93,6 +93,32 @@ def noise_settings(scheduler: SchedulerMixin) -> dict:
     return {key: config[key] for key in _NOISE if key in config} if hasattr(scheduler, "betas") else config
 
 
+def trained_noise(scheduler: SchedulerMixin) -> dict | None:
+    """
+    How to know a scheduler again that a network was trained, or distilled, for: what must be the same in another one that is to
+    sample it.
+
+    Args:
+        scheduler ([`SchedulerMixin`]): Of training, or one that was made from it.
+
+    Returns:
+        `dict`, *optional*: For a pipeline's config. `"signal"`, where noise comes from betas: the signal's share of a frame's variance,
+        `alphas_cumprod`, at the first timestep, the last and three between; `"sigma_data"`, EDM's; `"distillation_steps"`, of what
+        was distilled: steps of the way that it was distilled along. `None` for kinds of schedulers that are not known here.
+    """
+    try:
+        prediction_type = objective_of(scheduler).prediction_type
+    except ValueError:
+        return None
+    if prediction_type not in VARIANCE_PRESERVING:
+        return {"sigma_data": float(scheduler.config.sigma_data)} if prediction_type == "edm" else {}
+    signal, last = scheduler.alphas_cumprod, len(scheduler.alphas_cumprod) - 1
+    noise = {"signal": [round(float(signal[last * quarter // 4]), 6) for quarter in range(5)]}
+    if type(scheduler).__name__ in DISTILLED:
+        noise["distillation_steps"] = scheduler.config.original_inference_steps
+    return noise
+
+
 def default_sampler(noise_scheduler: SchedulerMixin, *, resamples: bool = False) -> str:
     """
     What a checkpoint is sampled with if nothing is said.

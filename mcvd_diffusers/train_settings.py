@@ -498,7 +498,8 @@ METHOD_DEFAULTS = {
 # compared by the training, which knows the number of processes). All else must be as it was, or be allowed to change.
 MAY_CHANGE = frozenset(
     ["output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "preset", "train_data_dir"]
-    + ["image_data_dir"]
+    # The teacher is known by its weights; other pretrained ones are in the checkpoint.
+    + ["image_data_dir", "pretrained_model_name_or_path"]
     + [
         "checkpointing_steps",
         "checkpoints_total_limit",
@@ -582,6 +583,12 @@ class Settings:
         return self.model.num_past_frames + self.model.num_frames + self.model.num_future_frames
 
     @property
+    def pretrained(self) -> tuple[str | None, str | None]:
+        """The pipeline that the networks are taken from, and its variant; once there is a checkpoint, that."""
+        source, variant = self.model.pretrained_model_name_or_path, self.model.variant
+        return (source, variant) if source is None or self.checkpoint is None else (str(self.checkpoint), None)
+
+    @property
     def hub_model_id(self) -> str:
         """Where the pipeline is pushed to, if it is."""
         if self.training.hub_model_id is not None:
@@ -661,13 +668,10 @@ def parse_args(args: list[str] | None = None) -> Settings:
             explicit=frozenset(vars(given.parse_args(args))),
             checkpoint=checkpoint,
         )
-        try:
+        if checkpoint is None:  # which has taken it all over
             _adopt_pretrained(settings)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            source = settings.model.pretrained_model_name_or_path
-            raise ValueError(
-                f"--pretrained_model_name_or_path {source} has a config that is damaged: {error!r}"
-            ) from error
+        elif settings.model.distill:
+            settings.model.pretrained_model_name_or_path = _pretrained_source(settings)
         _check_method(settings, saved)
         _fill_in_defaults(settings)
         _check_settings(settings)
@@ -830,32 +834,86 @@ def _adopt_pretrained(settings: Settings) -> None:
     Take over what a pretrained pipeline decides, so that the settings say what is really trained.
 
     Raises:
-        ValueError: If a setting was given that the pipeline contradicts.
-        OSError: If there is no such pipeline.
+        ValueError: If there is no such pipeline, it is damaged, or a setting was given that it contradicts.
     """
-    source = settings.model.pretrained_model_name_or_path
-    if source is None:
+    if settings.model.pretrained_model_name_or_path is None:
         if settings.model.variant is not None:
             raise ValueError(
                 "--variant is for a saved pipeline: pass --pretrained_model_name_or_path, or leave it out."
             )
         return
-    if any(path.is_file() for path in (Path(source), *Path(source).glob("checkpoint*.pt"))):
-        raise ValueError(
-            f"--pretrained_model_name_or_path {source} is no pipeline folder. A checkpoint of the original becomes one by:"
-            f" mcvd-diffusers convert {source} FOLDER"
+    source = settings.model.pretrained_model_name_or_path = _pretrained_source(settings)
+    try:
+        unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")  # of whatever network it is
+        scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
+        pipeline_config = MCVDPipeline.load_config(source)
+    except OSError as error:
+        where = (
+            "it is damaged"
+            if Path(source).is_dir()
+            else "there is no such folder here, nor could the Hub be asked for it"
         )
-    unet_config = MCVDUNet2DModel.load_config(source, subfolder="unet")  # of whatever network it is
+        raise ValueError(
+            f"--pretrained_model_name_or_path {source} cannot be read: {where}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    try:
+        _adopt_configs(settings, unet_config, scheduler_config, pipeline_config)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"--pretrained_model_name_or_path {source} has a config that is damaged: {error!r}"
+        ) from error
+
+
+def _pretrained_source(settings: Settings) -> str:
+    """
+    The pipeline that is gone on with: a folder, the same from wherever training is started again, or what may be one on the Hub.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    name = settings.model.pretrained_model_name_or_path
+    flag, folder = f"--pretrained_model_name_or_path {name!r}", Path(name).expanduser()
+    if not name.strip():
+        raise ValueError(f"{flag} is empty: pass a pipeline, or leave it out.")
+    if folder.is_file() and folder.name == "model_index.json":
+        raise ValueError(f"{flag} is a file: pass the folder that it is in, {folder.parent}.")
+    if any(path.is_file() for path in (folder, *folder.glob("checkpoint*.pt"))):
+        raise ValueError(
+            f"{flag} is no pipeline folder. A checkpoint of the original becomes one by: mcvd-diffusers convert {name} FOLDER"
+        )
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            checkpoint = find_checkpoint(folder)
+            raise ValueError(
+                f"{flag} holds no pipeline: there is no model_index.json in it. "
+                + (
+                    f"The run is not finished: wait, or pass a copy of {checkpoint}, which the run may delete."
+                    if checkpoint is not None
+                    else "Pass the folder that training, conversion or save_pretrained wrote."
+                )
+            )
+        return str(folder.resolve())
+    try:
+        validate_repo_id(name)
+        is_id = name.count("/") == 1 and not folder.parent.is_dir()  # which is not asked for over the network
+    except HFValidationError:
+        is_id = False
+    if not is_id:
+        raise ValueError(f"{flag} is no folder here, and no id on the Hub, which would be owner/name.")
+    return name
+
+
+def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict, pipeline_config: dict) -> None:
+    """What the parts of a pretrained pipeline decide."""
+    source = settings.model.pretrained_model_name_or_path
     _adopt_method(settings, unet_config)
-    scheduler_config = DDPMScheduler.load_config(source, subfolder="scheduler")
-    pipeline_config = MCVDPipeline.load_config(source)
     _adopt_normalization(settings, pipeline_config.get("normalization"))
     unet_config["in_channels"] -= settings.data.nan_mask_channel
     size = unet_config["sample_size"]
     brought_noise = _brought_noise(unet_config, scheduler_config)
     theirs = pipeline_config["scheduler"][1]
     if settings.model.distill:
-        _check_teacher(source, unet_config, brought_noise, theirs)
+        _check_teacher(settings, unet_config, brought_noise, theirs)
     elif theirs in DISTILLED:
         warnings.warn(
             f"{source} was distilled: training it without --distill makes it forget how to be sampled in a few steps.",
@@ -901,8 +959,19 @@ def _adopt_pretrained(settings: Settings) -> None:
             setattr(group, name, theirs)
 
 
-def _check_teacher(source: str, unet_config: dict, brought_noise: dict, sampler: str) -> None:
-    """What is distilled must have noise levels that a `beta_schedule` makes, and clean given frames, and go a way in many steps."""
+def _check_teacher(settings: Settings, unet_config: dict, brought_noise: dict, sampler: str) -> None:
+    """
+    What is distilled must have noise levels that a `beta_schedule` makes, and clean given frames, and go a way in many steps; and it
+    must know the tasks that the student is to learn of it.
+    """
+    source = settings.model.pretrained_model_name_or_path
+    for name in ("drop_past", "drop_future", "drop_observed"):
+        is_absent = name in settings.explicit and getattr(settings.training, name)
+        if is_absent and not unet_config.get(name, getattr(settings.training, name)):
+            raise ValueError(
+                f"--{name} {getattr(settings.training, name)} asks of the teacher what it never learned: {source} was trained with"
+                f" --{name} 0. Leave it out."
+            )
     if sampler in DISTILLED:
         raise ValueError(
             f"--distill needs a teacher that goes from noise to frames in many steps, and {source} was distilled itself: pass the pipeline"
@@ -983,11 +1052,12 @@ def _check_method(settings: Settings, saved: dict) -> None:
         ValueError: Naming the setting, and the methods that it is for.
     """
     method, name = settings.model.method, settings.training.preset
-    if saved.get("method", method) != method:
-        raise ValueError(
-            f"--method was {saved['method']}, is {method}, but {settings.checkpoint or settings.training.output_dir} is made with"
-            " it: leave it out, or begin another training."
-        )
+    for flag, now in (("method", method), ("distill", settings.model.distill)):
+        if saved.get(flag, now) != now:
+            raise ValueError(
+                f"--{flag} was {saved[flag]}, is {now}, but {settings.checkpoint or settings.training.output_dir} is made with"
+                " it: leave it out, or begin another training."
+            )
     if name is not None and preset(name).get("method", "mcvd") != method:
         theirs = preset(name).get("method", "mcvd")
         raise ValueError(f"--preset {name} is of --method {theirs}, got --method {method}: leave one of them out.")
@@ -1257,10 +1327,15 @@ def _check_objective(settings: Settings) -> None:
         )
     if training.noise_level_mean is not None and not math.isfinite(training.noise_level_mean):
         raise ValueError(f"--noise_level_mean must be a finite number, got {training.noise_level_mean}.")
-    _choose_sampler(settings)
     if model.distill:
         _check_distillation(settings)
-    elif "distillation_steps" in settings.changed:
+    _choose_sampler(settings)
+    if model.distill and training.validation_inference_steps > model.distillation_steps:
+        raise ValueError(
+            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed --distillation_steps"
+            f" ({model.distillation_steps}): the student is made for 1 to 4."
+        )
+    if not model.distill and "distillation_steps" in settings.changed:
         raise ValueError("--distillation_steps means nothing without --distill: pass that, too, or leave it out.")
 
 
@@ -1280,7 +1355,7 @@ def noise_scheduler_of(settings: Settings, **options) -> SchedulerMixin:
     Returns:
         [`SchedulerMixin`]
     """
-    training, source = settings.training, settings.model.pretrained_model_name_or_path
+    training, (source, _) = settings.training, settings.pretrained
     if source is None:
         names = ("prediction_type", "num_train_timesteps", "beta_schedule", "rescale_betas_zero_snr", "sigma_data")
         return make_noise_scheduler(**{name: getattr(training, name) for name in names}, **options)
@@ -1329,8 +1404,11 @@ def _check_distillation(settings: Settings) -> None:
         )
     of_losses = {"own_predictions": False, "min_snr_gamma": None, "loss_type": "l2", "loss_reduction": "mean"}
     for name, usual in of_losses.items():
-        if getattr(training, name) not in (usual, None):
-            raise ValueError(f"--{name} does not go with --distill, which has a loss of its own: leave it out.")
+        value = getattr(training, name)
+        if value not in (usual, None):
+            is_of_preset = training.preset is not None and preset(training.preset).get(name) == value
+            way_out = f"it is --preset {training.preset}'s: pass --{name} {usual}" if is_of_preset else "leave it out"
+            raise ValueError(f"--{name} does not go with --distill, which has a loss of its own: {way_out}.")
     if training.prediction_type == "epsilon" and starts_blind(noise_scheduler_of(settings)):
         raise ValueError(
             "--prediction_type epsilon does not go with --distill where the teacher's noise leaves no signal (any --beta_schedule but linear,"
@@ -1338,15 +1416,11 @@ def _check_distillation(settings: Settings) -> None:
             " --prediction_type v_prediction."
         )
     num_steps, num_timesteps = model.distillation_steps, training.num_train_timesteps
-    if not 2 <= num_steps <= num_timesteps // 2 or num_timesteps % num_steps:
+    known = [n for n in range(2, num_timesteps // 2 + 1) if not num_timesteps % n]
+    if num_steps not in known:
         raise ValueError(
             f"--distillation_steps must be at least 2, divide the {num_timesteps} timesteps of the noise and be fewer than they, got"
-            f" {num_steps}."
-        )
-    if training.validation_inference_steps > num_steps:
-        raise ValueError(
-            f"--validation_inference_steps ({training.validation_inference_steps}) must not exceed --distillation_steps ({num_steps}): the"
-            " student is made for 1 to 4."
+            f" {num_steps}: " + (f"such as {', '.join(map(str, known[:8]))}." if known else "there is no such number.")
         )
 
 

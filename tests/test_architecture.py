@@ -109,6 +109,7 @@ MAY_IMPORT = {
         "objectives",
         "publishing",
         "randomness",
+        "samplers",
     },
     "verification": {"_version", "evaluation", "model_card", "weights"},
     "__init__": {

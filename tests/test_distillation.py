@@ -285,7 +285,7 @@ TINY = "--resolution 8 --num_digits 1 --digit_size 4 --max_speed 1 --num_train_c
 TINY += (
     " --num_validation_videos 1 --max_train_steps 3 --report_to none --lr_warmup_steps 0 --dataloader_num_workers 0"
 )
-NETWORK = "--num_past_frames 1 --num_frames 2 --num_future_frames 1 --block_out_channels 8 8"
+NETWORK = "--drop_past 0 --num_past_frames 1 --num_frames 2 --num_future_frames 1 --block_out_channels 8 8"
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +355,31 @@ def test_a_distillation_does_not_go_on_with_another_teacher(teacher, tmp_path):
         train_mcvd.main(train_mcvd.parse_args(again.split()))
 
 
+def test_a_teacher_that_has_moved_is_named_anew(teacher, tmp_path, capsys, monkeypatch):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--lr_scheduler", "constant", "--checkpointing_steps", "1", "--max_train_steps", "2"]
+    distil("teacher", tmp_path / "part", *flags)  # noted down as it is from anywhere
+    shutil.move(tmp_path / "teacher", tmp_path / "elsewhere")
+    again = (
+        f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {tmp_path / 'part'} --max_train_steps 3".split()
+    )
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(again)
+    assert f"--pretrained_model_name_or_path '{tmp_path / 'teacher'}' is no folder here" in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    again += ["--pretrained_model_name_or_path", str(tmp_path / "elsewhere")]
+    assert train_mcvd.main(train_mcvd.parse_args(again)) == tmp_path / "rest"
+
+
+def test_whether_it_is_a_distillation_does_not_change(teacher, tmp_path, capsys):
+    distil(teacher, tmp_path / "part", "--checkpointing_steps", "1")
+    again = f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {tmp_path / 'part'} --distill False".split()
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(again)
+    assert "--distill was True, is False, but" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -371,6 +396,13 @@ def test_a_distillation_does_not_go_on_with_another_teacher(teacher, tmp_path):
             "--min_snr_gamma does not go with --distill, which has a loss of its own",
         ),
         ("TEACHER --distill True --loss_type l1", "--loss_type does not go with --distill"),
+        (
+            "TEACHER --distill True --preset smmnist-concat-p5k5f5-general --num_past_frames 1 --num_frames 2 --num_future_frames 1"
+            " --block_out_channels 8 8 --down_block_types DownBlock2D AttnDownBlock2D --layers_per_block 2 --attention_head_dim 32"
+            " --prediction_type epsilon --max_train_steps 1 --drop_past 0",
+            "--loss_reduction does not go with --distill, which has a loss of its own: it is --preset",
+        ),
+        ("TEACHER --distill True --drop_past 0.5", "was trained with --drop_past 0. Leave it out."),
         ("TEACHER --distill True --validation_inference_steps 60", "must not exceed --distillation_steps (10)"),
         ("TEACHER --distill True --prediction_type edm", "--distill is for networks of noise, velocity or frames"),
         (

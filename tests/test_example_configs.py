@@ -173,6 +173,7 @@ def test_moving_digits_need_no_data(name, tmp_path):
     assert predict(pipe, torch.rand(1, 2, 1, 16, 16), num_frames=10).shape == (1, 10, 1, 16, 16)
 
 
+@pytest.mark.slow
 def test_all_methods_are_compared_on_the_same_clips(tmp_path):
     """The benchmark of all six, on runs of a few updates."""
     script = runpy.run_path(str(CONFIGS.parents[1] / "benchmarks" / "methods.py"))

@@ -1,6 +1,7 @@
 """What checkpoints are sampled with, if nothing is said."""
 
 import inspect
+import json
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
@@ -125,6 +127,116 @@ def test_pipelines_whose_noise_leaves_nothing_are_saved_loaded_and_sampled(name,
 def test_distilled_networks_clip():
     config = make_sampler(NOISE["v_prediction"], "LCMScheduler", largest_value=2.0, original_inference_steps=20).config
     assert (config.clip_sample, config.clip_sample_range, config.original_inference_steps) == (True, 2.0, 20)
+
+
+LEVELS = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D", "DownBlock2D")}
+
+
+def pipeline_of(scheduler, prediction_type):
+    torch.manual_seed(0)
+    shape = {"sample_size": 8, "in_channels": 1, "num_past_frames": 1, "num_frames": 1, "num_future_frames": 0}
+    pipe = MCVDPipeline(MCVDUNet2DModel(**shape, **LEVELS, prediction_type=prediction_type), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sampled(pipe, **options):
+    return pipe(past_frames=torch.zeros(1, 1, 1, 8, 8), num_frames=1, output_type="pt", **options).frames
+
+
+COSINE = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+EDM = EDMEulerScheduler(sigma_data=0.5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "scheduler", "reason"),
+    [
+        (COSINE, DDIMScheduler(prediction_type="v_prediction"), "another noise schedule than the pipeline was made"),
+        (COSINE, DDPMScheduler(prediction_type="v_prediction", trained_betas=[1e-4] * 1000), "another noise schedule"),
+        (
+            COSINE,
+            DDIMScheduler.from_config(COSINE.config, beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True),
+            None,  # as good as none is left before
+        ),
+        (
+            NOISE["v_prediction"],
+            DDIMScheduler.from_config(NOISE["v_prediction"].config, timestep_spacing="trailing"),
+            None,
+        ),
+        (
+            COSINE,
+            DPMSolverMultistepScheduler.from_config(COSINE.config, use_flow_sigmas=True),
+            "cannot serve this network: it is for another kind of model",
+        ),
+        (
+            EDM,
+            EDMDPMSolverMultistepScheduler(sigma_data=0.1),
+            "has sigma_data=0.1, and the network was trained with 0.5",
+        ),
+        (EDM, EDMDPMSolverMultistepScheduler(sigma_data=0.5, sigma_max=50.0), None),
+    ],
+)
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_another_noise_than_that_of_training_is_refused(tmp_path, trained, scheduler, reason, is_saved):
+    pipe = pipeline_of(trained, "edm" if trained is EDM else "v_prediction")
+    if is_saved:
+        pipe.save_pretrained(tmp_path)
+        pipe = MCVDPipeline.from_pretrained(tmp_path, scheduler=scheduler)
+        pipe.set_progress_bar_config(disable=True)
+    else:
+        pipe.scheduler = scheduler
+    if reason is None:
+        assert sampled(pipe, num_inference_steps=2).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=f"`scheduler`: .*{reason}"):
+            sampled(pipe, num_inference_steps=2)
+
+
+def test_what_was_distilled_is_sampled_along_its_way(tmp_path, caplog):
+    pipe = pipeline_of(make_sampler(COSINE, "LCMScheduler", original_inference_steps=10), "v_prediction")
+    pipe.save_pretrained(tmp_path)
+    pipe = MCVDPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.config.trained_noise["distillation_steps"] == 10
+    assert torch.equal(
+        sampled(pipe, num_inference_steps=1, generator=torch.Generator().manual_seed(0)),
+        sampled(pipe, timesteps=[999], generator=torch.Generator().manual_seed(0)),
+    )
+    assert "distilled" not in caplog.text
+    for options in ({"timesteps": [998]}, {"timesteps": list(range(999, -1, -1))}):
+        with pytest.raises(ValueError, match=r"`timesteps` must be some of \[999, 899, .* distilled along 10 steps"):
+            sampled(pipe, **options)
+    with pytest.raises(ValueError, match="must be at most 10 for a network that was distilled"):
+        sampled(pipe, num_inference_steps=11)
+    own = pipe.scheduler
+    for num_steps in (50, None):
+        pipe.scheduler = type(own).from_config(own.config, original_inference_steps=num_steps)
+        with pytest.raises(
+            ValueError, match=f"distilled along 10 steps, and .* has original_inference_steps={num_steps}"
+        ):
+            sampled(pipe, num_inference_steps=2)
+    pipe.scheduler = DDIMScheduler.from_config(own.config)
+    sampled(pipe, num_inference_steps=2)
+    assert "was distilled for LCMScheduler, with which it was saved: DDIMScheduler makes worse" in caplog.text
+    teacher = pipeline_of(COSINE, "v_prediction")
+    teacher.scheduler = type(own).from_config(teacher.scheduler.config)
+    sampled(teacher, num_inference_steps=2)
+    assert "LCMScheduler is for distilled networks, and this one is not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [[], {"betas": 1}, {"signal": [1, 0]}, {"signal": [1.5] * 5}, {"sigma_data": 0}, {"distillation_steps": True}],
+)
+def test_a_noise_that_none_can_have_said_is_refused(noise, tmp_path):
+    pipe = pipeline_of(COSINE, "v_prediction")
+    with pytest.raises(ValueError, match="`trained_noise` must be None, or what is known of the scheduler"):
+        MCVDPipeline(pipe.unet, COSINE, trained_noise=noise)
+    pipe.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"trained_noise": noise}))
+    with pytest.raises(ValueError, match="trained_noise"):
+        MCVDPipeline.from_pretrained(tmp_path)
 
 
 def test_ddims_noise_does_not_fit_what_it_clipped():

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -508,10 +509,59 @@ def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, c
         assert f"--{name} is {value}, but {first} was made with" in capsys.readouterr().err
 
 
-def test_missing_pretrained_pipeline_is_named(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere", "is no folder here, and no id on the Hub, which would be owner/name"),
+        ("./no/where", "is no folder here, and no id on the Hub"),
+        ("/no/where", "is no folder here, and no id on the Hub"),
+        ("a/b/c", "is no folder here, and no id on the Hub"),
+        ("", "is empty"),
+        ("runs/nothing", "is no folder here, and no id on the Hub"),
+        (
+            "runs",
+            "holds no pipeline: there is no model_index.json in it. Pass the folder that training, conversion or",
+        ),
+        ("runs/unfinished", "The run is not finished: wait, or pass a copy of runs/unfinished/checkpoint-1"),
+        ("runs/unfinished/checkpoint-1/unet", "holds no pipeline"),
+        ("runs/unfinished/checkpoint-1/model_index.json", "is a file: pass the folder that it is in"),
+    ],
+)
+def test_pretrained_pipeline_that_is_none_is_named(tmp_path, capsys, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("runs"):
+        run("runs/first", num_validation_videos=0, max_train_steps=1, checkpointing_steps=1)
+        shutil.copytree("runs/first/checkpoint-1", "runs/unfinished/checkpoint-1")
     with pytest.raises(SystemExit):
-        train_mcvd.parse_args(["--pretrained_model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "b")])
-    assert str(tmp_path) in capsys.readouterr().err
+        train_mcvd.parse_args(["--pretrained_model_name_or_path", name, "--output_dir", "new"])
+    said = capsys.readouterr().err
+    assert f"--pretrained_model_name_or_path {name!r} " in said and reason in said
+
+
+def test_pretrained_weights_that_are_not_finite_are_refused(tmp_path):
+    first = run(tmp_path / "first", num_validation_videos=0, max_train_steps=1)
+    pipe = MCVDPipeline.from_pretrained(first)
+    with torch.no_grad():
+        pipe.unet.conv_out.bias[0] = torch.nan
+    pipe.save_pretrained(tmp_path / "bad")
+    with pytest.raises(train_mcvd.SetupError, match="bad has weights that are NaN or infinite, in unet.conv_out.bias"):
+        run(tmp_path / "second", only=["train_batch_size"], pretrained_model_name_or_path=str(tmp_path / "bad"))
+    assert not (tmp_path / "second").exists()
+
+
+def test_training_goes_on_when_what_it_began_with_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run("first", num_validation_videos=0, max_train_steps=1)
+    only = ["train_batch_size", "num_train_clips", "num_validation_videos"]
+    options = {"lr_scheduler": "constant", "pretrained_model_name_or_path": str(first), "checkpointing_steps": 1}
+    whole = run("whole", only=only, max_train_steps=3, **options)
+    part = run("part", only=only, max_train_steps=2, **options)
+    shutil.rmtree(first)
+    rest = run("rest", only=[], max_train_steps=3, resume_from_checkpoint=str(part))
+    ours, theirs = weights(rest), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    card = (rest / "README.md").read_text()
+    assert str(tmp_path) not in card and "base_model" not in card
 
 
 @pytest.mark.parametrize("sampling_scheduler", ["DPMSolverMultistepScheduler", "DDIMScheduler", "DDPMScheduler"])

@@ -43,6 +43,7 @@ from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.objectives import add_observed_noise, sampling_level
 from mcvd_diffusers.publishing import PublishedPipelineMixin
 from mcvd_diffusers.randomness import NoiseSequence, keyed_seed
+from mcvd_diffusers.samplers import trained_noise as noise_of
 
 from .carried_context import CarriedContext, check_context_encoder
 from .frame_inputs import Frames
@@ -58,7 +59,7 @@ from .request import (
     read_request,
 )
 from .rollout import Job, rollout
-from .scheduler_checks import set_timesteps
+from .scheduler_checks import check_trained_noise, set_timesteps
 
 
 EXAMPLE_DOC_STRING = """
@@ -141,6 +142,9 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             It reads given and generated frames; what it knows is a value of each call, and carried from window to window. The
             denoiser then makes `(frame - mean) / scale` with what the encoder predicts (by default 0 and 1).
         num_inference_steps (`int`, *optional*): Default of the call's `num_inference_steps`; 100 if not given.
+        trained_noise (`dict`, *optional*):
+            What the network was trained for, as [`~samplers.trained_noise`] says it of a scheduler; that of `scheduler`, if not given.
+            A scheduler that is swapped in later must have the same noise.
     """
 
     model_cpu_offload_seq = "context_encoder->unet"
@@ -160,6 +164,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         reconstruction_guidance: float = 0.0,
         context_encoder: LGCVDContextEncoder | RVDContextEncoder | None = None,
         num_inference_steps: int | None = None,
+        trained_noise: dict | None = None,
     ) -> None:
         super().__init__()
         for name, value, base in (
@@ -180,11 +185,15 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             "num_inference_steps": num_inference_steps,
         }
         _check_defaults(**sampling)
+        check_trained_noise(trained_noise)
+        trained_noise = noise_of(scheduler) if trained_noise is None else trained_noise
         self.normalizer = FrameNormalizer.from_config(normalization)
         self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
         check_context_encoder(context_encoder, unet)
         self.register_modules(unet=unet, scheduler=scheduler, guider=guider, context_encoder=context_encoder)
-        self.register_to_config(final_denoise=final_denoise, normalization=normalization, **sampling)
+        self.register_to_config(
+            final_denoise=final_denoise, normalization=normalization, trained_noise=trained_noise, **sampling
+        )
         self._guidance_scale, self._num_timesteps, self._block_index, self._interrupt = 1.0, 0, 0, False
         # Frames are brought into [0, 1] here, and given ones are returned as they came.
         self.video_processor = VideoProcessor(do_resize=False, do_normalize=False, vae_scale_factor=1)
@@ -199,6 +208,7 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
     def check_options(cls, options: dict) -> None:
         """As in the base class: `normalization` must be a map, and the defaults of a call ones that a call would take."""
         FrameNormalizer.from_config(options.get("normalization"))
+        check_trained_noise(options.get("trained_noise"))
         names = ("frame_schedule", "step", "replacement", "reconstruction_guidance", "num_inference_steps")
         _check_defaults(**{name: options[name] for name in names if name in options})
 

@@ -650,7 +650,13 @@ def _check_sampler(pipe, call: Call, window_shape: tuple[int, ...]) -> int:
         raise ValueError(f"`eta` must be a number in [0, 1], got {call.eta!r}.")
     if pipe.unet.training and pipe.unet.config.get("dropout", 0) > 0:
         logger.warning("The network is in training mode, so its dropout is active: call `pipe.unet.eval()`.")
-    steps = check_scheduler(pipe.scheduler, pipe.unet.config, options, final_denoise=call.final_denoise)
+    steps = check_scheduler(
+        pipe.scheduler,
+        pipe.unet.config,
+        options,
+        noise=pipe.config.trained_noise,
+        final_denoise=call.final_denoise,
+    )
     _warn_of_clipping(pipe)
     if call.num_resamples > 1:
         check_no_memory(pipe.scheduler, options, call.num_resamples)

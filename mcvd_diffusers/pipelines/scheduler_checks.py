@@ -10,14 +10,26 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from diffusers import LCMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 
 from mcvd_diffusers.objectives import VARIANCE_PRESERVING, objective_of
+from mcvd_diffusers.samplers import DISTILLED, trained_noise
+
+
+logger = logging.get_logger(__name__)
+
+# Of the signal's share in a frame's variance: solvers leave a trace of it where none is left.
+SIGNAL_TOLERANCE = 1e-3
 
 
 def check_scheduler(
-    scheduler: SchedulerMixin, network_config: Mapping, options: Mapping, *, final_denoise: bool
+    scheduler: SchedulerMixin,
+    network_config: Mapping,
+    options: Mapping,
+    *,
+    noise: Mapping | None,
+    final_denoise: bool,
 ) -> torch.Tensor:
     """
     Whether a scheduler can serve a network, found out by trying all its steps on a copy.
@@ -26,6 +38,7 @@ def check_scheduler(
         scheduler ([`SchedulerMixin`]): It is not changed.
         network_config (`Mapping`): Of the network.
         options (`Mapping`): What of a call says which steps are taken: `num_inference_steps`, `timesteps`, `sigmas`.
+        noise (`Mapping`, *optional*): The noise that the network was trained for, as [`~samplers.trained_noise`] says it.
         final_denoise (`bool`): Whether the original's last network call is to follow.
 
     Returns:
@@ -64,6 +77,9 @@ def check_scheduler(
         raise ValueError(
             f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
         )
+    if noise is not None:
+        _check_noise(scheduler, noise, way_out)
+        _check_distilled(scheduler, noise, options)
     # What the network may be told, and how noisy its frames may be.
     told, largest_sigma = (0.0, num_train_timesteps - 1.0), _largest_sigma(scheduler)
     if prediction_type == "flow_prediction":
@@ -85,12 +101,6 @@ def check_scheduler(
                 + "."
             )
         _check_steps(argument, options[argument], least, most)
-    most, asked = config.get("original_inference_steps"), options["num_inference_steps"]
-    if isinstance(scheduler, LCMScheduler) and options["timesteps"] is None and asked is not None and asked > most:
-        raise ValueError(
-            f"`num_inference_steps` must be at most {most} for a network that was distilled along so many steps, got {asked}: it is made"
-            " for 1 to 4, and its teacher for more."
-        )
     # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
     trial = copy.deepcopy(scheduler)
     try:
@@ -127,6 +137,80 @@ def check_scheduler(
             f" with `alphas_cumprod`, got {prediction_type!r} and {name}."
         )
     return steps
+
+
+def check_trained_noise(trained: Mapping | None) -> None:
+    """Refuse a pipeline's `trained_noise` that [`~samplers.trained_noise`] cannot have said."""
+    is_known = {
+        "signal": lambda x: isinstance(x, (list, tuple)) and len(x) == 5 and all(_is_share(share) for share in x),
+        "sigma_data": lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and 0 < x < math.inf,
+        "distillation_steps": lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1,
+    }
+    if trained is None:
+        return
+    is_map = isinstance(trained, Mapping) and set(trained) <= set(is_known)
+    if not is_map or not all(is_known[name](value) for name, value in trained.items()):
+        raise ValueError(
+            "`trained_noise` must be None, or what is known of the scheduler of training: signal (five numbers from 0 to 1),"
+            f" sigma_data (positive), distillation_steps (an integer), got {reprlib.repr(trained)}. Leave it out: it is then taken from"
+            " `scheduler`."
+        )
+
+
+def _is_share(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _check_noise(scheduler: SchedulerMixin, trained: Mapping, way_out: str) -> None:
+    """Frames must be as noisy at each timestep as they were in training."""
+    name, now = type(scheduler).__name__, trained_noise(scheduler)
+    ours, theirs = trained.get("signal"), now.get("signal")
+    is_other = ours and theirs and max(abs(x - y) for x, y in zip(ours, theirs)) > SIGNAL_TOLERANCE
+    if is_other:
+        shown = [", ".join(f"{x:.3g}" for x in values) for values in (theirs, ours)]
+        raise ValueError(
+            f"`scheduler`: {name} has another noise schedule than the pipeline was made with, on which its network was trained: at the first"
+            f" timestep, a quarter, half and three quarters of the way, and the last, the signal's share is {shown[0]}, not {shown[1]}."
+            f" {way_out}"
+        )
+    ours, theirs = trained.get("sigma_data"), now.get("sigma_data")
+    if ours and theirs != ours:
+        raise ValueError(
+            f"`scheduler`: {name} has sigma_data={theirs}, and the network was trained with {ours}: make it from the scheduler that was saved"
+            f" with it, {name}.from_config(pipe.scheduler.config)."
+        )
+
+
+def _check_distilled(scheduler: SchedulerMixin, trained: Mapping, options: Mapping) -> None:
+    """What was distilled is sampled along the way of its distillation; other ways work after a fashion, and so do other networks there."""
+    name, num_steps = type(scheduler).__name__, trained.get("distillation_steps")
+    if (name in DISTILLED) != (num_steps is not None):
+        logger.warning(
+            f"{name} is for distilled networks, and this one is not: few steps of another scheduler may be better."
+            if num_steps is None
+            else f"This network was distilled for {' or '.join(DISTILLED)}, with which it was saved: {name} makes worse videos of it."
+        )
+    if name not in DISTILLED or num_steps is None:
+        return
+    own = scheduler.config.original_inference_steps
+    if own != num_steps:
+        raise ValueError(
+            f"`scheduler`: this network was distilled along {num_steps} steps, and {name} has original_inference_steps={own}: make it"
+            f" with {num_steps}, or keep the scheduler that was saved with the network."
+        )
+    asked, timesteps = options["num_inference_steps"], options["timesteps"]
+    if timesteps is None and asked is not None and asked > num_steps:
+        raise ValueError(
+            f"`num_inference_steps` must be at most {num_steps} for a network that was distilled along so many steps, got {asked}: it is"
+            " made for 1 to 4, and its teacher for more."
+        )
+    stride = scheduler.config.num_train_timesteps // num_steps
+    known = range(stride - 1, scheduler.config.num_train_timesteps, stride)
+    if timesteps is not None and not all(x in known for x in np.asarray(timesteps).tolist()):
+        raise ValueError(
+            f"`timesteps` must be some of {list(known)[::-1]} for a network that was distilled along {num_steps} steps, got"
+            f" {reprlib.repr(timesteps)}."
+        )
 
 
 def _way_out(prediction_type: str | None, name: str) -> str:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from contract_rows import PIPELINES
 from mcvd_diffusers import FrameRole
+from mcvd_diffusers.samplers import trained_noise
 
 
 def named(rows):
@@ -458,6 +459,7 @@ def with_type(pipe, prediction_type):
     """The same pipeline with the noise schedule of MCVD's training and a prediction type."""
     schedule = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing"}
     pipe.scheduler = DDPMScheduler(**schedule, clip_sample=True, prediction_type=prediction_type)
+    pipe.register_to_config(trained_noise=trained_noise(pipe.scheduler))
     return pipe
 
 

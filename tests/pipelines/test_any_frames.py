@@ -137,6 +137,7 @@ def test_vdm_2_guiding_a_gaussian_video_gives_the_known_mean(entry):
     torch.testing.assert_close(run_oracle(entry), torch.tensor(entry["mean"]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_vdm_2_guidance_comes_nearer_to_the_truth_than_replacement():
     def error(method, weight=0, resamples=1):
         entry = next(
@@ -151,6 +152,7 @@ def test_vdm_2_guidance_comes_nearer_to_the_truth_than_replacement():
     assert error("recon", 1.0, 5) == pytest.approx(0.020, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_vdm_2_guidance_makes_what_is_sampled_narrower():
     """The spread of the first new frame over that of the truth, as known in closed form; here of 4000 samples."""
     ratios = []

@@ -112,7 +112,7 @@ def test_a_network_that_starts_blind_is_told_of_a_scheduler_that_keeps_nothing_w
         (DPMSolverMultistepScheduler(**noise, thresholding=True), False),
         (DPMSolverMultistepScheduler(prediction_type="epsilon"), False),
     ):
-        pipe.scheduler = scheduler
+        pipe = MCVDPipeline(pipe.unet, scheduler, context_encoder=pipe.context_encoder)
         caplog.clear()
         sample(pipe, past_frames=frames(1, 2, 1, 8, 8), num_frames=2)
         assert ("errors there grow out of all bounds" in caplog.text) == is_told
