@@ -43,6 +43,7 @@ from mcvd_diffusers.metrics import (  # noqa: E402
 )
 from mcvd_diffusers.objectives import objective_of  # noqa: E402
 from mcvd_diffusers.samplers import noise_settings  # noqa: E402
+from mcvd_diffusers.weights import weights_digest  # noqa: E402
 
 
 COSINE, LINEAR = "--beta_schedule squaredcos_cap_v2", "--beta_schedule linear"
@@ -270,6 +271,7 @@ def compare_schedulers(run: Path, output: Path, calls: list[int], num_clips: int
     """Two tables for one network."""
     output.mkdir(parents=True, exist_ok=True)
     pipe, known = load(run), output / "measured.jsonl"
+    network = weights_digest(pipe.unet.state_dict())[:16]
     block = pipe.unet.config.num_frames
     clips = held_out_clips(run, num_frames=NUM_GIVEN + NUM_MADE, num_clips=3 * num_clips)
     clips, others = clips[:num_clips], clips[num_clips:]
@@ -297,7 +299,7 @@ def compare_schedulers(run: Path, output: Path, calls: list[int], num_clips: int
             if n == 100 and not name.startswith("DDIM"):
                 row.append("-")
                 continue
-            key = ["block", name, n, num_clips, num_reference_steps]
+            key = ["block", network, name, n, num_clips, num_reference_steps]
             values = remembered(known, key, lambda name=name, n=n: distance(name, num_steps_of(name, n)))["distances"]
             row.append(cell(values))
             means[name, n] = np.mean(values)
@@ -319,7 +321,7 @@ def compare_schedulers(run: Path, output: Path, calls: list[int], num_clips: int
         ("DDIM, trailing, clipped", 100),
         *((name, n) for n in calls for name in best),
     ]:
-        key = ["video", name, n, 3 * num_clips]
+        key = ["video", network, name, n, 3 * num_clips]
         made, steps = with_scheduler(run, FROM_BETAS[name]), num_steps_of(name, n)
         values = remembered(known, key, lambda: quality(made, others, steps, features))  # noqa: B023
         lines.append(quality_row([name], values))
@@ -333,17 +335,18 @@ def compare_objectives(folder: Path, names: list[str], output: Path, calls: list
     known, features = output / "measured.jsonl", TransNetFeatures.from_package()
     names = [name for name in names if (folder / name / "model_index.json").exists()]
     if not names:
-        raise SystemExit(f"{folder} holds no run of this script: train first.")
+        raise SystemExit(f"{folder} holds none of the runs that were asked for: `train` makes them.")
     clips = held_out_clips(folder / names[0], num_frames=NUM_GIVEN + NUM_MADE, num_clips=2 * num_clips)
     clips, others = clips[:num_clips], clips[num_clips:]
     lines = [f"| objective | scheduler | {HEAD} |", "| --- | --- |" + " --- |" * 5]
     for n in calls:
         for name in names:
             pipe = load(folder / name)
+            network = weights_digest(pipe.unet.state_dict())[:16]
             for scheduler, kind in schedulers_of(pipe).items():
                 if kind is None and n > pipe.scheduler.config.original_inference_steps:
                     continue
-                key = [name, scheduler, n, num_clips]
+                key = [name, network, scheduler, n, num_clips]
                 made, steps = with_scheduler(folder / name, kind), num_steps_of(scheduler, n)
                 values = remembered(known, key, lambda: quality(made, clips, steps, features))  # noqa: B023
                 lines.append(quality_row([name, scheduler], values))
@@ -359,21 +362,34 @@ def finish(output: Path, lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, or measure."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        epilog="`train` also takes the flags of train_mcvd.py, such as --max_train_steps.",
+    )
     parser.add_argument("what", choices=("train", "schedulers", "objectives"))
     parser.add_argument("folder", type=Path, help="of the runs; for `schedulers` of a pipeline")
-    parser.add_argument("--only", nargs="+", choices=[*OBJECTIVES, *DISTILLED], default=[*OBJECTIVES, *DISTILLED])
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*OBJECTIVES, *DISTILLED],
+        default=[*OBJECTIVES, *DISTILLED],
+        help="of `train` and `objectives`: which runs",
+    )
     parser.add_argument("--output", type=Path, help="folder for the table")
-    parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20])
-    parser.add_argument("--num_clips", type=int, default=64)
-    parser.add_argument("--reference_steps", type=int, default=1000)
+    parser.add_argument("--calls", type=int, nargs="+", default=[3, 5, 10, 20], help="of the network, for a block")
+    parser.add_argument("--num_clips", type=int, default=64, help="that are held out")
+    parser.add_argument(
+        "--reference_steps", type=int, default=1000, help="of `schedulers`: of DDIM, which blocks are compared with"
+    )
     options, flags = parser.parse_known_args(arguments)
     folder = options.folder.resolve()  # trainings run in another one
     if options.what == "train":
         train(folder, options.only, flags)
         return
-    if flags or options.output is None:
-        raise SystemExit(f"--output must be given, and no other flags, got {flags}.")
+    if options.output is None:
+        raise SystemExit("--output is required: the folder for the table.")
+    if flags:
+        raise SystemExit(f"Only `train` takes flags of train_mcvd.py, got {flags}.")
     torch.set_num_threads(1)
     diffusers.utils.logging.disable_progress_bar()
     if options.what == "schedulers":

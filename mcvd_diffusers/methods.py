@@ -118,8 +118,10 @@ class Method(ABC):
                     **self.context_encoder_shape(largest_value),
                 )
         components = torch.nn.ModuleDict(components)
+        if source is None:
+            return components
         bad = next((name for name, x in components.named_parameters() if not x.isfinite().all()), None)
-        if source is not None and bad is not None:
+        if bad is not None:
             raise ValueError(
                 f"{source} has weights that are NaN or infinite, in {bad}: what it was trained by has diverged. Pass another pipeline or"
                 " checkpoint."

@@ -438,7 +438,12 @@ def card_facts(
     hardware = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} with {os.cpu_count()} cores"
     )
+    distilled = None
+    if settings.model.distill:
+        teacher = Path(settings.model.pretrained_model_name_or_path).name if base_model is None else base_model
+        distilled = f"from {teacher}, along {settings.model.distillation_steps} steps of its way: for 1 to 4 steps, by LCMScheduler"
     facts = {
+        "distilled": distilled,
         "updates": progress.update,
         "clips met": progress.num_samples,
         "clips an update": _num_samples(_division(settings, world_size)),

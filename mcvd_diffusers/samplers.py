@@ -114,7 +114,7 @@ def trained_noise(scheduler: SchedulerMixin) -> dict | None:
         return {"sigma_data": float(scheduler.config.sigma_data)} if prediction_type == "edm" else {}
     signal, last = scheduler.alphas_cumprod, len(scheduler.alphas_cumprod) - 1
     noise = {"signal": [round(float(signal[last * quarter // 4]), 6) for quarter in range(5)]}
-    if type(scheduler).__name__ in DISTILLED:
+    if type(scheduler).__name__ in DISTILLED and scheduler.config.original_inference_steps:
         noise["distillation_steps"] = scheduler.config.original_inference_steps
     return noise
 

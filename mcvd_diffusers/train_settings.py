@@ -316,8 +316,8 @@ class TrainingArguments:
     )
     beta_schedule: Literal["linear", "squaredcos_cap_v2", "cosine_logsnr"] | None = _flag(
         None,
-        "Noise schedule of the first three: the original's linear one, cosine (squaredcos_cap_v2, if not given), or VDM's cosine with"
-        " log-SNR from 20 to -20.",
+        "Noise schedule of the first three: the original's linear one (for epsilon, if not given), cosine (squaredcos_cap_v2, for the other"
+        " two), or VDM's cosine with log-SNR from 20 to -20.",
     )
     rescale_betas_zero_snr: bool = _flag(
         False, "Rescale that schedule so that its last timestep is pure noise (2305.08891); not for epsilon."
@@ -447,6 +447,22 @@ NOT_FOR_STREAMS = [
     "clip_step",
 ] + ["variables", "normalization_frames"]
 
+# Which videos are held out, and how clips are taken from the others.
+OF_THE_SPLIT = (
+    "validation_fraction",
+    "validation_names",
+    "validation_list",
+    "test_fraction",
+    "test_names",
+    "test_list",
+) + (
+    "dataset_split",
+    "split_frames",
+    "axes",
+    "variables",
+    "frame_stride",
+    "resize",
+)
 MOST_TIMESTEPS = 1_000_000
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
 
@@ -912,8 +928,13 @@ def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict
     size = unet_config["sample_size"]
     brought_noise = _brought_noise(unet_config, scheduler_config)
     theirs = pipeline_config["scheduler"][1]
+    _warn_of_other_data(settings)
     if settings.model.distill:
         _check_teacher(settings, unet_config, brought_noise, theirs)
+        if (
+            settings.training.sampling_scheduler == theirs
+        ):  # of the teacher's own settings, which say nothing of its student
+            settings.training.sampling_scheduler = settings.training.validation_inference_steps = None
     elif theirs in DISTILLED:
         warnings.warn(
             f"{source} was distilled: training it without --distill makes it forget how to be sampled in a few steps.",
@@ -957,6 +978,35 @@ def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict
                     " or leave out --pretrained_model_name_or_path to train a new one."
                 )
             setattr(group, name, theirs)
+
+
+def _warn_of_other_data(settings: Settings) -> None:
+    """Of the run that a network is from: on the same videos, another split would train on what was held out there."""
+    source, data = settings.model.pretrained_model_name_or_path, settings.data
+    try:
+        theirs = _read_settings_file(Path(source) / SETTINGS_FILE)
+    except (ValueError, OSError):  # it is no run of this script, or of another version of it
+        return
+    places = [
+        value and str(Path(value).expanduser().resolve())
+        for value in (data.train_data_dir, theirs.get("train_data_dir"))
+    ]
+    if places[0] != places[1] or data.dataset_name != theirs.get("dataset_name"):
+        return
+    ours = asdict(data)
+    is_own = data.train_data_dir is not None or data.dataset_name is not None
+    names = OF_THE_SPLIT if is_own else [name for name in FOR_DIGITS if name != "num_train_clips"]
+    changed = [
+        f"--{name} (was {theirs[name]}, is {ours[name]})"
+        for name in names
+        if theirs.get(name, ours[name]) != ours[name]
+    ]
+    if changed:
+        warnings.warn(
+            f"the data are those of {source}, but not the way they are taken: {', '.join(changed)}. What was held out there may be learned"
+            f" here. To repeat all of its settings, put the file first: train_mcvd.py {Path(source) / SETTINGS_FILE} ...",
+            stacklevel=2,
+        )
 
 
 def _check_teacher(settings: Settings, unet_config: dict, brought_noise: dict, sampler: str) -> None:
@@ -1082,7 +1132,8 @@ def _fill_in_defaults(settings: Settings) -> None:
             setattr(group, name, values.get(method))
     training = settings.training
     if training.beta_schedule is None and training.prediction_type in VARIANCE_PRESERVING:
-        training.beta_schedule = "squaredcos_cap_v2"
+        # Cosine betas end where no signal is left, from which a network of epsilon cannot tell the frames.
+        training.beta_schedule = "linear" if training.prediction_type == "epsilon" else "squaredcos_cap_v2"
     if training.sigma_data is None and training.prediction_type == "edm":
         training.sigma_data = 0.5
     if model.residual and model.residual_scale is None:

@@ -1,6 +1,8 @@
 """Distillation: its loss where all is known, its grid, and a student that the training script makes."""
 
+import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -285,7 +287,7 @@ TINY = "--resolution 8 --num_digits 1 --digit_size 4 --max_speed 1 --num_train_c
 TINY += (
     " --num_validation_videos 1 --max_train_steps 3 --report_to none --lr_warmup_steps 0 --dataloader_num_workers 0"
 )
-NETWORK = "--drop_past 0 --num_past_frames 1 --num_frames 2 --num_future_frames 1 --block_out_channels 8 8"
+NETWORK = "--drop_past 0 --attention_head_dim 8 --num_past_frames 1 --num_frames 2 --num_future_frames 1 --block_out_channels 8 8"
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +307,7 @@ def test_script_makes_a_student_that_is_sampled_in_four_steps(teacher, tmp_path,
     folder = distil(teacher, tmp_path / "student", *flags)
     pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
     assert type(pipe.scheduler) is LCMScheduler and pipe.default_num_inference_steps == 4
+    assert "| distilled | from run, along 10 steps of its way" in (folder / "README.md").read_text()
     assert pipe.unet.config.prediction_type == pipe.scheduler.config.prediction_type == (flags or ["epsilon"])[-1]
     assert pipe.scheduler.config.beta_schedule == "linear" and pipe.scheduler.config.original_inference_steps == 10
     calls = []
@@ -372,6 +375,26 @@ def test_a_teacher_that_has_moved_is_named_anew(teacher, tmp_path, capsys, monke
     assert train_mcvd.main(train_mcvd.parse_args(again)) == tmp_path / "rest"
 
 
+def test_a_student_takes_its_data_as_its_teacher_did(teacher, tmp_path):
+    """Or it is told of it, since what was held out would be learned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flags = f"{TINY} --pretrained_model_name_or_path {teacher} --distill True --output_dir {tmp_path / 'new'}"
+        train_mcvd.parse_args(flags.split())
+        settings = train_mcvd.parse_args([str(teacher / "training_settings.yaml"), *flags.removeprefix(TINY).split()])
+    assert (settings.data.digit_size, settings.training.sampling_scheduler) == (4, "LCMScheduler")
+    assert settings.training.validation_inference_steps == 4
+    with pytest.warns(
+        UserWarning, match=r"--digit_size \(was 4, is 3\), --max_speed \(was 1, is 2\).*may be learned here"
+    ):
+        train_mcvd.parse_args([*flags.split(), "--digit_size", "3", "--max_speed", "2"])
+    with warnings.catch_warnings():  # of other data it is nobody's business
+        warnings.simplefilter("error")
+        (tmp_path / "videos").mkdir()
+        own = f"--pretrained_model_name_or_path {teacher} --train_data_dir {tmp_path / 'videos'} --validation_names a"
+        train_mcvd.parse_args([*own.split(), "--output_dir", str(tmp_path / "new")])
+
+
 def test_whether_it_is_a_distillation_does_not_change(teacher, tmp_path, capsys):
     distil(teacher, tmp_path / "part", "--checkpointing_steps", "1")
     again = f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {tmp_path / 'part'} --distill False".split()
@@ -396,12 +419,6 @@ def test_whether_it_is_a_distillation_does_not_change(teacher, tmp_path, capsys)
             "--min_snr_gamma does not go with --distill, which has a loss of its own",
         ),
         ("TEACHER --distill True --loss_type l1", "--loss_type does not go with --distill"),
-        (
-            "TEACHER --distill True --preset smmnist-concat-p5k5f5-general --num_past_frames 1 --num_frames 2 --num_future_frames 1"
-            " --block_out_channels 8 8 --down_block_types DownBlock2D AttnDownBlock2D --layers_per_block 2 --attention_head_dim 32"
-            " --prediction_type epsilon --max_train_steps 1 --drop_past 0",
-            "--loss_reduction does not go with --distill, which has a loss of its own: it is --preset",
-        ),
         ("TEACHER --distill True --drop_past 0.5", "was trained with --drop_past 0. Leave it out."),
         ("TEACHER --distill True --validation_inference_steps 60", "must not exceed --distillation_steps (10)"),
         ("TEACHER --distill True --prediction_type edm", "--distill is for networks of noise, velocity or frames"),
@@ -418,6 +435,27 @@ def test_distillations_that_cannot_be_are_refused(teacher, tmp_path, capsys, fla
     assert reason in capsys.readouterr().err
 
 
+def test_what_a_preset_says_of_the_loss_is_told_as_its(teacher, tmp_path, capsys):
+    config = json.loads((teacher / "unet/config.json").read_text())
+    names = ("num_past_frames", "num_frames", "num_future_frames", "block_out_channels", "down_block_types")
+    names += ("layers_per_block", "attention_head_dim", "spatin_channels", "dropout", "embed_past_kept", "in_channels")
+    flags = [
+        "--preset",
+        "smmnist-concat-p5k5f5-general",
+        "--pretrained_model_name_or_path",
+        str(teacher),
+        "--distill",
+        "True",
+    ]
+    for name in names:
+        values = config[name] if isinstance(config[name], list) else [config[name]]
+        flags += [f"--{name}", *map(str, values)]
+    flags += ["--drop_past", "0", "--output_dir", str(tmp_path / "new")]
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args(flags)
+    assert "it is --preset smmnist-concat-p5k5f5-general's: pass --loss_reduction mean." in capsys.readouterr().err
+
+
 def test_a_student_is_no_teacher(teacher, tmp_path, capsys):
     student = distil(teacher, tmp_path / "student", "--prediction_type", "v_prediction")
     with pytest.raises(SystemExit):
@@ -430,7 +468,8 @@ def test_a_student_is_no_teacher(teacher, tmp_path, capsys):
 
 
 def test_a_student_of_noise_is_refused_where_its_teacher_starts_blind(tmp_path, capsys):
-    arguments = f"{TINY} {NETWORK} --prediction_type epsilon --output_dir {tmp_path / 'teacher'}"
+    noise = "--prediction_type epsilon --beta_schedule squaredcos_cap_v2"
+    arguments = f"{TINY} {NETWORK} {noise} --output_dir {tmp_path / 'teacher'}"
     blind = train_mcvd.main(train_mcvd.parse_args(arguments.split()))
     with pytest.raises(SystemExit):
         distil(blind, tmp_path / "new")

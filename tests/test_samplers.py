@@ -260,10 +260,16 @@ def test_ddims_noise_does_not_fit_what_it_clipped():
     "flags, expected",
     [
         ("", ("DPMSolverMultistepScheduler", NUM_STEPS)),
-        ("--prediction_type epsilon --beta_schedule linear", ("DPMSolverMultistepScheduler", NUM_STEPS)),
-        ("--prediction_type epsilon", ("DDPMScheduler", 25)),  # by cosine betas, where it starts blind
-        ("--prediction_type epsilon --beta_schedule linear --num_train_timesteps 1600", ("DDPMScheduler", 25)),
-        ("--prediction_type epsilon --sampling_scheduler DDIMScheduler", ("DDIMScheduler", 25)),
+        ("--prediction_type epsilon", ("DPMSolverMultistepScheduler", NUM_STEPS)),  # by linear betas
+        (
+            "--prediction_type epsilon --beta_schedule squaredcos_cap_v2",
+            ("DDPMScheduler", 25),
+        ),  # where it starts blind
+        ("--prediction_type epsilon --num_train_timesteps 1600", ("DDPMScheduler", 25)),
+        (
+            "--prediction_type epsilon --beta_schedule squaredcos_cap_v2 --sampling_scheduler DDIMScheduler",
+            ("DDIMScheduler", 25),
+        ),
         ("--method rvd", ("DPMSolverMultistepScheduler", NUM_STEPS)),
         ("--preset fdm-minerl --train_data_dir .", ("DPMSolverMultistepScheduler", NUM_STEPS)),
         ("--preset vdm-64 --train_data_dir .", ("DDPMScheduler", 25)),
@@ -283,6 +289,7 @@ def test_defaults_follow_the_method_and_what_it_predicts(flags, expected, tmp_pa
 
 def test_what_fails_for_a_network_is_refused_before_anything_else(capsys, tmp_path):
     flags = ["--output_dir", str(tmp_path / "new"), "--prediction_type", "epsilon"]
+    flags += ["--beta_schedule", "squaredcos_cap_v2"]
     with pytest.raises(SystemExit):
         parse_args([*flags, "--sampling_scheduler", "EulerDiscreteScheduler"])
     said = " ".join(capsys.readouterr().err.split())

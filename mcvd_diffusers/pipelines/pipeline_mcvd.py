@@ -320,7 +320,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
             height (`int`, *optional*): Height when no frames are given, by default the network's `sample_size`.
             width (`int`, *optional*): Width when no frames are given, by default the network's `sample_size`.
             num_inference_steps (`int`, *optional*): Denoising steps a block; by default the pipeline's, else 100.
-            timesteps (`list[int]`, *optional*): Own timesteps, if the scheduler takes them.
+            timesteps (`list[int]`, *optional*): Own timesteps, if the scheduler takes them. Frames begin as
+                pure noise, so the first should be the noisiest, or nearly, unless `latents` are less noisy.
             sigmas (`list[float]`, *optional*): Own noise levels, if the scheduler takes them.
             eta (`float`, *optional*, defaults to 0.0): DDIM's stochasticity, for schedulers that know it.
             guidance_scale (`float`, *optional*, defaults to 1.0):
