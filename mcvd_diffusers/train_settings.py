@@ -911,9 +911,13 @@ def _pretrained_source(settings: Settings) -> str:
         return str(folder.resolve())
     try:
         validate_repo_id(name)
-        is_id = name.count("/") == 1 and not folder.parent.is_dir()  # which is not asked for over the network
+        is_id = name.count("/") == 1
     except HFValidationError:
         is_id = False
+    if is_id and folder.parent.is_dir():
+        raise ValueError(
+            f"{flag} is no folder here. (It is not looked for on the Hub, since there is a folder {folder.parent}.)"
+        )
     if not is_id:
         raise ValueError(f"{flag} is no folder here, and no id on the Hub, which would be owner/name.")
     return name
@@ -931,9 +935,8 @@ def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict
     _warn_of_other_data(settings)
     if settings.model.distill:
         _check_teacher(settings, unet_config, brought_noise, theirs)
-        if (
-            settings.training.sampling_scheduler == theirs
-        ):  # of the teacher's own settings, which say nothing of its student
+        # Of the teacher's own settings, which say nothing of its student.
+        if settings.training.sampling_scheduler == theirs:
             settings.training.sampling_scheduler = settings.training.validation_inference_steps = None
     elif theirs in DISTILLED:
         warnings.warn(

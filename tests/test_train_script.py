@@ -517,7 +517,7 @@ def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, c
         ("/no/where", "is no folder here, and no id on the Hub"),
         ("a/b/c", "is no folder here, and no id on the Hub"),
         ("", "is empty"),
-        ("runs/nothing", "is no folder here, and no id on the Hub"),
+        ("runs/nothing", "is no folder here. (It is not looked for on the Hub, since there is a folder runs.)"),
         (
             "runs",
             "holds no pipeline: there is no model_index.json in it. Pass the folder that training, conversion or",

@@ -1,6 +1,7 @@
 """Whether one of Diffusers' noise schedulers can do what a call asks of it, found out on copies before any work."""
 
 import copy
+import functools
 import inspect
 import itertools
 import math
@@ -185,7 +186,7 @@ def _check_distilled(scheduler: SchedulerMixin, trained: Mapping, options: Mappi
     """What was distilled is sampled along the way of its distillation; other ways work after a fashion, and so do other networks there."""
     name, num_steps = type(scheduler).__name__, trained.get("distillation_steps")
     if (name in DISTILLED) != (num_steps is not None):
-        logger.warning(
+        _warn_once(
             f"{name} is for distilled networks, and this one is not: few steps of another scheduler may be better."
             if num_steps is None
             else f"This network was distilled for {' or '.join(DISTILLED)}, with which it was saved: {name} makes worse videos of it."
@@ -211,6 +212,12 @@ def _check_distilled(scheduler: SchedulerMixin, trained: Mapping, options: Mappi
             f"`timesteps` must be some of {list(known)[::-1]} for a network that was distilled along {num_steps} steps, got"
             f" {reprlib.repr(timesteps)}."
         )
+
+
+@functools.lru_cache
+def _warn_once(message: str) -> None:
+    """Not in each of the calls of an evaluation."""
+    logger.warning(message)
 
 
 def _way_out(prediction_type: str | None, name: str) -> str:
