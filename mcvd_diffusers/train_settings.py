@@ -908,7 +908,7 @@ def _pretrained_source(settings: Settings) -> str:
                     else "Pass the folder that training, conversion or save_pretrained wrote."
                 )
             )
-        return str(folder.resolve())
+        return str(folder.absolute())
     try:
         validate_repo_id(name)
         is_id = name.count("/") == 1

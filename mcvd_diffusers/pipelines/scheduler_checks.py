@@ -170,14 +170,14 @@ def _check_noise(scheduler: SchedulerMixin, trained: Mapping, way_out: str) -> N
     if is_other:
         shown = [", ".join(f"{x:.3g}" for x in values) for values in (theirs, ours)]
         raise ValueError(
-            f"`scheduler`: {name} has another noise schedule than the pipeline was made with, on which its network was trained: at the first"
-            f" timestep, a quarter, half and three quarters of the way, and the last, the signal's share is {shown[0]}, not {shown[1]}."
+            f"`scheduler`: {name} cannot serve this network: it has another noise schedule than the pipeline was made with: at the first timestep,"
+            f" a quarter, half and three quarters of the way, and the last, the signal's share is {shown[0]}, not {shown[1]}."
             f" {way_out}"
         )
     ours, theirs = trained.get("sigma_data"), now.get("sigma_data")
     if ours and theirs != ours:
         raise ValueError(
-            f"`scheduler`: {name} has sigma_data={theirs}, and the network was trained with {ours}: make it from the scheduler that was saved"
+            f"`scheduler`: {name} cannot serve this network: it has sigma_data={theirs}, and the network was trained with {ours}: make it from the scheduler that was saved"
             f" with it, {name}.from_config(pipe.scheduler.config)."
         )
 

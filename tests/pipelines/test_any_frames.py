@@ -518,11 +518,10 @@ def test_repeating_steps_brings_replaced_frames_together_with_any_scheduler_with
     + [LMSDiscreteScheduler],
 )
 def test_schedulers_that_remember_steps_are_refused_for_resampling_and_serve_otherwise(scheduler_class):
-    pipe = tiny_pipeline("fdm", scheduler_class(prediction_type="v_prediction"))
     options = {"past_frames": frames(2), "num_frames": 10, "num_inference_steps": 4, "output_type": "pt"}
     for steps in (4, 25):
         for betas in ({}, {"beta_schedule": "squaredcos_cap_v2"}):  # whose largest noise is some thousands
-            pipe.scheduler = scheduler_class(prediction_type="v_prediction", **betas)
+            pipe = tiny_pipeline("fdm", scheduler_class(prediction_type="v_prediction", **betas))
             with pytest.raises(ValueError, match="`num_resamples` is 2, but .* remembers former steps"):
                 pipe(num_resamples=2, eta=1.0, **options | {"num_inference_steps": steps})
     # Each window begins anew: the video is that of a scheduler that was never used.
