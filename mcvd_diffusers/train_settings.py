@@ -458,11 +458,9 @@ OF_THE_SPLIT = (
 ) + (
     "dataset_split",
     "split_frames",
-    "axes",
-    "variables",
-    "frame_stride",
-    "resize",
+    "digits",
 )
+OF_CLIPS = ("axes", "variables", "frame_stride", "resize", "num_digits", "digit_size", "max_speed")
 MOST_TIMESTEPS = 1_000_000
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
 
@@ -514,8 +512,7 @@ METHOD_DEFAULTS = {
 # compared by the training, which knows the number of processes). All else must be as it was, or be allowed to change.
 MAY_CHANGE = frozenset(
     ["output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate", "preset", "train_data_dir"]
-    # The teacher is known by its weights; other pretrained ones are in the checkpoint.
-    + ["image_data_dir", "pretrained_model_name_or_path"]
+    + ["image_data_dir"]
     + [
         "checkpointing_steps",
         "checkpoints_total_limit",
@@ -535,6 +532,15 @@ SETTINGS_FILE, SETTINGS_PARTIAL = "training_settings.yaml", ".training_settings.
 
 # What a run does not hand on to the one that goes on with it.
 ONLY_FOR_ONE_START = ("output_dir", "resume_from_checkpoint", "allow_changed_settings", "estimate")
+
+# What the settings of a run say of it, and not of a student that is made from it.
+OF_A_TEACHER = (*ONLY_FOR_ONE_START, "pretrained_model_name_or_path", "variant", "sampling_scheduler") + (
+    "validation_inference_steps",
+    "loss_type",
+    "loss_reduction",
+    "min_snr_gamma",
+    "own_predictions",
+)
 
 # What a pretrained pipeline brings along: its network's shape, and the noise schedule and target of its training.
 FROM_PRETRAINED_UNET = (
@@ -668,7 +674,10 @@ def parse_args(args: list[str] | None = None) -> Settings:
         each._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     try:
         if args and args[0].lower().endswith((".yaml", ".yml")):
-            args = _as_flags(_read_settings_file(Path(args[0]))) + args[1:]
+            file, args = _read_settings_file(Path(args[0])), args[1:]
+            if getattr(given.parse_known_args(args)[0], "distill", False) and not file.get("distill"):
+                file = {name: value for name, value in file.items() if name not in OF_A_TEACHER}
+            args = _as_flags(file) + args
         known = given.parse_known_args(args)[0]
         name = getattr(known, "preset", None)
         if name is not None:
@@ -686,9 +695,9 @@ def parse_args(args: list[str] | None = None) -> Settings:
         )
         if checkpoint is None:  # which has taken it all over
             _adopt_pretrained(settings)
-        elif settings.model.distill:
-            settings.model.pretrained_model_name_or_path = _pretrained_source(settings)
         _check_method(settings, saved)
+        if checkpoint is not None:
+            _find_pretrained_again(settings, saved)
         _fill_in_defaults(settings)
         _check_settings(settings)
         _check_unchanged(settings, saved)
@@ -786,6 +795,8 @@ def _check_unchanged(settings: Settings, saved: dict) -> None:
             )
     if training.lr_scheduler in ("constant", "constant_with_warmup"):
         free.add("max_train_steps")  # the others fall over all of them
+    if settings.model.distill:
+        free.add("pretrained_model_name_or_path")  # the teacher is known by its weights
     changed = [name for name, value in saved.items() if name not in free and now.get(name) != value]
     fixed = [name for name in changed if name in MUST_STAY]
     if fixed:
@@ -916,11 +927,21 @@ def _pretrained_source(settings: Settings) -> str:
         is_id = False
     if is_id and folder.parent.is_dir():
         raise ValueError(
-            f"{flag} is no folder here. (It is not looked for on the Hub, since there is a folder {folder.parent}.)"
+            f"{flag} is no folder here. (It is not looked for on the Hub, since there is a folder {folder.parent}: if it is there, download"
+            " it, and pass that folder.)"
         )
     if not is_id:
         raise ValueError(f"{flag} is no folder here, and no id on the Hub, which would be owner/name.")
     return name
+
+
+def _find_pretrained_again(settings: Settings, saved: dict) -> None:
+    """Of a training that goes on: the teacher, wherever it is now; another pipeline may be gone, since the checkpoint has its weights."""
+    name, before = settings.model.pretrained_model_name_or_path, saved.get("pretrained_model_name_or_path")
+    if settings.model.distill:
+        settings.model.pretrained_model_name_or_path = _pretrained_source(settings)
+    elif None not in (name, before) and str(Path(name).expanduser().absolute()) == before:
+        settings.model.pretrained_model_name_or_path = before
 
 
 def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict, pipeline_config: dict) -> None:
@@ -932,12 +953,8 @@ def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict
     size = unet_config["sample_size"]
     brought_noise = _brought_noise(unet_config, scheduler_config)
     theirs = pipeline_config["scheduler"][1]
-    _warn_of_other_data(settings)
     if settings.model.distill:
         _check_teacher(settings, unet_config, brought_noise, theirs)
-        # Of the teacher's own settings, which say nothing of its student.
-        if settings.training.sampling_scheduler == theirs:
-            settings.training.sampling_scheduler = settings.training.validation_inference_steps = None
     elif theirs in DISTILLED:
         warnings.warn(
             f"{source} was distilled: training it without --distill makes it forget how to be sampled in a few steps.",
@@ -981,10 +998,11 @@ def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict
                     " or leave out --pretrained_model_name_or_path to train a new one."
                 )
             setattr(group, name, theirs)
+    _warn_of_other_data(settings)
 
 
 def _warn_of_other_data(settings: Settings) -> None:
-    """Of the run that a network is from: on the same videos, another split would train on what was held out there."""
+    """On the same videos as the run that a network is from, another split would train on what was held out there."""
     source, data = settings.model.pretrained_model_name_or_path, settings.data
     try:
         theirs = _read_settings_file(Path(source) / SETTINGS_FILE)
@@ -997,17 +1015,19 @@ def _warn_of_other_data(settings: Settings) -> None:
     if places[0] != places[1] or data.dataset_name != theirs.get("dataset_name"):
         return
     ours = asdict(data)
+    for values, size in ((ours, settings.size), (theirs, theirs.get("resolution") or settings.size)):
+        values["digit_size"] = values.get("digit_size") or min(size) // 2
+        values["max_speed"] = values.get("max_speed") or max(1, min(size) // 16)
     is_own = data.train_data_dir is not None or data.dataset_name is not None
-    names = OF_THE_SPLIT if is_own else [name for name in FOR_DIGITS if name != "num_train_clips"]
-    changed = [
-        f"--{name} (was {theirs[name]}, is {ours[name]})"
-        for name in names
-        if theirs.get(name, ours[name]) != ours[name]
-    ]
+    names = [name for name in OF_THE_SPLIT + OF_CLIPS if name not in (FOR_DIGITS if is_own else FOR_FILES)]
+    changed = [name for name in names if theirs.get(name, ours[name]) != ours[name]]
     if changed:
+        shown = ", ".join(f"--{name} (was {theirs[name]}, is {ours[name]})" for name in changed)
+        is_split = any(name in OF_THE_SPLIT for name in changed)
         warnings.warn(
-            f"the data are those of {source}, but not the way they are taken: {', '.join(changed)}. What was held out there may be learned"
-            f" here. To repeat all of its settings, put the file first: train_mcvd.py {Path(source) / SETTINGS_FILE} ...",
+            f"the data are those of {source}, but taken otherwise: {shown}."
+            + " What was held out there may be learned here." * is_split
+            + f" To repeat its settings, put the file first: train_mcvd.py {Path(source) / SETTINGS_FILE} ...",
             stacklevel=2,
         )
 

@@ -11,6 +11,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState  # noqa: E402
 
+from mcvd_diffusers.pipelines import scheduler_checks  # noqa: E402
+
 
 torch.set_num_threads(1)
 
@@ -19,6 +21,12 @@ torch.set_num_threads(1)
 def keep_global_random_state():
     """Library code must not depend on the global random stream, nor a test on what ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings():
+    """What is said once a process is said once a test."""
+    scheduler_checks._warn_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -384,10 +384,12 @@ def test_a_student_takes_its_data_as_its_teacher_did(teacher, tmp_path):
         settings = train_mcvd.parse_args([str(teacher / "training_settings.yaml"), *flags.removeprefix(TINY).split()])
     assert (settings.data.digit_size, settings.training.sampling_scheduler) == (4, "LCMScheduler")
     assert settings.training.validation_inference_steps == 4
+    with pytest.warns(UserWarning, match=r"taken otherwise: --digit_size \(was 4, is 3\). To repeat"):
+        train_mcvd.parse_args([*flags.split(), "--digit_size", "3"])
     with pytest.warns(
-        UserWarning, match=r"--digit_size \(was 4, is 3\), --max_speed \(was 1, is 2\).*may be learned here"
+        UserWarning, match=r"--digits \(was sklearn, is mnist\). What was held out there may be learned here"
     ):
-        train_mcvd.parse_args([*flags.split(), "--digit_size", "3", "--max_speed", "2"])
+        train_mcvd.parse_args([*flags.split(), "--digits", "mnist"])
     with warnings.catch_warnings():  # of other data it is nobody's business
         warnings.simplefilter("error")
         (tmp_path / "videos").mkdir()
@@ -395,12 +397,31 @@ def test_a_student_takes_its_data_as_its_teacher_did(teacher, tmp_path):
         train_mcvd.parse_args([*own.split(), "--output_dir", str(tmp_path / "new")])
 
 
-def test_whether_it_is_a_distillation_does_not_change(teacher, tmp_path, capsys):
-    distil(teacher, tmp_path / "part", "--checkpointing_steps", "1")
-    again = f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {tmp_path / 'part'} --distill False".split()
+def test_a_teachers_own_settings_say_nothing_of_its_students_loss_and_sampler(tmp_path):
+    """Nor does what it went on from."""
+    flags = f"{TINY} {NETWORK} --min_snr_gamma 5 --lr_scheduler constant"
+    train_mcvd.main(
+        train_mcvd.parse_args([*flags.split(), "--output_dir", str(tmp_path / "first"), "--checkpointing_steps", "1"])
+    )
+    again = f"--output_dir {tmp_path / 'teacher'} --resume_from_checkpoint {tmp_path / 'first'} --max_train_steps 4"
+    teacher = train_mcvd.main(train_mcvd.parse_args(again.split()))
+    flags = f"{teacher}/training_settings.yaml --pretrained_model_name_or_path {teacher} --distill True --output_dir {tmp_path / 'new'}"
+    settings = train_mcvd.parse_args([*flags.split(), "--validation_inference_steps", "2"])
+    assert settings.training.min_snr_gamma is None and settings.data.digit_size == 4 and settings.checkpoint is None
+    assert (settings.training.sampling_scheduler, settings.training.validation_inference_steps) == ("LCMScheduler", 2)
+
+
+@pytest.mark.parametrize("is_student", [True, False])
+def test_whether_it_is_a_distillation_does_not_change(teacher, tmp_path, capsys, is_student):
+    if is_student:
+        begun = distil(teacher, tmp_path / "part", "--checkpointing_steps", "1")
+    else:
+        flags = f"{TINY} {NETWORK} --checkpointing_steps 1 --output_dir {tmp_path / 'part'}"
+        begun = train_mcvd.main(train_mcvd.parse_args(flags.split()))
+    again = f"--output_dir {tmp_path / 'rest'} --resume_from_checkpoint {begun} --distill {not is_student}".split()
     with pytest.raises(SystemExit):
         train_mcvd.parse_args(again)
-    assert "--distill was True, is False, but" in capsys.readouterr().err
+    assert f"--distill was {is_student}, is {not is_student}, but" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ EDM = EDMEulerScheduler(sigma_data=0.5)
         (
             COSINE,
             DPMSolverMultistepScheduler.from_config(COSINE.config, use_flow_sigmas=True),
-            "cannot serve this network: it is for another kind of model",
+            "it is for another kind of model.*goes the way of flow matching",
         ),
         (
             EDM,
@@ -203,7 +203,10 @@ def test_what_was_distilled_is_sampled_along_its_way(tmp_path, caplog):
         sampled(pipe, timesteps=[999], generator=torch.Generator().manual_seed(0)),
     )
     assert "distilled" not in caplog.text
-    for options in ({"timesteps": [998]}, {"timesteps": list(range(999, -1, -1))}):
+    for wrong in (5, "abc", [[999]], []):
+        with pytest.raises(ValueError, match="`timesteps` must be a list of integers that fall"):
+            sampled(pipe, timesteps=wrong)
+    for options in ({"timesteps": torch.tensor([998])}, {"timesteps": list(range(999, -1, -1))}):
         with pytest.raises(ValueError, match=r"`timesteps` must be some of \[999, 899, .* distilled along 10 steps"):
             sampled(pipe, **options)
     with pytest.raises(ValueError, match="must be at most 10 for a network that was distilled"):
@@ -222,6 +225,13 @@ def test_what_was_distilled_is_sampled_along_its_way(tmp_path, caplog):
     teacher.scheduler = type(own).from_config(teacher.scheduler.config)
     sampled(teacher, num_inference_steps=2)
     assert "LCMScheduler is for distilled networks, and this one is not" in caplog.text
+
+
+def test_a_scheduler_that_never_could_serve_is_not_taken_for_that_of_training(tmp_path):
+    pipe = pipeline_of(DDPMScheduler(500, prediction_type="v_prediction"), "v_prediction")
+    assert pipe.config.trained_noise is None
+    pipe.scheduler = COSINE
+    assert sampled(pipe, num_inference_steps=2).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -517,7 +517,10 @@ def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, c
         ("/no/where", "is no folder here, and no id on the Hub"),
         ("a/b/c", "is no folder here, and no id on the Hub"),
         ("", "is empty"),
-        ("runs/nothing", "is no folder here. (It is not looked for on the Hub, since there is a folder runs.)"),
+        (
+            "runs/nothing",
+            "is no folder here. (It is not looked for on the Hub, since there is a folder runs: if it is there",
+        ),
         (
             "runs",
             "holds no pipeline: there is no model_index.json in it. Pass the folder that training, conversion or",
@@ -557,6 +560,15 @@ def test_training_goes_on_when_what_it_began_with_is_gone(tmp_path, monkeypatch)
     whole = run("whole", only=only, max_train_steps=3, **options)
     part = run("part", only=only, max_train_steps=2, **options)
     shutil.rmtree(first)
+    # The same command again, as it is to be started always; another source would not be what it says.
+    parse = train_mcvd.parse_args
+    assert (
+        parse(flags("part", only, **options, max_train_steps=2, resume_from_checkpoint="latest")).checkpoint
+        is not None
+    )
+    for other in ("some/model", "", str(whole)):
+        with pytest.raises(SystemExit):
+            parse(flags("more", [], pretrained_model_name_or_path=other, resume_from_checkpoint=str(part)))
     rest = run("rest", only=[], max_train_steps=3, resume_from_checkpoint=str(part))
     ours, theirs = weights(rest), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -59,7 +59,7 @@ from .request import (
     read_request,
 )
 from .rollout import Job, rollout
-from .scheduler_checks import check_trained_noise, set_timesteps
+from .scheduler_checks import check_trained_noise, serves, set_timesteps
 
 
 EXAMPLE_DOC_STRING = """
@@ -144,7 +144,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         num_inference_steps (`int`, *optional*): Default of the call's `num_inference_steps`; 100 if not given.
         trained_noise (`dict`, *optional*):
             What the network was trained for, as [`~samplers.trained_noise`] says it of a scheduler; that of `scheduler`, if not given.
-            A scheduler that is swapped in later must have the same noise.
+            A scheduler that is swapped in later must have the same noise. (What an older version saved does not say it: load it once with
+            its own scheduler, and save it.)
     """
 
     model_cpu_offload_seq = "context_encoder->unet"
@@ -186,7 +187,8 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         }
         _check_defaults(**sampling)
         check_trained_noise(trained_noise)
-        trained_noise = noise_of(scheduler) if trained_noise is None else trained_noise
+        if trained_noise is None and serves(scheduler, unet.config):
+            trained_noise = noise_of(scheduler)
         self.normalizer = FrameNormalizer.from_config(normalization)
         self.normalizer.num_channels(unet.config.in_channels)  # raises if it is for another network
         check_context_encoder(context_encoder, unet)

@@ -56,11 +56,12 @@ def check_scheduler(
     try:
         prediction_type = objective_of(scheduler).prediction_type
         is_known = trained is not None or prediction_type in VARIANCE_PRESERVING
-    except ValueError:
-        is_known = False
+        reason = ""
+    except ValueError as error:
+        is_known, reason = False, f" ({error})"
     if not is_known:
         raise ValueError(
-            f"`scheduler`: {name} cannot serve this network: it is for another kind of model, with other noise levels. {way_out}"
+            f"`scheduler`: {name} cannot serve this network: it is for another kind of model, with other noise levels. {way_out}{reason}"
         )
     if trained not in (None, prediction_type):
         raise ValueError(
@@ -79,8 +80,7 @@ def check_scheduler(
             f"`scheduler` has {config.num_train_timesteps} training timesteps, the network {num_train_timesteps}."
         )
     if noise is not None:
-        _check_noise(scheduler, noise, way_out)
-        _check_distilled(scheduler, noise, options)
+        _check_noise(scheduler, noise)
     # What the network may be told, and how noisy its frames may be.
     told, largest_sigma = (0.0, num_train_timesteps - 1.0), _largest_sigma(scheduler)
     if prediction_type == "flow_prediction":
@@ -102,6 +102,8 @@ def check_scheduler(
                 + "."
             )
         _check_steps(argument, options[argument], least, most)
+    if noise is not None:
+        _check_distilled(scheduler, noise, options)
     # Try the whole way on a copy, with a network that always answers the same: it takes milliseconds.
     trial = copy.deepcopy(scheduler)
     try:
@@ -140,6 +142,19 @@ def check_scheduler(
     return steps
 
 
+def serves(scheduler: SchedulerMixin, network_config: Mapping) -> bool:
+    """Whether a scheduler is for what a network predicts, at as many timesteps; so it may be the one of its training."""
+    try:
+        prediction_type = objective_of(scheduler).prediction_type
+    except ValueError:
+        return False
+    num_timesteps = network_config.get("num_train_timesteps")
+    return (
+        network_config.get("prediction_type") in (None, prediction_type)
+        and scheduler.config.get("num_train_timesteps", num_timesteps) == num_timesteps
+    )
+
+
 def check_trained_noise(trained: Mapping | None) -> None:
     """Refuse a pipeline's `trained_noise` that [`~samplers.trained_noise`] cannot have said."""
     is_known = {
@@ -162,8 +177,9 @@ def _is_share(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def _check_noise(scheduler: SchedulerMixin, trained: Mapping, way_out: str) -> None:
+def _check_noise(scheduler: SchedulerMixin, trained: Mapping) -> None:
     """Frames must be as noisy at each timestep as they were in training."""
+    saved = "from_config(saved.config), where `saved` is the scheduler that the pipeline was saved with"
     name, now = type(scheduler).__name__, trained_noise(scheduler)
     ours, theirs = trained.get("signal"), now.get("signal")
     is_other = ours and theirs and max(abs(x - y) for x, y in zip(ours, theirs)) > SIGNAL_TOLERANCE
@@ -172,13 +188,13 @@ def _check_noise(scheduler: SchedulerMixin, trained: Mapping, way_out: str) -> N
         raise ValueError(
             f"`scheduler`: {name} cannot serve this network: it has another noise schedule than the pipeline was made with: at the first timestep,"
             f" a quarter, half and three quarters of the way, and the last, the signal's share is {shown[0]}, not {shown[1]}."
-            f" {way_out}"
+            f" Use another, such as {'DDPM' if name == 'DDIMScheduler' else 'DDIM'}Scheduler.{saved}."
         )
     ours, theirs = trained.get("sigma_data"), now.get("sigma_data")
     if ours and theirs != ours:
         raise ValueError(
-            f"`scheduler`: {name} cannot serve this network: it has sigma_data={theirs}, and the network was trained with {ours}: make it from the scheduler that was saved"
-            f" with it, {name}.from_config(pipe.scheduler.config)."
+            f"`scheduler`: {name} cannot serve this network: it has sigma_data={theirs}, and the network was trained with {ours}: pass sigma_data={ours}, or"
+            f" {name}.{saved}."
         )
 
 
@@ -205,9 +221,9 @@ def _check_distilled(scheduler: SchedulerMixin, trained: Mapping, options: Mappi
             f"`num_inference_steps` must be at most {num_steps} for a network that was distilled along so many steps, got {asked}: it is"
             " made for 1 to 4, and its teacher for more."
         )
-    stride = scheduler.config.num_train_timesteps // num_steps
+    stride = max(1, scheduler.config.num_train_timesteps // num_steps)
     known = range(stride - 1, scheduler.config.num_train_timesteps, stride)
-    if timesteps is not None and not all(x in known for x in np.asarray(timesteps).tolist()):
+    if timesteps is not None and not all(int(x) in known for x in timesteps):
         raise ValueError(
             f"`timesteps` must be some of {list(known)[::-1]} for a network that was distilled along {num_steps} steps, got"
             f" {reprlib.repr(timesteps)}."
