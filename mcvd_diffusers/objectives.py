@@ -130,12 +130,12 @@ def objective_of(scheduler) -> Objective:
     is_flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
     if name.startswith("FlowMatch") or is_flow:
         return Objective("flow_prediction")
-    if config.get("use_flow_sigmas") and "use_flow_sigmas" in inspect.signature(type(scheduler).__init__).parameters:
+    takes = inspect.signature(type(scheduler).__init__).parameters  # a config also keeps what others of its kind take
+    if config.get("use_flow_sigmas") and "use_flow_sigmas" in takes:
         raise ValueError(
             f"{name} with use_flow_sigmas=True goes the way of flow matching, which needs prediction_type='flow_prediction', got"
             f" {config.get('prediction_type')!r}: leave use_flow_sigmas out."
         )
-    takes = inspect.signature(type(scheduler).__init__).parameters  # a config also keeps what others of its kind take
     if {"beta_schedule", "prediction_type"} <= takes.keys() and config.prediction_type in VARIANCE_PRESERVING:
         return Objective(config.prediction_type)
     raise ValueError(

@@ -448,19 +448,16 @@ NOT_FOR_STREAMS = [
 ] + ["variables", "normalization_frames"]
 
 # Which videos are held out, and how clips are taken from the others.
-OF_THE_SPLIT = (
+OF_THE_SPLIT = [
     "validation_fraction",
     "validation_names",
     "validation_list",
     "test_fraction",
     "test_names",
     "test_list",
-) + (
-    "dataset_split",
-    "split_frames",
-    "digits",
-)
-OF_CLIPS = ("axes", "variables", "frame_stride", "resize", "num_digits", "digit_size", "max_speed")
+]
+OF_THE_SPLIT += ["dataset_split", "split_frames", "digits"]
+OF_CLIPS = ["axes", "variables", "frame_stride", "resize", "num_digits", "digit_size", "max_speed"]
 MOST_TIMESTEPS = 1_000_000
 METHODS = ("mcvd", "ramvid", "fdm", "vdm", "lgcvd", "rvd")
 
@@ -674,8 +671,10 @@ def parse_args(args: list[str] | None = None) -> Settings:
         each._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     try:
         if args and args[0].lower().endswith((".yaml", ".yml")):
-            file, args = _read_settings_file(Path(args[0])), args[1:]
-            if getattr(given.parse_known_args(args)[0], "distill", False) and not file.get("distill"):
+            path, args = Path(args[0]), args[1:]
+            file, is_of_a_run = _read_settings_file(path), path.name == SETTINGS_FILE
+            is_student = getattr(given.parse_known_args(args)[0], "distill", False)
+            if is_of_a_run and is_student and not file.get("distill"):
                 file = {name: value for name, value in file.items() if name not in OF_A_TEACHER}
             args = _as_flags(file) + args
         known = given.parse_known_args(args)[0]
@@ -881,7 +880,7 @@ def _adopt_pretrained(settings: Settings) -> None:
             else "there is no such folder here, nor could the Hub be asked for it"
         )
         raise ValueError(
-            f"--pretrained_model_name_or_path {source} cannot be read: {where}: {str(error).strip().splitlines()[0]}"
+            f"--pretrained_model_name_or_path {source!r} cannot be read: {where}: {str(error).strip().splitlines()[0]}"
         ) from error
     try:
         _adopt_configs(settings, unet_config, scheduler_config, pipeline_config)

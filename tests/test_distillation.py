@@ -397,7 +397,7 @@ def test_a_student_takes_its_data_as_its_teacher_did(teacher, tmp_path):
         train_mcvd.parse_args([*own.split(), "--output_dir", str(tmp_path / "new")])
 
 
-def test_a_teachers_own_settings_say_nothing_of_its_students_loss_and_sampler(tmp_path):
+def test_a_teachers_own_settings_say_nothing_of_its_students_loss_and_sampler(tmp_path, capsys):
     """Nor does what it went on from."""
     flags = f"{TINY} {NETWORK} --min_snr_gamma 5 --lr_scheduler constant"
     train_mcvd.main(
@@ -407,6 +407,11 @@ def test_a_teachers_own_settings_say_nothing_of_its_students_loss_and_sampler(tm
     teacher = train_mcvd.main(train_mcvd.parse_args(again.split()))
     flags = f"{teacher}/training_settings.yaml --pretrained_model_name_or_path {teacher} --distill True --output_dir {tmp_path / 'new'}"
     settings = train_mcvd.parse_args([*flags.split(), "--validation_inference_steps", "2"])
+    own = tmp_path / "own.yaml"  # which is of no run, and means what it says
+    own.write_text(f"pretrained_model_name_or_path: {teacher}\nmin_snr_gamma: 5\noutput_dir: {tmp_path / 'new'}\n")
+    with pytest.raises(SystemExit):
+        train_mcvd.parse_args([str(own), "--distill", "True"])
+    assert "--min_snr_gamma does not go with --distill" in capsys.readouterr().err
     assert settings.training.min_snr_gamma is None and settings.data.digit_size == 4 and settings.checkpoint is None
     assert (settings.training.sampling_scheduler, settings.training.validation_inference_steps) == ("LCMScheduler", 2)
 

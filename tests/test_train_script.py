@@ -517,6 +517,8 @@ def test_setting_that_contradicts_the_pretrained_pipeline_is_refused(tmp_path, c
         ("/no/where", "is no folder here, and no id on the Hub"),
         ("a/b/c", "is no folder here, and no id on the Hub"),
         ("", "is empty"),
+        ("nobody/nothing", "cannot be read: there is no such folder here, nor could the Hub be asked for it"),
+        ("runs/damaged", "cannot be read: it is damaged"),
         (
             "runs/nothing",
             "is no folder here. (It is not looked for on the Hub, since there is a folder runs: if it is there",
@@ -535,10 +537,13 @@ def test_pretrained_pipeline_that_is_none_is_named(tmp_path, capsys, monkeypatch
     if name.startswith("runs"):
         run("runs/first", num_validation_videos=0, max_train_steps=1, checkpointing_steps=1)
         shutil.copytree("runs/first/checkpoint-1", "runs/unfinished/checkpoint-1")
+        shutil.copytree("runs/first", "runs/damaged")
+        shutil.rmtree("runs/damaged/unet")
     with pytest.raises(SystemExit):
         train_mcvd.parse_args(["--pretrained_model_name_or_path", name, "--output_dir", "new"])
     said = capsys.readouterr().err
-    assert f"--pretrained_model_name_or_path {name!r} " in said and reason in said
+    shown = str(tmp_path / name) if name == "runs/damaged" else name
+    assert f"--pretrained_model_name_or_path {shown!r} " in said and reason in said
 
 
 def test_pretrained_weights_that_are_not_finite_are_refused(tmp_path):
