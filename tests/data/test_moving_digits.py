@@ -243,6 +243,17 @@ def test_mnist_is_resized_as_the_original_does(monkeypatch):
     np.testing.assert_array_equal(validation[0], expected)
 
 
+def test_digits_of_the_package_are_split_without_a_shared_image():
+    train, validation = (load_digits("mnist-10k", split=split, size=28) for split in ("train", "validation"))
+    assert train.shape == (9000, 28, 28) and validation.shape == (1000, 28, 28) and train.dtype == np.float32
+    assert len({image.tobytes() for image in np.concatenate([train, validation])}) == 10_000
+    # The first nought of MNIST's training images, by the grey levels of its first row with ink.
+    assert (train[0, 4, 15:20] * 255).round().tolist() == [51, 159, 253, 159, 50]
+    # Ones stand at 1, 11, 21, ...: they have the least ink of all digits.
+    assert validation.reshape(100, 10, -1).mean(axis=(0, 2)).argmin() == 1
+    assert load_digits("mnist-10k", split="validation").shape == (1000, 32, 32)
+
+
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r'pip install "mcvd-diffusers\[digits\]"'):

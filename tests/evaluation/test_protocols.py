@@ -211,8 +211,8 @@ DIGITS = {"source": "mnist", "num_digits": 2, "digit_size": 32, "max_speed": 4, 
 @pytest.mark.parametrize(
     ("digits", "fields", "message"),
     [
-        ({"source": "emnist"}, {}, "`moving_digits.source` must be mnist or sklearn, got 'emnist'"),
-        ({"source": 1}, {}, "`moving_digits.source` must be mnist or sklearn, got 1"),
+        ({"source": "emnist"}, {}, "`moving_digits.source` must be one of mnist, mnist-10k, sklearn, got 'emnist'"),
+        ({"source": 1}, {}, "`moving_digits.source` must be one of mnist, mnist-10k, sklearn, got 1"),
         ({"num_digits": 101}, {}, "`moving_digits.num_digits` must be an integer from 1 to 100, got 101"),
         ({"digit_size": 10**6 + 1}, {}, "`moving_digits.digit_size` must be an integer from 1 to 1,000,000"),
         ({"max_speed": -1}, {}, "`moving_digits.max_speed` must be an integer from 0 to 1,000,000"),

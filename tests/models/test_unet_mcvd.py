@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -352,6 +353,20 @@ def test_any_channels_frames_depth_and_size(conditioning, channels, frames, dept
     assert out.shape == sample.shape and torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_patches_are_the_plain_network_on_squares_of_pixels(conditioning):
+    patched = tiny_unet(conditioning, patch_size=2)
+    plain = tiny_unet(conditioning, in_channels=4)
+    plain.load_state_dict(patched.state_dict())
+    sample, roles = random_window(patched, height=12, width=20), roles_for(patched)
+    squares = F.pixel_unshuffle(sample, 2)  # (B, T, 4, 6, 10)
+    expected = F.pixel_shuffle(plain(squares, 500, roles).sample, 2)
+    assert torch.equal(patched(sample, 500, roles).sample, expected)
+    assert patched.size_multiple == 2 * plain.size_multiple
+    encoded = patched.encode_conditioning(sample, roles)
+    torch.testing.assert_close(patched(sample, 500, roles, conditioning=encoded).sample, expected, atol=1e-5, rtol=0)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The file, and compiling what is its own
 
@@ -432,6 +447,8 @@ def test_forward_documents_its_arguments():
         ({"drop_past": 1.5}, "`drop_past` is a probability"),
         ({"prediction_type": "velocity"}, "`prediction_type` must be"),
         ({"sample_size": 0}, "`sample_size` must be a positive integer"),
+        ({"patch_size": 0}, "`patch_size` must be an integer of at least 1, got 0"),
+        ({"patch_size": 65}, "`patch_size` must be at most 64, got 65"),
     ],
 )
 def test_bad_config_is_refused(config, message):
@@ -440,9 +457,10 @@ def test_bad_config_is_refused(config, message):
 
 
 @pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("patch_size", [1, 3])
 @pytest.mark.parametrize("size", [(15, 16), (16, 13), (7, 9), (1, 1)])
-def test_frames_of_any_size_are_padded_by_their_border_and_cut(size, conditioning):
-    unet = tiny_unet(conditioning=conditioning)
+def test_frames_of_any_size_are_padded_by_their_border_and_cut(size, patch_size, conditioning):
+    unet = tiny_unet(conditioning=conditioning, patch_size=patch_size)
     sample, roles = random_window(unet, height=size[0], width=size[1]), roles_for(unet)
     height, width = size
     multiple = unet.size_multiple
