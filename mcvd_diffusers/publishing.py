@@ -184,7 +184,7 @@ def push_folder(
             if path.parent != folder or path.name not in (CARD, FACTS):
                 _copy(path, staged / path.relative_to(folder))
         for path in (*staged.glob("*/*.json"), staged / INDEX):
-            _forget_origin(path)
+            forget_origin(path)
         if revision is not None and not revision.startswith("refs/pr/"):
             _try_again(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), f"the branch {revision}")
         facts = _try_again(lambda: _join_what_is_there(api, repo_id, revision, staged, facts), repo_id)
@@ -249,7 +249,7 @@ def push_network(
         for path in folder.iterdir():
             if path.name == network.config_name or weights.fullmatch(path.name):
                 _copy(path, inside / path.name)
-        _forget_origin(inside / network.config_name)
+        forget_origin(inside / network.config_name)
         if not subfolder:
             text = _network_card(network, repo_id, variant)
             there = _try_again(lambda: _text_there(api, repo_id, CARD), repo_id)
@@ -438,12 +438,29 @@ def _write_card_for(pipeline, folder: Path, repo_id: str, variant: str | None, t
 
 def _facts_from(source: Path, folder: Path, same: list[str | None], variant: str | None, digest: str) -> CardFacts:
     """The facts of a pipeline for one set of its weights, with what they show, which is copied."""
-    facts = read_facts(source)
-    if facts.variant not in same:  # the others have made them
-        facts.samples = {}
+    facts = facts_for_weights(source, folder, of_variants=same, digest=digest)
     if list(weight_files(source)) != [variant] and facts.weights is not None:
         saved_as = f'as `variant="{same[0]}"`' if same[0] else "without a variant"
         facts.weights = f"Of the sets of weights that the training saved, these are those {saved_as}."
+    return facts
+
+
+def facts_for_weights(source: Path, folder: Path, *, of_variants: list[str | None], digest: str | None) -> CardFacts:
+    """
+    The facts of a pipeline's folder for a copy of it with one set of its weights; what they made is copied with them.
+
+    Args:
+        source (`Path`): The pipeline's folder, with facts.
+        folder (`Path`): The copy; it may be the same folder.
+        of_variants (`list`): Under which names the weights lie in `source`; none if they were changed, which made no samples.
+        digest (`str`, *optional*): Of the weights' tensors; evaluations of others are left out.
+
+    Returns:
+        [`CardFacts`]: To be written into `folder`.
+    """
+    facts = read_facts(source)
+    if facts.variant not in of_variants:  # the others have made them
+        facts.samples = {}
     kept = []
     for path in pipeline_paths(source, facts.samples):
         place = path.relative_to(source)
@@ -506,8 +523,13 @@ def _copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _forget_origin(path: Path) -> None:
-    """Take out of a config where it was loaded from: Diffusers writes that down, often a path of this machine."""
+def forget_origin(path: Path) -> None:
+    """
+    Take out of a config where it was loaded from: Diffusers writes that down, often a path of this machine.
+
+    Args:
+        path (`Path`): The file. If it is a link, the file that it leads to stays as it is.
+    """
     config = json.loads(path.read_text("utf-8"))
     if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
         path.unlink()  # it may be a link to the user's

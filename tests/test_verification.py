@@ -18,6 +18,7 @@ from PIL import Image
 
 from context_pipelines import context_pipeline, move
 from contract_rows import PIPELINES
+from mcvd_diffusers import MCVDPipeline
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.evaluation import Results
 from mcvd_diffusers.evaluation.report import save_report
@@ -111,6 +112,10 @@ def command(capsys):
         return status, out, err
 
     return call
+
+
+def tensors(network):
+    return {name: tensor.tolist() for name, tensor in network.state_dict().items()}
 
 
 def wrong(folder):
@@ -785,3 +790,62 @@ def test_an_evaluation_is_of_the_encoders_weights_too(kind, with_encoder, tmp_pa
     write_card(model, facts)  # whose facts and words are right
     (check,) = wrong(model)
     assert check.name.startswith("evaluation/") and "of other weights" in check.found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One set of weights, to give away
+
+
+@pytest.mark.parametrize(
+    "variant, evaluation, ink",
+    [("ema", "digits-v1-ema", True), ("raw", "stored-v1", False), (None, "digits-v1-ema", True)],
+)
+def test_one_set_of_weights_is_exported_with_what_it_made(variant, evaluation, ink, model, tmp_path, command):
+    flags = [] if variant is None else ["--variant", variant]  # by default the weights that the card recommends
+    status, out, err = command("export", model, tmp_path / "small", *flags)
+    assert status == 0 and "65,442 parameters" in out, err
+    assert not wrong(tmp_path / "small")
+    theirs = MCVDPipeline.from_pretrained(model, variant=None if variant == "raw" else "ema")
+    ours = MCVDPipeline.from_pretrained(tmp_path / "small")
+    assert tensors(ours.unet) == tensors(theirs.unet)
+    assert [path.name for path in (tmp_path / "small" / "evaluation").iterdir()] == [evaluation]
+    assert (tmp_path / "small" / "samples" / "prediction.gif").exists() == ink
+    facts = read_facts(tmp_path / "small")
+    assert (facts.name, facts.variant, facts.training["updates"]) == ("small", None, 1500)
+    for path in (tmp_path / "small").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_are_rounded_and_what_others_made_stays_behind(dtype, model, tmp_path, command):
+    status, out, err = command("export", model, tmp_path / "small", "--dtype", dtype)
+    assert status == 0, err
+    assert not wrong(tmp_path / "small")
+    ours = MCVDPipeline.from_pretrained(tmp_path / "small")
+    assert ours.unet.dtype == torch.float32
+    expected = MCVDPipeline.from_pretrained(model, variant="ema").unet.to(getattr(torch, dtype)).to(torch.float32)
+    assert tensors(ours.unet) == tensors(expected)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "small" / weights).stat().st_size < 0.7 * (model / weights).stat().st_size
+    assert not (tmp_path / "small" / "evaluation").exists() and not (tmp_path / "small" / "samples").exists()
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert f"the moving average of the weights of the training, rounded to {dtype}" in card and "1,500" in card
+
+
+def test_an_export_that_would_lose_something_is_refused(model, tmp_path, command):
+    def refused(words, *more):
+        status, out, err = command("export", *more)
+        assert status == 1 and words in err, err
+        assert not (tmp_path / "small").exists()
+
+    refused("`variant` must be one of those in", model, tmp_path / "small", "--variant", "fp16")
+    refused("is no folder", tmp_path / "nowhere", tmp_path / "small")
+    refused("exists and is not empty", model, model)
+    pipe = MCVDPipeline.from_pretrained(model)
+    pipe.unet.conv_out.bias.data[0] = 1e6
+    (tmp_path / "large").mkdir()
+    pipe.save_pretrained(tmp_path / "large")
+    refused(
+        "cannot hold the largest values of conv_out.bias", tmp_path / "large", tmp_path / "small", "--dtype", "float16"
+    )
+    assert command("export", tmp_path / "large", tmp_path / "small", "--dtype", "bfloat16")[0] == 0  # without a card

@@ -81,6 +81,26 @@ def add_model(commands) -> None:
     parser.set_defaults(run=_verify)
 
     parser = commands.add_parser(
+        "export",
+        allow_abbrev=False,
+        help="one set of a run's weights, in half precision if wanted, as a folder to give away",
+        description="Write a folder with one set of a pipeline's weights, which then load without `variant`, and with the card of"
+        " their training. Half precision has half the bytes.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a pipeline, such as that of a run")
+    parser.add_argument("output", metavar="OUT", help="folder to make")
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        default="",
+        help="which weights: ema, or raw; those that its card recommends if not given",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="round to it (default: float32)"
+    )
+    parser.set_defaults(run=_export)
+
+    parser = commands.add_parser(
         "push",
         allow_abbrev=False,
         help="a model to the Hugging Face Hub",
@@ -242,6 +262,20 @@ def _one_again(folder: Path, stated: Path, data: str, flags: list[str]) -> str:
             if arguments.run(arguments):
                 raise ValueError("it cannot be made again: see above.")
         return compare_numbers(stated, again)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mcvd_diffusers.export import export_folder
+
+    try:
+        variant = None if arguments.variant == "raw" else arguments.variant
+        facts = export_folder(_folder(arguments.model), arguments.output, variant=variant, dtype=arguments.dtype)
+    except (ValueError, OSError) as error:
+        print(f"mcvd-diffusers export: {one_line(str(error))}", file=sys.stderr)
+        return 1
+    size = sum(file["bytes"] for file in facts.files.values())
+    print(f"written to {arguments.output}: {facts.num_parameters:,} parameters, {size / 1e6:.1f} MB")
+    return 0
 
 
 def _push(arguments: argparse.Namespace) -> int:
