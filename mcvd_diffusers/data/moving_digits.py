@@ -229,7 +229,7 @@ class MovingDigits(SeededDataset):
 
     Items are a function of `(seed, epoch, index)`: see [`SeededDataset`]. A data set whose epoch is left alone holds
     the same `num_clips` clips for ever, which is what validation wants; calling
-    [`set_epoch`](`SeededDataset.set_epoch`) before each pass gives fresh clips every time.
+    [`~SeededDataset.set_epoch`] before each pass gives fresh clips every time.
 
     Args:
         digits (`np.ndarray` of shape `(N, h, w)`, float32 in `[0, 1]`):

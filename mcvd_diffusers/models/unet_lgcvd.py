@@ -71,8 +71,7 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     Height and width may differ from `sample_size` and from one another. They may be any: frames are padded inside the
     network to a multiple of `2 ** (levels - 1)`, by repeating their last row and column, and the output is cut.
 
-    Parameters
-    ----------
+    Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the network was made for. A pipeline generates this size when nothing
             else tells it; the network itself does not read it.
@@ -110,8 +109,7 @@ class LGCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             For converted checkpoints: the number of groups of a residual block's second normalisation divides the channels
             before its first convolution, too, as in the original's code. With the published widths it is the same.
 
-    Raises
-    ------
+    Raises:
         ValueError: If an argument is outside what is stated above.
     """
 
@@ -355,8 +353,7 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
 
     Height and width may be any, padded as in [`LGCVDUNet2DModel`].
 
-    Parameters
-    ----------
+    Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the network was made for; not read.
         in_channels (`int`, *optional*, defaults to `3`): Channels of *one* frame.
@@ -369,8 +366,7 @@ class LGCVDContextEncoder(ModelMixin, AttentionMixin, ConfigMixin):
         attention_head_dim (`int`, *optional*, defaults to `128`): As of [`LGCVDUNet2DModel`].
         original_quirks (`bool`, *optional*, defaults to `False`): As of [`LGCVDUNet2DModel`].
 
-    Raises
-    ------
+    Raises:
         ValueError: If an argument is outside what is stated above.
     """
 

@@ -81,8 +81,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     Height and width may differ from `sample_size` and from one another. They may be any: frames are padded inside the
     network to a multiple of `patch_size * 2 ** (levels - 1)`, by repeating their last row and column, and the output is cut.
 
-    Parameters
-    ----------
+    Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the network was made for. A pipeline generates this size when
             nothing else tells it; the network itself does not read it.
@@ -133,8 +132,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             Whether the network makes what a context encoder, such as [`RVDContextEncoder`], did not predict of the frames (as
             RVD's does, 2203.09481). A statement about the weights, as `drop_past`.
 
-    Raises
-    ------
+    Raises:
         ValueError: If an argument is outside what is stated above.
     """
 

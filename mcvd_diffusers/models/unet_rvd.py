@@ -68,8 +68,7 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     Height and width may be any: frames are padded inside the network to a multiple of `2 ** (levels - 1)`, by repeating their
     last row and column, and the output is cut.
 
-    Parameters
-    ----------
+    Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the network was made for. A pipeline generates this size when nothing
             else tells it; the network itself does not read it.
@@ -97,8 +96,7 @@ class RVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         residual (`bool`, *optional*, defaults to `True`):
             Whether the network makes what the encoder's predictor leaves over, or whole frames. A statement, too.
 
-    Raises
-    ------
+    Raises:
         ValueError: If an argument is outside what is stated above.
     """
 
@@ -379,8 +377,7 @@ class RVDContextEncoder(ModelMixin, ConfigMixin):
     Height and width may be any: each network pads frames to a multiple of `2 ** (levels - 1)`, by repeating their last row and
     column; the mean is cut, the maps are not, as the denoiser pads in the same way.
 
-    Parameters
-    ----------
+    Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the networks were made for. They do not read it.
         in_channels (`int`, *optional*, defaults to `3`): Channels of *one* frame.
@@ -395,8 +392,7 @@ class RVDContextEncoder(ModelMixin, ConfigMixin):
             Frames that are read, and the prediction, are clamped to `[-clip_range, clip_range]`; `None`: they are not.
         norm_num_groups (`int`, *optional*, defaults to `8`): Groups of group normalisation; divides the channels of all levels.
 
-    Raises
-    ------
+    Raises:
         ValueError: If an argument is outside what is stated above, or there is neither network.
     """
 

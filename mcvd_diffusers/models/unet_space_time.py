@@ -79,8 +79,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
     Height and width may be any: frames are padded inside the network to a multiple of `2 ** (levels - 1)`, by repeating their
     last row and column, and the output is cut.
 
-    Parameters
-    ----------
+    Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `64`):
             Height and width, in pixels, of the frames the network was made for. A pipeline generates this size when nothing
             else tells it; the network itself does not read it.
@@ -128,8 +127,7 @@ class SpaceTimeUNetModel(ModelMixin, AttentionMixin, ConfigMixin):
             ABSENT ones included, whose contents are then read, and added to the normalised feature map, as in FDM's code.
             `"unet3d"`: the first attention sees frames of other segments, as in the port.
 
-    Raises
-    ------
+    Raises:
         ValueError: If an argument is outside what is stated above.
     """
 

@@ -1216,7 +1216,7 @@ def test_a_network_is_compiled_once_for_all_tasks_and_timesteps(conditioning):
 
 @pytest.mark.parametrize("conditioning", ["concat", "spatin"])
 def test_half_precision_stays_within_its_bound(conditioning):
-    """What the README says of bfloat16: one call's output, as a share of its standard deviation."""
+    """What docs/verified.md says of bfloat16: one call's output, as a share of its standard deviation."""
     torch.manual_seed(0)
     shape = {"num_past_frames": 2, "num_frames": 2, "block_out_channels": [32, 48, 64]}
     kinds = ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
