@@ -1,11 +1,13 @@
-"""The whole story in a few minutes on a CPU: train, save, load, predict, interpolate, look, compare.
+"""The whole story: first what a trained checkpoint makes of videos that it has not seen, then a training of one's own.
 
     make demo
 
-A small network learns to move handwritten digits. It is trained with masks, so one checkpoint predicts, interpolates
-and generates. The videos are of digits that it has not seen; the numbers stand beside what needs no network.
+The checkpoint comes with the repository and answers within a minute on a CPU. Then a small network learns, for about five
+minutes, to move handwritten digits. Both are trained with masks, so that one network predicts, interpolates and generates; their
+numbers stand beside what needs no network.
 """
 
+import argparse
 import itertools
 import os
 import subprocess
@@ -24,8 +26,9 @@ from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
 ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT, ITS_CONFIG = ROOT / "checkpoints" / "moving-digits", ROOT / "examples" / "configs" / "smmnist_64.yaml"
 CONFIG = ROOT / "examples" / "configs" / "demo.yaml"
-NUM_CLIPS, NUM_PREDICTED, NUM_STEPS = 64, 8, 10
+NUM_SHOWN = 4
 
 
 def new_folder() -> Path:
@@ -56,102 +59,114 @@ def train(folder: Path, threads: int) -> None:
 
 
 @torch.no_grad()
-def main() -> None:
+def show(pipe: MCVDPipeline, config: Path, folder: Path, *, num_clips: int, num_predicted: int) -> None:
+    """Predict, interpolate and generate held-out digits; write pictures into `folder`, print how good it is."""
     started = time.perf_counter()
-    threads = fastest_number_of_threads()
-    torch.set_num_threads(threads)
-    folder = new_folder()
-    print(
-        f"training with {threads} thread(s) for a few minutes; everything goes to {folder.relative_to(ROOT)}/",
-        flush=True,
-    )
-    train(folder, threads)
-
-    pipe = MCVDPipeline.from_pretrained(folder, variant="ema")
     pipe.set_progress_bar_config(disable=True)
-    num_past, block = pipe.unet.config.num_past_frames, pipe.unet.config.num_frames
-    num_future = pipe.unet.config.num_future_frames
-
-    settings = yaml.safe_load(CONFIG.read_text())
-    digits = load_digits("sklearn", split="validation", size=settings["digit_size"])  # not used in training
+    settings, unet = yaml.safe_load(config.read_text()), pipe.unet.config
+    num_past, block, num_future = unet.num_past_frames, unet.num_frames, unet.num_future_frames
+    digits = load_digits(settings.get("digits", "sklearn"), split="validation", size=settings["digit_size"])
     clips = MovingDigits(
-        digits,
-        num_frames=num_past + NUM_PREDICTED + num_future,
-        num_clips=NUM_CLIPS,
-        canvas_size=tuple(pipe.unet.config.sample_size),
+        digits,  # not used in training
+        num_frames=num_past + max(num_predicted, block + num_future),
+        num_clips=num_clips,
+        canvas_size=tuple(unet.sample_size),
         num_digits=settings["num_digits"],
         max_speed=settings["max_speed"],
         seed=2024,
     )
-    video = torch.stack([clips[i]["video"] for i in range(NUM_CLIPS)])  # (B, T, 1, H, W) in [-1, 1]
+    video = torch.stack([clips[i]["video"] for i in range(num_clips)])  # (B, T, 1, H, W) in [-1, 1]
     video = (video + 1) / 2
     past = video[:, :num_past]
-    generator = torch.Generator().manual_seed(0)
+    options = {"generator": torch.Generator().manual_seed(0), "output_type": "pt"}
 
-    # Prediction: two samples of each clip, two blocks each.
-    truth = video[:, num_past : num_past + NUM_PREDICTED]
+    # Prediction: two samples of each clip, block by block.
+    truth = video[:, num_past : num_past + num_predicted]
     before = time.perf_counter()
-    samples = pipe(
-        past_frames=past,
-        num_frames=NUM_PREDICTED,
-        ensemble_size=2,
-        num_inference_steps=NUM_STEPS,
-        generator=generator,
-        output_type="pt",
-    ).frames.unflatten(0, (NUM_CLIPS, 2))
-    seconds_per_video = (time.perf_counter() - before) / (2 * NUM_CLIPS)
-    baseline = repeat_last_frame(past, NUM_PREDICTED)
+    samples = pipe(past_frames=past, num_frames=num_predicted, ensemble_size=2, **options).frames
+    samples = samples.unflatten(0, (num_clips, 2))
+    seconds = time.perf_counter() - before
+    baseline = repeat_last_frame(past, num_predicted)
     columns = {"truth": truth, "sample 1": samples[:, 0], "sample 2": samples[:, 1], "repeat last": baseline}
-    columns = {name: torch.cat([past, x], dim=1)[:4] for name, x in columns.items()}
-    is_given = [True] * num_past + [False] * NUM_PREDICTED
+    columns = {name: torch.cat([past, x], dim=1)[:NUM_SHOWN] for name, x in columns.items()}
+    is_given = [True] * num_past + [False] * num_predicted
     save_comparison_gif(folder / "prediction.gif", columns, is_given)
     contact_sheet(columns, is_given).save(folder / "prediction.png")
 
     # Interpolation: one block between the past and the future.
     gap, future = video[:, num_past : num_past + block], video[:, num_past + block :][:, :num_future]
-    between = pipe(
-        past_frames=past,
-        future_frames=future,
-        num_inference_steps=NUM_STEPS,
-        generator=generator,
-        output_type="pt",
-    ).frames
+    between = pipe(past_frames=past, future_frames=future, **options).frames
     blend = blend_linearly(past, future, block)
     columns = {"truth": gap, "sample": between, "blend": blend}
-    columns = {name: torch.cat([past, x, future], dim=1)[:4] for name, x in columns.items()}
+    columns = {name: torch.cat([past, x, future], dim=1)[:NUM_SHOWN] for name, x in columns.items()}
     is_given = [True] * num_past + [False] * block + [True] * num_future
     save_comparison_gif(folder / "interpolation.gif", columns, is_given)
     contact_sheet(columns, is_given).save(folder / "interpolation.png")
 
     # Generation from nothing.
-    made = pipe(
-        num_frames=12, batch_size=4, num_inference_steps=NUM_STEPS, generator=generator, output_type="pt"
-    ).frames
-    save_comparison_gif(folder / "generation.gif", {"generated": made}, [False] * 12)
-
-    # The model's card shows them.
-    facts = read_facts(folder)
-    shown = {"prediction": "prediction of held-out digits", "interpolation": "interpolation of held-out digits"}
-    shown["generation"] = "generation from nothing"
-    facts.samples = {f"{task}.gif": f"{text}, {NUM_STEPS} steps a block" for task, text in shown.items()}
-    write_card(folder, facts)
+    made = pipe(num_frames=num_predicted, batch_size=NUM_SHOWN, **options).frames
+    save_comparison_gif(folder / "generation.gif", {"generated": made}, [False] * num_predicted)
 
     def psnr(prediction: torch.Tensor, target: torch.Tensor) -> str:
         return f"{float(psnr_of_mse(video_mse(prediction, target).mean())):5.2f} dB"
 
-    first, sampler = slice(0, block), type(pipe.scheduler).__name__
+    first, sampler = (
+        slice(0, block),
+        f"{type(pipe.scheduler).__name__}, {pipe.config.num_inference_steps} steps a block",
+    )
+    rows = [
+        (f"prediction, {num_past} given -> {block} frames", samples[:, 0, first], truth[:, first], baseline[:, first]),
+        (f"prediction, {num_past} given -> {num_predicted} frames", samples[:, 0], truth, baseline),
+        (f"interpolation, {num_past} + {num_future} given -> {block} frames", between, gap, blend),
+    ]
+    remarks = ["repeating the last frame", "repeating the last frame", "blending the two ends"]
+    print(f"\nPSNR of the mean squared error over {num_clips} held-out clips, one sample a clip ({sampler})\n")
+    print(f"{'':46}    model     baseline")
+    for (name, prediction, target, other), remark in zip(rows, remarks):
+        print(f"{name:46} {psnr(prediction, target)}     {psnr(other, target)}  ({remark})")
+    print(
+        f"\n{seconds / (2 * num_clips):.2f} s a video of {num_predicted} frames ({2 * num_clips} at once);"
+        f" {time.perf_counter() - started:.0f} s for all of this"
+    )
+    where = os.path.relpath(folder)
+    print(
+        f"Look at {where}/prediction.gif, interpolation.gif and generation.gif: green frames were given, orange ones made."
+    )
+
+
+def main() -> None:
+    """The checkpoint first, a training second."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, help="folder of the pictures and of the training (default: runs/demo)")
+    parser.add_argument("--no_training", action="store_true", help="the checkpoint only")
+    arguments = parser.parse_args()
+    folder = arguments.output or new_folder()
+    folder.mkdir(parents=True)
+    threads = fastest_number_of_threads()
+    torch.set_num_threads(threads)
+
+    print("1. the checkpoint that comes with this repository: two digits, 64 x 64 pixels", flush=True)
+    pipe = MCVDPipeline.from_pretrained(CHECKPOINT)
+    show(pipe, ITS_CONFIG, folder, num_clips=8, num_predicted=20)
+    if arguments.no_training:
+        return
+
+    trained = folder / "trained"
+    print(
+        f"\n2. training a small network with {threads} thread(s) for a few minutes: one digit, 32 x 32 pixels",
+        flush=True,
+    )
+    train(trained, threads)
+    pipe = MCVDPipeline.from_pretrained(trained, variant="ema")
+    show(pipe, CONFIG, trained, num_clips=64, num_predicted=8)
+    facts = read_facts(trained)  # its card shows them
+    shown = {"prediction": "prediction of held-out digits", "interpolation": "interpolation of held-out digits"}
+    shown["generation"] = "generation from nothing"
+    facts.samples = {f"{task}.gif": text for task, text in shown.items()}
+    write_card(trained, facts)
     print(f"""
-PSNR of the mean squared error over {NUM_CLIPS} held-out clips, one sample a clip ({sampler}, {NUM_STEPS} steps a block)
-
-                                                 model     baseline
-prediction, {num_past} given -> {block} frames             {psnr(samples[:, 0, first], truth[:, first])}     {psnr(baseline[:, first], truth[:, first])}  (repeating the last frame)
-prediction, {num_past} given -> {NUM_PREDICTED} frames             {psnr(samples[:, 0], truth)}     {psnr(baseline, truth)}  (repeating the last frame)
-interpolation, {num_past} + {num_future} given -> {block} frames      {psnr(between, gap)}     {psnr(blend, gap)}  (blending the two ends)
-
-{seconds_per_video:.2f} s a video of {NUM_PREDICTED} frames ({2 * NUM_CLIPS} at once); {time.perf_counter() - started:.0f} s in all without set-up.
-So short a training teaches where a digit goes, not yet how to keep its shape: that takes much longer.
-Look at {folder.relative_to(ROOT)}/prediction.gif, interpolation.gif and generation.gif: green frames were given, orange
-ones made. The model is in the same folder: MCVDPipeline.from_pretrained("{folder.relative_to(ROOT)}", variant="ema").""")
+So short a training teaches where a digit goes, not yet how to keep its shape: the checkpoint above has learned for hours.
+This model is in a folder of its own: MCVDPipeline.from_pretrained("{os.path.relpath(trained)}", variant="ema").""")
 
 
 if __name__ == "__main__":

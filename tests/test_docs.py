@@ -109,7 +109,18 @@ def user(tmp_path_factory):
     with contextlib.chdir(place):
         window = ["--num_past_frames", "5", "--num_frames", "5", "--num_future_frames", "5", "--resolution", "64"]
         train(["--train_data_dir", "my_videos/", "--in_channels", "3", *window, "--output_dir", "runs/mine"])
-        units = ["--normalization", "range", "--value_low", "200", "--value_high", "320", "--axes", "NTHWC", "--validation_fraction", "0.4"]
+        units = [
+            "--normalization",
+            "range",
+            "--value_low",
+            "200",
+            "--value_high",
+            "320",
+            "--axes",
+            "NTHWC",
+            "--validation_fraction",
+            "0.4",
+        ]
         train(["--train_data_dir", "fields.npy", *units, "--output_dir", "runs/weather", "--num_past_frames", "4"])
     return place
 
