@@ -65,6 +65,7 @@ MAY_IMPORT = {
     },
     "cli": {
         "_version",
+        "atomic",
         "conversion",
         "data",
         "evaluation",
@@ -80,7 +81,7 @@ MAY_IMPORT = {
         "frame_plans",
         "frame_schedules",
     },
-    "visualization": {"frame_plans"},
+    "visualization": {"data", "frame_plans"},
     "methods": {"masking", "models", "randomness", "train_settings", "training"},
     "hub": {"json_files"},
     "train_settings": {
