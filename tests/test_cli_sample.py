@@ -1,8 +1,13 @@
 """`mcvd-diffusers predict`, `interpolate`, `generate`: what is written is what the pipeline makes, and what cannot be is refused."""
 
+import fcntl
 import math
+import os
 import re
 import shlex
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -471,7 +476,7 @@ def test_an_output_that_comes_meanwhile_is_kept(capsys, place, monkeypatch):
 
 
 def test_mp4_without_pyav_names_the_extra(capsys, place, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     status, _, err = run(capsys, "generate", GREY[0], "--output", "x.mp4")
     assert status == 1 and 'pip install "mcvd-diffusers[video]"' in err
     make(capsys, "generate", GREY[0], "--num_frames", 2, "--output", "x.gif")
@@ -505,6 +510,19 @@ def test_help_says_what_output_may_be(capsys):
         assert stopped.value.code == 0
         for word in ("x.mp4", "--lossless", "x.gif", "folder/", "x.npy", "--only_new", "never overwritten"):
             assert word in text
+
+
+def test_a_terminal_sees_a_bar_over_all_blocks(capsys, place, monkeypatch):
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert main(["generate", GREY[0], "--num_frames", "6", "--output", "x.gif"]) == 0
+        terminal.flush()
+        shown = os.read(master, 100_000).decode()
+        monkeypatch.undo()
+    os.close(master)
+    assert "block 1/3" in shown and "0/6" in shown  # three blocks of two steps
 
 
 @pytest.mark.parametrize("is_shipped", [False, pytest.param(True, marks=pytest.mark.slow)])
