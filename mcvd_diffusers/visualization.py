@@ -1,5 +1,6 @@
 """Pictures of videos, truth and samples side by side, with the given frames marked; of data sets; of frame plans."""
 
+import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -8,11 +9,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mcvd_diffusers.data.video_writing import check_written_suffix, write_mp4
 from mcvd_diffusers.frame_plans import FramePlan
 
 
 GIVEN_COLOR, MADE_COLOR = (46, 160, 67), (214, 87, 27)  # border of a frame: green if given, orange if made
 BORDER, GAP, LABEL_HEIGHT = 3, 6, 16  # pixels
+LINE = 2  # pixels between videos that are shown beside each other
+MAX_ROW = 8  # of these; more of them make a square
 MISSING_COLOR = (255, 0, 255)  # of values that are NaN: magenta, which no scale of greys has
 FRAME_COLOR = (130, 150, 180)  # of the line around a frame, which may be as white as the paper
 MIN_SHEET_WIDTH = 480  # pixels, so that names are not cut for small frames
@@ -78,27 +82,14 @@ def save_comparison_mp4(
         ImportError: Without PyAV.
         ValueError: As in [`save_comparison_gif`].
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            'Writing mp4 files needs PyAV, which is not installed: `pip install "mcvd-diffusers[video]"`. Gif files are'
-            " written without it."
-        ) from error
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"`path` must end in .mp4, got {path.name!r}.")
+    check_written_suffix(path)
     pictures = _comparison(columns, is_given, frame_height)
     path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = (side + side % 2 for side in pictures[0].size)  # colours are stored for 2x2 pixels
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(1000, milliseconds), options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in pictures:
-            even = Image.new("RGB", (width, height), "white")
-            even.paste(picture)
-            container.mux(stream.encode(av.VideoFrame.from_image(even)))
-        container.mux(stream.encode())
+    frames = np.stack([np.moveaxis(np.asarray(picture), -1, 0) for picture in pictures])  # (T, 3, H, W)
+    write_mp4(path, frames, frames_per_second=Fraction(1000, milliseconds), quality=18)
 
 
 def _comparison(columns: dict[str, torch.Tensor], is_given: Sequence[bool], frame_height: int) -> list[Image.Image]:
@@ -116,6 +107,37 @@ def _comparison(columns: dict[str, torch.Tensor], is_given: Sequence[bool], fram
                 canvas.paste(_cell(videos[row, t], scale, is_given[t] or label == "truth"), (left, top))
         pictures.append(canvas)
     return pictures
+
+
+def side_by_side(videos: torch.Tensor, *, scale: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Videos as one video to be shown: beside each other, with white lines between them, the first at the top left.
+
+    Args:
+        videos (`torch.Tensor` of shape `(N, T, C, H, W)`, in `[0, 1]`):
+            The videos. Of 3 channels all are shown, of any other number the first.
+        scale (`int`, *optional*, defaults to 1): By how much each pixel is enlarged; those of the videos stay as they are.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: The video, `(T, C, height, width)`, uint8, `C` 1 or 3; and for each of its pixels,
+        `(height, width)`, bool, whether it is of a video.
+    """
+    num_videos, num_frames = videos.shape[:2]
+    num_columns = num_videos if num_videos <= MAX_ROW else math.ceil(math.sqrt(num_videos))
+    num_rows = -(-num_videos // num_columns)
+    videos = videos if videos.shape[2] == 3 else videos[:, :, :1]
+    pixels = videos.float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
+    pixels = pixels.repeat(scale, axis=3).repeat(scale, axis=4)  # (N, T, C, H, W), enlarged
+    height, width = (side + LINE for side in pixels.shape[3:])
+    size = num_rows * height - LINE, num_columns * width - LINE
+    canvas = np.full((num_frames, pixels.shape[2], *size), 255, np.uint8)
+    is_video = np.zeros(size, bool)
+    for number, video in enumerate(pixels):
+        row, column = divmod(number, num_columns)
+        place = slice(row * height, (row + 1) * height - LINE), slice(column * width, (column + 1) * width - LINE)
+        canvas[:, :, *place] = video
+        is_video[place] = True
+    return canvas, is_video
 
 
 def contact_sheet(

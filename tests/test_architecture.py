@@ -66,6 +66,7 @@ MAY_IMPORT = {
     },
     "cli": {
         "_version",
+        "atomic",
         "conversion",
         "data",
         "evaluation",
@@ -82,7 +83,7 @@ MAY_IMPORT = {
         "frame_plans",
         "frame_schedules",
     },
-    "visualization": {"frame_plans"},
+    "visualization": {"data", "frame_plans"},
     "methods": {"masking", "models", "randomness", "train_settings", "training"},
     "hub": {"json_files"},
     "train_settings": {

@@ -335,7 +335,7 @@ def test_digits_command_refuses_what_exists_and_what_does_not_fit(capsys, tmp_pa
 @pytest.mark.parametrize("stop", ["error", "SIGINT", "SIGTERM"])
 def test_digits_that_are_not_complete_leave_nothing(capsys, tmp_path, monkeypatch, request, stop):
     pytest.importorskip("sklearn")
-    write = digit_files._write_png
+    write = digit_files.write_png_folder
 
     def write_one_and_stop(folder, video):
         if folder.name == "0001":
@@ -345,7 +345,7 @@ def test_digits_that_are_not_complete_leave_nothing(capsys, tmp_path, monkeypatc
             os.kill(os.getpid(), getattr(signal, stop))
         write(folder, video)
 
-    monkeypatch.setattr(digit_files, "_write_png", write_one_and_stop)
+    monkeypatch.setattr(digit_files, "write_png_folder", write_one_and_stop)
     # A shell that starts the tests in the background lets them ignore SIGINT, and Python then leaves it so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))

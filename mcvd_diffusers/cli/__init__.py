@@ -12,6 +12,7 @@ from .data import add_data
 from .evaluate import add_evaluate
 from .model import add_model
 from .plan import add_plan
+from .sample import add_sample
 
 
 def main(args: list[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mcvd-diffusers", description="Masked conditional video diffusion.")
     parser.add_argument("--version", action="version", version=f"mcvd-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_sample(commands)
     add_convert(commands)
     add_data(commands)
     add_evaluate(commands)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .loading import has_average, load_pipeline
 from .printing import integer_from, log_progress, number_of, one_line, printable
 
 
@@ -149,7 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not look at itself
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    pipeline = _load_model(arguments)
+    pipeline = load_pipeline(arguments.model, variant=arguments.variant, scheduler=arguments.scheduler)
     clips = _open_clips(arguments, protocol, pipeline)
     places = {name: getattr(arguments, name) for name in NETWORKS}
     useless = [name for name in NETWORKS if places[name] and name not in protocol.feature_networks]
@@ -234,29 +235,6 @@ def _changed(protocol: "Protocol", arguments: argparse.Namespace) -> "Protocol":
             kept = fields.get(entry, getattr(protocol, entry))
             fields[entry] = tuple(x for x in kept if x != name)
     return protocol.changed(**fields)
-
-
-def _load_model(arguments: argparse.Namespace) -> "MCVDPipeline":
-    import diffusers
-
-    from mcvd_diffusers.pipelines import MCVDPipeline
-
-    try:
-        pipeline = MCVDPipeline.from_pretrained(arguments.model, variant=arguments.variant)
-    except (OSError, ValueError) as error:
-        where = "" if Path(arguments.model).is_dir() else " is no folder here, and"
-        raise ValueError(
-            f"MODEL {arguments.model}{where} cannot be loaded as a pipeline"
-            f"{f' with --variant {arguments.variant}' if arguments.variant else ''}: {one_line(str(error))}"
-        ) from error
-    if arguments.scheduler is not None:
-        scheduler = getattr(diffusers, arguments.scheduler, None)
-        if not isinstance(scheduler, type) or not hasattr(scheduler, "set_timesteps"):
-            raise ValueError(
-                f"--scheduler must be one of Diffusers' schedulers, such as DDIMScheduler, got {arguments.scheduler!r}."
-            )
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
-    return pipeline
 
 
 def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline") -> "EvaluationClips":
@@ -345,7 +323,7 @@ def _notes(
         read = config.get(f"num_{side}_frames", given)
         if given > read and (side == "future" or not reads_before_past(pipeline.context_encoder, config)):
             notes.append(f"the model reads {read} of the {given} {side} frames that are given, the nearest")
-    if arguments.variant is None and any(Path(arguments.model).glob("unet/diffusion_pytorch_model.ema*.safetensors")):
+    if arguments.variant is None and has_average(arguments.model):
         notes.append("these are the raw weights; the model has averaged ones, too: --variant ema")
     if protocol.changes:
         notes.append(

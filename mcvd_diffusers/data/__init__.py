@@ -12,7 +12,7 @@ from .lerobot import LeRobotReader
 from .moving_digits import MovingDigits, draw_moving_digits, draw_trajectory, load_digits
 from .original import HDF5Reader, OriginalClips, published_split
 from .reader import ClipReader, PieceReader, SubsetReader, VideoInfo, num_clip_starts, spread_frames
-from .sources import open_reader
+from .sources import open_reader, open_video
 from .splits import Split, find_videos, hash_of_name, read_names, split_videos
 from .tar_shards import TarReader
 from .video_files import VideoFileReader
@@ -51,6 +51,7 @@ __all__ = [
     "measure_normalizer",
     "num_clip_starts",
     "open_reader",
+    "open_video",
     "published_split",
     "read_names",
     "split_videos",

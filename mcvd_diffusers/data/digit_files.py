@@ -24,7 +24,6 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import GifImagePlugin, Image
 
 from mcvd_diffusers.atomic import check_new_folder, new_folder
 
@@ -32,6 +31,7 @@ from .inspection import DEFAULT_NUM_FRAMES, Inspection, TrainingFlags, flags_of_
 from .moving_digits import MovingDigits
 from .reader import VideoInfo
 from .sources import open_reader
+from .video_writing import write_gif, write_mp4, write_png_folder
 
 
 DIGIT_FORMATS = ("npy", "npz", "png", "gif", "mp4", "hdf5", "zarr")
@@ -49,9 +49,6 @@ FLAGS = {
 # Format -> packages that write it, and the extra that brings them.
 PACKAGES = {"mp4": (["av"], "video"), "hdf5": (["h5py"], "hdf5"), "zarr": (["xarray", "zarr"], "fields")}
 
-FRAMES_PER_SECOND = 10
-# Constant rate factor of x264: 0 is lossless, 23 its default. Digits stay within a few grey levels of the original.
-MP4_QUALITY = 10
 # Videos of a Zarr store that are held in memory at once.
 ZARR_BATCH = 32
 
@@ -124,13 +121,13 @@ def write_moving_digits(
                 _write_zarr(folder / "digits.zarr", videos)
             case "png":
                 for name, video in zip(names, videos):
-                    _write_png(folder / name, video)
+                    write_png_folder(folder / name, video)
             case "gif":
                 for name, video in zip(names, videos):
-                    _write_gif(folder / f"{name}.gif", video)
+                    write_gif(folder / f"{name}.gif", video)
             case "mp4":
                 for name, video in zip(names, videos):
-                    _write_mp4(folder / f"{name}.mp4", video)
+                    write_mp4(folder / f"{name}.mp4", video)
     return ["--train_data_dir", str(output), *FLAGS[format]]
 
 
@@ -202,40 +199,3 @@ def _write_zarr(store: Path, videos: Iterator[np.ndarray]) -> None:
         else:
             encoding = {"digits": {"chunks": (1, *array.shape[1:])}}
             dataset.to_zarr(store, mode="w-", consolidated=False, encoding=encoding)
-
-
-def _write_png(folder: Path, video: np.ndarray) -> None:
-    folder.mkdir()
-    digits = max(3, len(str(len(video) - 1)))
-    for number, frame in enumerate(video):
-        Image.fromarray(frame[0]).save(folder / f"{number:0{digits}}.png")
-
-
-def _write_gif(file: Path, video: np.ndarray) -> None:
-    # Image.save leaves out frames that equal the one before, and digits may stand still: put together by hand.
-    frames = [Image.fromarray(frame[0]) for frame in video]
-    header, _ = GifImagePlugin.getheader(frames[0], info={"loop": 0})
-    with file.open("wb") as stream:
-        stream.writelines(header)
-        for frame in frames:
-            stream.writelines(GifImagePlugin.getdata(frame, duration=1000 // FRAMES_PER_SECOND))
-        stream.write(b";")
-
-
-def _write_mp4(file: Path, video: np.ndarray) -> None:
-    import av
-
-    try:
-        with av.open(str(file), "w") as container:
-            # The same frames, the same bytes: those depend on the number of threads and, with x264's macroblock tree, now and
-            # then on where its buffers lie.
-            options = {"crf": str(MP4_QUALITY), "x264-params": "threads=1:mbtree=0"}
-            stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
-            stream.height, stream.width = video.shape[-2:]
-            stream.pix_fmt = "yuv420p"
-            for frame in video:
-                colours = np.ascontiguousarray(frame.repeat(3, axis=0).transpose(1, 2, 0))  # (H, W, 3)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(colours, format="rgb24")))
-            container.mux(stream.encode())
-    except (av.FFmpegError, LookupError) as error:  # the latter: an FFmpeg without x264
-        raise OSError(f"{file.name} can not be written: {error}") from error

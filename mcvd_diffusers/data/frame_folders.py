@@ -44,12 +44,15 @@ class FrameFolderReader(ClipReader):
     Args:
         folder (`str` or `os.PathLike`):
             The folder with one sub-folder per video; sub-folders may be nested (`walking/person_01/0001.png`).
+        is_one_video (`bool`, *optional*, defaults to `False`):
+            Whether `folder` itself is the one video: its images are the frames, and there are none in sub-folders.
 
     Raises:
-        `ValueError`: If `folder` does not exist, no sub-folder holds images, or images lie in `folder` itself.
+        `ValueError`: If `folder` does not exist, no sub-folder holds images, or images lie in `folder` itself; for one video the
+            other way round.
     """
 
-    def __init__(self, folder: str | PathLike):
+    def __init__(self, folder: str | PathLike, *, is_one_video: bool = False):
         self.folder = existing_path("folder", folder)
         files = find_files(self.folder) if self.folder.is_dir() else [self.folder]
         # Naturally sorted paths are sorted by folder first, so both the videos and the frames in them are in order.
@@ -62,7 +65,14 @@ class FrameFolderReader(ClipReader):
                 f"`folder` must hold sub-folders of images ({', '.join(FRAME_SUFFIXES)}) but {self.folder} holds "
                 f"{describe_files(files)}. Convert them, or use `VideoFileReader` for video files."
             )
-        if self.folder in frames or not self.folder.is_dir():
+        if is_one_video and (set(frames) != {self.folder} or not self.folder.is_dir()):
+            raise ValueError(
+                f"`folder` must hold the images of one video, and none in sub-folders, but {self.folder} holds those of"
+                f" {len(frames)} folders. Pass one of them."
+            )
+        if is_one_video:
+            self.folder = self.folder.parent  # so that the video is called as its folder
+        elif self.folder in frames or not self.folder.is_dir():
             raise ValueError(
                 f"`folder` must hold one sub-folder per video but {self.folder} has images outside of any sub-folder. "
                 "If they are the frames of one video, move them into a sub-folder; otherwise move them away."

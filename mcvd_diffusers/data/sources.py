@@ -22,7 +22,17 @@ from .frame_folders import FRAME_SUFFIXES, FrameFolderReader
 from .hf_datasets import is_saved_dataset, load_datasets_reader
 from .lerobot import LeRobotReader, is_lerobot_folder
 from .original import HDF5_SUFFIXES, HDF5Reader, has_original_layout
-from .reader import ClipReader, check_regular_file, describe_files, existing_path, find_files
+from .reader import (
+    MAX_NAMES_IN_MESSAGE,
+    ClipReader,
+    SubsetReader,
+    check_regular_file,
+    describe_files,
+    existing_path,
+    find_files,
+    shorten,
+)
+from .splits import find_videos
 from .tar_shards import TAR_SUFFIXES, TarReader
 from .video_files import VIDEO_SUFFIXES, VideoFileReader
 
@@ -97,6 +107,49 @@ def open_reader(
             return LeRobotReader(path, column=column)
         case _:
             return load_datasets_reader(path, split=split or "train", column=column, axes=axes)
+
+
+def open_video(
+    path: str | PathLike,
+    *,
+    name: str | None = None,
+    axes: str | None = None,
+    variables: list[str] | None = None,
+    column: str | None = None,
+    split: str | None = None,
+) -> ClipReader:
+    """
+    Opens one video: a file, a folder of its frames, or one of several at a path.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            As in [`open_reader`], or a folder that holds the images of one video.
+        name (`str`, *optional*):
+            Which, if there are several: its name, or a pattern that fits no other.
+        axes, variables, column, split (*optional*): As in [`open_reader`].
+
+    Returns:
+        [`ClipReader`]: A reader of just this video.
+
+    Raises:
+        `ValueError`: As [`open_reader`], or if there are several videos and `name` does not tell which.
+        `ImportError`: As [`open_reader`].
+    """
+    path = existing_path("path", path)
+    has_options = any(value is not None for value in (axes, variables, column, split))
+    if path.is_dir() and not has_options and _kind_of(path) == "images":
+        if any(file.parent == path for file in find_files(path) if file.suffix.lower() in FRAME_SUFFIXES):
+            reader = FrameFolderReader(path, is_one_video=True)
+        else:
+            reader = FrameFolderReader(path)
+    else:
+        reader = open_reader(path, axes=axes, variables=variables, column=column, split=split)
+    videos = list(range(len(reader))) if name is None else find_videos(reader, [name])
+    if len(videos) != 1:
+        names = shorten([reader.name(video) for video in videos[: MAX_NAMES_IN_MESSAGE + 1]])
+        fitting = "" if name is None else f" that {name} fits"
+        raise ValueError(f"`name` must say which of the {len(videos)} videos{fitting} in {path} is meant: {names}.")
+    return SubsetReader(reader, videos)
 
 
 def _is_original(path: Path) -> bool:

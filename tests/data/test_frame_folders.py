@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mcvd_diffusers.data import open_video
 from mcvd_diffusers.data.frame_folders import FrameFolderReader
 from mcvd_diffusers.data.reader import VideoInfo
 from video_fixtures import NUM_FRAMES, frame_numbers, level_frames, write_frames
@@ -162,3 +163,28 @@ def test_a_reader_of_folders_can_be_pickled_after_use(tmp_path):
     reader = FrameFolderReader(tmp_path)
     frames = reader.read(0, 0, 4)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).read(0, 0, 4), frames)
+
+
+def test_a_folder_can_be_one_video(tmp_path):
+    frames = level_frames(3)
+    write_frames(tmp_path / "run" / "a", frames)
+    write_frames(tmp_path / "run" / "b", frames)
+    reader = FrameFolderReader(tmp_path / "run" / "b", is_one_video=True)
+    assert len(reader) == 1 and reader.name(0) == "b" and frame_numbers(reader.read(0, 0, 3)) == [0, 1, 2]
+    with pytest.raises(ValueError, match="must hold the images of one video, .* holds those of 2 folders"):
+        FrameFolderReader(tmp_path / "run", is_one_video=True)
+
+
+def test_one_video_is_opened_by_its_folder_or_its_name(tmp_path):
+    frames = level_frames(3)
+    for name in ("a", "b"):
+        write_frames(tmp_path / "run" / name, frames)
+    for path, name in ((tmp_path / "run" / "b", None), (tmp_path / "run", "b"), (tmp_path / "run", "[b-z]")):
+        reader = open_video(path, name=name)
+        assert len(reader) == 1 and reader.name(0) == "b" and reader.num_frames(0) == 3
+    with pytest.raises(ValueError, match="`name` must say which of the 2 videos in .* is meant: a; b"):
+        open_video(tmp_path / "run")
+    with pytest.raises(ValueError, match="which of the 2 videos that \\* fits"):
+        open_video(tmp_path / "run", name="*")
+    with pytest.raises(ValueError, match="names videos that are not there: c"):
+        open_video(tmp_path / "run", name="c")
