@@ -1,6 +1,8 @@
 # make demo     set up, train on moving digits for a few minutes, predict and interpolate, write GIFs
 # make test     set up, run the tests            (make test-slow: the long ones)
 # make quality  set up, check style
+# make app      set up, the demo in the browser
+# make browser  Chromium for the demo's tests, where there is no browser: from Debian's packages, as root
 #
 # Everything is installed into .venv; PYTHON chooses the interpreter (3.11 or newer), VENV another folder.
 
@@ -8,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow quality
+.PHONY: demo test test-slow quality app browser
 
 demo: $(VENV)/.installed
 	$(RUN) examples/demo.py
@@ -24,9 +26,22 @@ quality: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+app: $(VENV)/.installed
+	$(RUN) examples/app.py
+
+browser:
+	@for name in "$$MCVD_BROWSER" chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v "$$name" >/dev/null && exit 0; \
+	done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; \
+	else \
+		echo "The demo's tests need a browser: install chromium or google-chrome, or name one by MCVD_BROWSER=..."; exit 1; \
+	fi
+
 $(VENV)/.installed: setup.cfg pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mcvd-diffusers needs Python 3.11 or newer; choose one with: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video,plots]"
+	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video,plots,browser]"
 	touch $@

@@ -39,6 +39,7 @@ def save_comparison_gif(
     *,
     frame_height: int = 96,
     milliseconds: int = 200,
+    label_size: int = 10,
 ) -> None:
     """
     Write an animation: one row for each video, one column for each version of it.
@@ -51,6 +52,7 @@ def save_comparison_gif(
         is_given (`Sequence[bool]`): For each of the `T` frames, whether it was given (green border) or made (orange).
         frame_height (`int`, *optional*, defaults to 96): Height on screen, in pixels; small frames are enlarged.
         milliseconds (`int`, *optional*, defaults to 200): Time that a frame is shown.
+        label_size (`int`, *optional*, defaults to 10): Height of the letters over the columns, in pixels.
 
     Raises:
         ValueError: If the columns differ in shape, `is_given` does not have `T` entries, or the suffix is another.
@@ -58,7 +60,7 @@ def save_comparison_gif(
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".webp"):
         raise ValueError(f"`path` must end in .gif or .webp, got {path.name!r}.")
-    pictures = _comparison(columns, is_given, frame_height)
+    pictures = _comparison(columns, is_given, frame_height, label_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 
@@ -92,18 +94,21 @@ def save_comparison_mp4(
     write_mp4(path, frames, frames_per_second=Fraction(1000, milliseconds), quality=18)
 
 
-def _comparison(columns: dict[str, torch.Tensor], is_given: Sequence[bool], frame_height: int) -> list[Image.Image]:
+def _comparison(
+    columns: dict[str, torch.Tensor], is_given: Sequence[bool], frame_height: int, label_size: int = 10
+) -> list[Image.Image]:
     """The pictures of a comparison, one for each point in time."""
+    font, label_height = ImageFont.load_default(label_size), LABEL_HEIGHT + label_size - 10
     (num_videos, num_frames), scale, (cell_width, cell_height) = _layout(columns, is_given, frame_height)
-    size = (GAP + len(columns) * (cell_width + GAP), LABEL_HEIGHT + GAP + num_videos * (cell_height + GAP))
+    size = (GAP + len(columns) * (cell_width + GAP), label_height + GAP + num_videos * (cell_height + GAP))
     pictures = []
     for t in range(num_frames):
         canvas = Image.new("RGB", size, "white")
         for column, (label, videos) in enumerate(columns.items()):
             left = GAP + column * (cell_width + GAP)
-            ImageDraw.Draw(canvas).text((left, 3), label, fill="black")
+            ImageDraw.Draw(canvas).text((left, 3), label, fill="black", font=font)
             for row in range(num_videos):
-                top = LABEL_HEIGHT + GAP + row * (cell_height + GAP)
+                top = label_height + GAP + row * (cell_height + GAP)
                 canvas.paste(_cell(videos[row, t], scale, is_given[t] or label == "truth"), (left, top))
         pictures.append(canvas)
     return pictures
@@ -141,7 +146,7 @@ def side_by_side(videos: torch.Tensor, *, scale: int = 1) -> tuple[np.ndarray, n
 
 
 def contact_sheet(
-    columns: dict[str, torch.Tensor], is_given: Sequence[bool], *, frame_height: int = 48
+    columns: dict[str, torch.Tensor], is_given: Sequence[bool], *, frame_height: int = 48, label_size: int = 10
 ) -> Image.Image:
     """
     A still picture: for each video, one line of frames for each version of it, time running to the right.
@@ -150,6 +155,7 @@ def contact_sheet(
         columns (`dict[str, torch.Tensor]`): As in [`save_comparison_gif`].
         is_given (`Sequence[bool]`): As in [`save_comparison_gif`].
         frame_height (`int`, *optional*, defaults to 48): Height on screen, in pixels.
+        label_size (`int`, *optional*, defaults to 10): Height of the letters before the lines, in pixels.
 
     Returns:
         `PIL.Image.Image`: The picture, RGB.
@@ -158,13 +164,15 @@ def contact_sheet(
         ValueError: As in [`save_comparison_gif`].
     """
     (num_videos, num_frames), scale, (cell_width, cell_height) = _layout(columns, is_given, frame_height)
-    label_width = 8 * max(len(label) for label in columns)
+    font, label_width = ImageFont.load_default(label_size), 8 * max(map(len, columns)) * label_size // 10
     block_height = len(columns) * cell_height + GAP
     canvas = Image.new("RGB", (label_width + num_frames * cell_width, num_videos * block_height), "white")
     for row in range(num_videos):
         for line, (label, videos) in enumerate(columns.items()):
             top = row * block_height + line * cell_height
-            ImageDraw.Draw(canvas).text((2, top + cell_height // 2 - 6), label, fill="black")
+            ImageDraw.Draw(canvas).text(
+                (2, top + cell_height // 2 - label_size * 6 // 10), label, fill="black", font=font
+            )
             for t in range(num_frames):
                 cell = _cell(videos[row, t], scale, is_given[t] or label == "truth")
                 canvas.paste(cell, (label_width + t * cell_width, top))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
@@ -97,6 +98,25 @@ def test_contact_sheet_is_one_line_for_each_version():
     assert picture.size[1] == 4 * (48 + 6) + 2 * 6
     assert picture.getpixel((picture.width - 1, 0)) == GIVEN_COLOR  # truth
     assert picture.getpixel((picture.width - 1, 60)) == MADE_COLOR
+
+
+def test_labels_are_as_large_as_asked_and_frames_stay_as_they_are(tmp_path):
+    videos = torch.rand(1, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    heights, sheets = {}, {}
+    for size in (10, 20):
+        path = tmp_path / f"{size}.gif"
+        save_comparison_gif(path, {"truth": videos}, [True] * 3, frame_height=64, label_size=size)
+        with Image.open(path) as picture:
+            heights[size] = picture.height
+        sheets[size] = contact_sheet({"truth": videos}, [True] * 3, label_size=size)
+    assert heights[20] == heights[10] + 10
+    frames = [sheet.crop((sheet.width - 3 * 54, 0, *sheet.size)) for sheet in sheets.values()]
+    assert frames[0].tobytes() == frames[1].tobytes()
+    tall = {}
+    for size, sheet in sheets.items():
+        ink = np.asarray(sheet.crop((0, 0, sheet.width - 3 * 54, sheet.height)).convert("L")) < 128
+        tall[size] = np.ptp(np.flatnonzero(ink.any(axis=1))) + 1
+    assert tall[20] == pytest.approx(2 * tall[10], abs=2)  # whole pixels
 
 
 def test_columns_that_do_not_fit_are_refused(tmp_path):
