@@ -1,6 +1,7 @@
 """Folders and files that appear when they are complete, or not at all; a folder never in the place of another."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -123,3 +124,25 @@ def make_readable(folder: Path) -> None:
     os.umask(mask)
     for path in [folder, *folder.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def numbered_folder(output: str | os.PathLike) -> Path:
+    """
+    Make a new folder by this name, or by the first of NAME-2, NAME-3, ... that is not there: for scripts that are run again.
+
+    Args:
+        output (`str` or `os.PathLike`): The folder; those above it are made, too.
+
+    Returns:
+        `Path`: The folder that was made. It is empty.
+
+    Raises:
+        `OSError`: If it cannot be made, or a file is where a folder above it would be.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = output if number == 1 else output.with_name(f"{output.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder

@@ -16,6 +16,7 @@ that names the file. (Networks and their weights: `models/weight_files.py`.)
 import inspect
 import json
 import math
+import os
 import reprlib
 import sys
 from collections.abc import Callable
@@ -99,9 +100,14 @@ class CheckedPipelineMixin:
 
         Raises:
             `ValueError`: If `model_index.json`, or a file that it leads to, is damaged or asks for what this pipeline is not.
-            `FileNotFoundError`: If the folder of a component is missing.
+            `FileNotFoundError`: If the folder of a component is missing, or a `Path` is no folder. (A string may be an id on the Hub.)
         """
         folder = Path(pretrained_model_name_or_path)
+        if isinstance(pretrained_model_name_or_path, os.PathLike) and not folder.is_dir():
+            raise FileNotFoundError(
+                f"`pretrained_model_name_or_path` must be the folder of a pipeline, and {folder} is no folder. A model on the Hub is"
+                ' named by a string: "user/name".'
+            )
         path = folder / cls.config_name
         if path.is_file():
             index = cls._dict_from_json_file(path)

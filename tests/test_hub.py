@@ -217,3 +217,8 @@ def test_scheduler_can_be_swapped_and_saved(tmp_path):
     loaded = MCVDPipeline.from_pretrained(tmp_path)
     assert loaded.scheduler.config.timestep_spacing == "trailing"
     assert loaded.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_path_that_is_no_folder_is_refused_by_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        MCVDPipeline.from_pretrained(tmp_path / "nowhere")
