@@ -1,5 +1,6 @@
 """The README is true: its Python runs, its commands parse, the files it names exist; so do those of the other pages."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffusers import DDIMScheduler
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
 from mcvd_diffusers.cli import make_parser
+from mcvd_diffusers.presets import PRESETS
 from mcvd_diffusers.protocols import load_protocol
 
 
@@ -118,3 +120,17 @@ def test_what_a_page_links_to_is_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_nothing_in_a_page_waits_to_be_filled_in(page):
     assert not re.search(r"\b[A-Z]+(_[A-Z]+)+_TABLE\b|TODO|TBD|XXX", page.read_text())
+
+
+def test_the_page_of_papers_names_what_there_is_and_quotes_what_is_on_file():
+    text = (ROOT / "docs" / "papers.md").read_text()
+    for name in re.findall(r"`((?:smmnist|kth|bair|cityscapes|ucf101|ramvid|fdm|vdm|lgcvd|rvd)-[\w-]+)`", text):
+        assert name in PRESETS or load_protocol(name)
+    for name in re.findall(r"`(mcvd-[\w-]+)`", text):
+        if name not in ("mcvd-diffusers",):
+            assert load_protocol(name).name == name
+    published = json.loads((ROOT / "mcvd_diffusers" / "protocols" / "published.json").read_text())
+    values = [entry["value"] for name, rows in published.items() if name != "remark" for entry in rows]
+    assert len(values) > 10 and all(str(value) in text for value in values)
+    for name in PRESETS:  # MCVD's stand for their families
+        assert name in text or name.split("-")[0] in ("smmnist", "kth", "bair", "cityscapes", "ucf101")
