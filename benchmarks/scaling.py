@@ -1,4 +1,4 @@
-"""How the cost of the network grows: with frames, batch, resolution, channels of a frame and of the network, and with processes.
+"""How the cost of the network grows: with frames, batch, resolution, channels of a frame and of the network, patches, and processes.
 
     python benchmarks/scaling.py [--width 32] [--size 32] [--repeats 5] [--processes]
 
@@ -30,18 +30,19 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from mcvd_diffusers import MCVDUNet2DModel, denoising_loss  # noqa: E402
 
 
-MIDDLE = {"frames": 4, "batch": 4, "size": 32, "channels": 1, "width": 32}
+MIDDLE = {"frames": 4, "batch": 4, "size": 32, "channels": 1, "width": 32, "patch": 1}
 CASES = {
     "frames": ("frames of a block, and as many given", [2, 4, 8, 16]),
     "batch": ("clips of a batch", [1, 2, 4, 8, 16]),
     "size": ("height and width", [16, 32, 64, 128]),
     "channels": ("channels of a frame", [1, 3, 8, 16]),
     "width": ("channels of the first level", [16, 32, 64, 128]),
+    "patch": ("side of the squares of pixels that go to channels", [1, 2, 4]),
 }
 
 
 def measure(
-    repeats: int, device: torch.device, *, frames: int, batch: int, size: int, channels: int, width: int
+    repeats: int, device: torch.device, *, frames: int, batch: int, size: int, channels: int, width: int, patch: int
 ) -> tuple:
     """Seconds of a call and of an update, and operations of a call."""
     torch.manual_seed(0)
@@ -52,6 +53,7 @@ def measure(
         num_frames=frames,
         block_out_channels=[width, 2 * width, 3 * width],
         down_block_types=["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        patch_size=patch,
     ).to(device)
     window = torch.rand(batch, 2 * frames, channels, size, size, device=device) * 2 - 1
     roles = torch.tensor([[1] * frames + [2] * frames] * batch, device=device)

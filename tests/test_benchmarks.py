@@ -83,3 +83,22 @@ def test_few_steps_trains_and_compares(tmp_path, capsys):
     script["main"](["schedulers", str(tmp_path / "runs" / "velocity"), *options])
     rows = {row[0]: row[1] for row in reversed(rows_of(capsys.readouterr().out))}
     assert float(rows["DDIM, trailing"].split()[0]) == 0 < float(rows["DDIM, leading"].split()[0])
+
+
+def test_costs_of_presets_are_those_of_the_page(capsys):
+    page = {row[0]: row for row in rows_of((BENCHMARKS.parent / "docs" / "costs.md").read_text())}
+    names = ["smmnist-concat-p5k5", "rvd-kth", "mcvd_digits", "traffic"]
+    rows = rows_of(run("preset_costs", f"--only {' '.join(names)}", capsys))
+    assert [row[0] for row in rows[1:]] == names
+    for row in rows[1:]:
+        assert page[row[0]] == row
+    concat = dict(zip(rows[0], rows[1]))
+    assert (
+        concat["parameters"] == "27,941,765" and concat["calls, published"] == "202"
+    )  # two blocks of 100 steps, one call more each
+
+
+def test_all_presets_and_examples_are_in_the_page_of_costs():
+    script = runpy.run_path(str(BENCHMARKS / "preset_costs.py"))
+    page = rows_of((BENCHMARKS.parent / "docs" / "costs.md").read_text())
+    assert {*script["PRESETS"], *script["EXAMPLES"]} <= {row[0] for row in page}
