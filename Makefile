@@ -1,4 +1,4 @@
-# make demo     set up, train on moving digits for a few minutes, predict and interpolate, write GIFs
+# make demo     set up, predict and interpolate with the checkpoint, then train on moving digits for a few minutes; GIFs
 # make test     set up, run the tests            (make test-slow: the long ones)
 # make quality  set up, check style
 # make app      set up, the demo in the browser
@@ -43,5 +43,5 @@ $(VENV)/.installed: setup.cfg pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mcvd-diffusers needs Python 3.11 or newer; choose one with: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video,plots,browser]"
+	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video,plots,browser,docs]"
 	touch $@

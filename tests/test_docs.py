@@ -1,6 +1,7 @@
 """The documentation is true: every code block of README and docs runs, what the pages name and link to is there."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from PIL import Image
 import train_mcvd
 from hub_server import HubServer
 from mcvd_diffusers.cli import main
+from mcvd_diffusers.presets import PRESETS
+from mcvd_diffusers.protocols import load_protocol
 
 
 ROOT = Path(__file__).parents[1]
@@ -244,6 +247,20 @@ def test_files_that_a_page_names_exist(page):
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_nothing_in_a_page_waits_to_be_filled_in(page):
     assert not re.search(r"\b[A-Z]+(_[A-Z]+)+_TABLE\b|TODO|TBD|XXX", page.read_text())
+
+
+def test_the_page_of_papers_names_what_there_is_and_quotes_what_is_on_file():
+    text = (ROOT / "docs" / "papers.md").read_text()
+    for name in re.findall(r"`((?:smmnist|kth|bair|cityscapes|ucf101|ramvid|fdm|vdm|lgcvd|rvd)-[\w-]+)`", text):
+        assert name in PRESETS or load_protocol(name)
+    for name in re.findall(r"`(mcvd-[\w-]+)`", text):
+        if name not in ("mcvd-diffusers",):
+            assert load_protocol(name).name == name
+    published = json.loads((ROOT / "mcvd_diffusers" / "protocols" / "published.json").read_text())
+    values = [entry["value"] for name, rows in published.items() if name != "remark" for entry in rows]
+    assert len(values) > 10 and all(str(value) in text for value in values)
+    for name in PRESETS:  # MCVD's stand for their families
+        assert name in text or name.split("-")[0] in ("smmnist", "kth", "bair", "cityscapes", "ucf101")
 
 
 def test_each_page_is_in_the_sites_contents_and_the_other_way_round():
