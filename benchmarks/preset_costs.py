@@ -90,7 +90,9 @@ def settings_of(name: str) -> Settings:
 def _data_flags(name: str, data: Path) -> list[str]:
     """Moving digits need no folder."""
     has_digits = (
-        "digits" in preset(name) if name in PRESETS else name.endswith("digits") or name in ("demo", "smmnist_64")
+        "digits" in preset(name)
+        if name in PRESETS
+        else name.endswith("digits") or name in ("demo", "moving_digits_64")
     )
     return [] if has_digits else ["--train_data_dir", str(data)]
 

@@ -26,7 +26,10 @@ from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT, ITS_CONFIG = ROOT / "checkpoints" / "moving-digits", ROOT / "examples" / "configs" / "smmnist_64.yaml"
+CHECKPOINT, ITS_CONFIG = (
+    ROOT / "checkpoints" / "moving-digits",
+    ROOT / "examples" / "configs" / "moving_digits_64.yaml",
+)
 CONFIG = ROOT / "examples" / "configs" / "demo.yaml"
 NUM_SHOWN = 4
 
