@@ -109,7 +109,12 @@ def drifting(num_frames: int, height: int, width: int, num_channels: int, seed: 
 
 
 def test_each_example_is_tested():
-    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {"demo", *NAMES, *DIGITS}
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {
+        "demo",
+        "moving_digits_64",
+        *NAMES,
+        *DIGITS,
+    }  # tests/test_checkpoint.py
 
 
 @pytest.mark.parametrize("name", NAMES)
