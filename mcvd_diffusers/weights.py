@@ -57,17 +57,20 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def networks_digest(networks: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
     """
-    A digest of all networks of a pipeline.
+    A digest of all networks of a pipeline, by their values: weights in half precision have that of the same weights as float32,
+    which is what they become when they are loaded.
 
     Args:
         networks (`Mapping[str, Mapping[str, torch.Tensor]]`): Name of a component -> name -> tensor.
 
     Returns:
-        `str`: A SHA-256, 64 hexadecimal digits. Of `"unet"` alone it is [`weights_digest`].
+        `str`: A SHA-256, 64 hexadecimal digits. Of `"unet"` alone, in float32, it is [`weights_digest`].
     """
     tensors = {}
     for component, named in networks.items():
-        tensors |= {name if component == "unet" else f"{component}/{name}": x for name, x in named.items()}
+        for name, x in named.items():
+            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            tensors[name if component == "unet" else f"{component}/{name}"] = x
     return weights_digest(tensors)
 
 
