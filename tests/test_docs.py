@@ -152,7 +152,7 @@ def run_command(words):
         train(words, smaller=is_large)
     elif words[:2] == ["mcvd-diffusers", "push"]:
         with HubServer({"hf_aliceSecret": "user"}) as hub:
-            environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_aliceSecret"}
+            environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_aliceSecret", "HF_HUB_OFFLINE": "0"}
             done = subprocess.run(
                 [sys.executable, "-m", "mcvd_diffusers.cli", *words[1:]],
                 env=environment,
