@@ -434,7 +434,7 @@ def test_a_space_needs_what_the_package_needs(app):
 @pytest.mark.slow
 def test_the_folder_of_a_space_as_the_docs_make_it_is_a_demo(tmp_path):
     text = (ROOT / "docs" / "app.md").read_text()
-    commands = re.search(r"```bash\n(mkdir .*?)^hf ", text, re.S | re.M)[1]
+    commands = re.search(r"```bash\n(mkdir .*?)^```", text, re.S | re.M)[1]
     (tmp_path / "checkout" / "checkpoints").mkdir(parents=True)
     for name in ("examples", "mcvd_diffusers"):
         shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
