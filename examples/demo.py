@@ -8,7 +8,6 @@ numbers stand beside what needs no network.
 """
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import torch
 import yaml
 
 from mcvd_diffusers import MCVDPipeline
+from mcvd_diffusers.atomic import numbered_folder
 from mcvd_diffusers.data import MovingDigits, load_digits
 from mcvd_diffusers.metrics import blend_linearly, psnr_of_mse, repeat_last_frame, video_mse
 from mcvd_diffusers.model_card import read_facts, write_card
@@ -32,12 +32,6 @@ CHECKPOINT, ITS_CONFIG = (
 )
 CONFIG = ROOT / "examples" / "configs" / "demo.yaml"
 NUM_SHOWN = 4
-
-
-def new_folder() -> Path:
-    """runs/demo, or the first of runs/demo-2, runs/demo-3, ... that does not exist: nothing is overwritten."""
-    names = itertools.chain(["demo"], (f"demo-{i}" for i in itertools.count(2)))
-    return next(folder for folder in (ROOT / "runs" / name for name in names) if not folder.exists())
 
 
 def fastest_number_of_threads() -> int:
@@ -140,11 +134,10 @@ def show(pipe: MCVDPipeline, config: Path, folder: Path, *, num_clips: int, num_
 def main() -> None:
     """The checkpoint first, a training second."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, help="folder of the pictures and of the training (default: runs/demo)")
+    parser.add_argument("--output", default=ROOT / "runs" / "demo", help="folder to make; PATH-2, ... if it is there")
     parser.add_argument("--no_training", action="store_true", help="the checkpoint only")
     arguments = parser.parse_args()
-    folder = arguments.output or new_folder()
-    folder.mkdir(parents=True)
+    folder = numbered_folder(arguments.output)
     threads = fastest_number_of_threads()
     torch.set_num_threads(threads)
 
