@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .loading import add_reading_options, given_reading_options, reading_options
 from .printing import in_columns, integer_from, number_of, one_line, printable, show_progress
 
 
@@ -60,10 +61,7 @@ def _add_inspect(commands) -> None:
         metavar="N",
         help="an epoch has one clip for each so many starts of a video",
     )
-    parser.add_argument("--axes", help="arrays: what each axis is, letters of N (videos), T, C, H, W, such as THWC")
-    parser.add_argument(
-        "--variables", nargs="+", metavar="NAME", help="arrays and fields: those that become the channels"
-    )
+    add_reading_options(parser)
     parser.add_argument(
         "--vectors",
         nargs="+",
@@ -71,8 +69,6 @@ def _add_inspect(commands) -> None:
         metavar="NAME",
         help="what must be there beside each frame, such as actions",
     )
-    parser.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
-    parser.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split; train by default")
     parser.add_argument(
         "--frames",
         type=integer_from(0),
@@ -103,13 +99,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     try:
         sheet = None if arguments.no_contact_sheet else _sheet_file(arguments)
-        reader = open_reader(
-            arguments.path,
-            axes=arguments.axes,
-            variables=arguments.variables,
-            column=arguments.video_column,
-            split=arguments.dataset_split,
-        )
+        reader = open_reader(arguments.path, **reading_options(arguments))
         found = inspect_videos(
             reader,
             num_frames=arguments.num_frames,
@@ -307,10 +297,8 @@ def _training_lines(
     if flags is not None:
         flags = [*flags, *flags_of_clip_length(found.num_frames, notes), "--output_dir", _run_folder(arguments.path)]
     where = ["--train_data_dir", arguments.path]
-    where += ["--axes", arguments.axes] if arguments.axes else []
-    where += ["--variables", *arguments.variables] if arguments.variables else []
-    where += ["--video_column", arguments.video_column] if arguments.video_column else []
-    where += ["--dataset_split", arguments.dataset_split] if arguments.dataset_split else []
+    for name, value in given_reading_options(arguments).items():
+        where += [f"--{name}", *([value] if isinstance(value, str) else value)]
     lines = [in_columns([("note", note)], 12) for note in notes]
     if flags is None:
         return lines

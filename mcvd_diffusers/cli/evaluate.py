@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .loading import has_average, load_pipeline
+from .loading import (
+    add_reading_options,
+    add_sampling_options,
+    given_reading_options,
+    has_average,
+    load_pipeline,
+    reading_options,
+)
 from .printing import integer_from, log_progress, number_of, one_line, printable
 
 
@@ -76,28 +83,15 @@ def _add_evaluate(commands) -> None:
         help="only the videos that train_mcvd.py holds out with this share",
     )
     data.add_argument("--split_frames", type=integer_from(1), metavar="N", help="cut long videos, as in train_mcvd.py")
-    data.add_argument("--axes", help="arrays: what each axis is, letters of N, T, C, H, W")
-    data.add_argument("--variables", nargs="+", metavar="NAME", help="arrays and fields that become the channels")
-    data.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
-    data.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split")
+    add_reading_options(data)
 
     sampling = parser.add_argument_group("sampling (part of each result, not of the protocol)")
-    sampling.add_argument(
-        "--scheduler", metavar="CLASS", help="one of Diffusers', such as DDIMScheduler; by default the model's own"
-    )
-    sampling.add_argument(
-        "--num_inference_steps", type=integer_from(1), metavar="N", help="default: the model's, or 100"
-    )
+    add_sampling_options(sampling)
     sampling.add_argument("--eta", type=float, default=0.0, help="DDIM's stochasticity (default: 0)")
-    sampling.add_argument("--guidance_scale", type=float, default=1.0, metavar="W", help="default: 1, none")
     sampling.add_argument(
         "--final_denoise",
         action=argparse.BooleanOptionalAction,
         help="the original's last network call; by default as the model has it",
-    )
-    sampling.add_argument("--seed", type=integer_from(0), default=0, help="default: 0")
-    sampling.add_argument(
-        "--batch_size", type=integer_from(1), default=16, metavar="N", help="videos at a time (default: 16)"
     )
 
     change = parser.add_argument_group("changes to the protocol, which its label then says")
@@ -245,8 +239,7 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
     num_channels = pipeline.normalizer.num_channels(pipeline.unet.config.in_channels)
     choices = {name: getattr(arguments, name) for name in ("names", "names_list", "validation_fraction")}
     given = [name for name, value in choices.items() if value is not None]
-    options = {name: getattr(arguments, name) for name in ("axes", "variables", "video_column", "dataset_split")}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = given_reading_options(arguments)
     if protocol.moving_digits is not None:
         useless = ["data", *given, *options, "split_frames"]
         useless = [name for name in useless if getattr(arguments, name) is not None]
@@ -268,13 +261,7 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
             reader = published[1]
             facts.append("test videos as published")
         else:
-            reader = open_reader(
-                arguments.data,
-                axes=arguments.axes,
-                variables=arguments.variables,
-                column=arguments.video_column,
-                split=arguments.dataset_split,
-            )
+            reader = open_reader(arguments.data, **reading_options(arguments))
     except ValueError as error:
         raise ValueError(f"--data {arguments.data}: {error}") from error
     if arguments.split_frames is not None:

@@ -1,14 +1,70 @@
-"""A model that a command line names, loaded."""
+"""What command lines name, a model or data: the flags that say which and how, in one place for all commands."""
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .printing import one_line
+from .printing import integer_from, one_line
 
 
 if TYPE_CHECKING:
     # The networks are imported where they are needed: `--help` does without.
     from mcvd_diffusers.pipelines import MCVDPipeline
+
+READING_OPTIONS = ("axes", "variables", "video_column", "dataset_split")
+
+
+def add_reading_options(parser) -> None:
+    """Adds the flags that say how data at a path are read, to a parser or a group."""
+    parser.add_argument("--axes", help="arrays: what each axis is, letters of N (videos), T, C, H, W, such as THWC")
+    parser.add_argument("--variables", nargs="+", metavar="NAME", help="arrays and fields that become the channels")
+    parser.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
+    parser.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split (default: train)")
+
+
+def reading_options(arguments: argparse.Namespace) -> dict:
+    """What `open_reader` and `open_video` take of those flags."""
+    return {
+        "axes": arguments.axes,
+        "variables": arguments.variables,
+        "column": arguments.video_column,
+        "split": arguments.dataset_split,
+    }
+
+
+def given_reading_options(arguments: argparse.Namespace) -> dict:
+    """Those of the flags that were given, by their names."""
+    return {name: value for name in READING_OPTIONS if (value := getattr(arguments, name)) is not None}
+
+
+def add_sampling_options(parser) -> None:
+    """Adds the flags that say how any model is sampled, to a parser or a group."""
+    parser.add_argument(
+        "--num_inference_steps",
+        type=integer_from(1),
+        metavar="N",
+        help="denoising steps of a block: fewer are faster (default: the model's, or 100)",
+    )
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="above 1 what is given weighs more, at twice the cost (default: 1)",
+    )
+    parser.add_argument(
+        "--scheduler", metavar="CLASS", help="one of Diffusers', such as DDIMScheduler (default: the model's)"
+    )
+    parser.add_argument(
+        "--seed", type=integer_from(0), default=0, metavar="N", help="the same seed, the same videos (default: 0)"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=integer_from(1),
+        default=16,
+        metavar="N",
+        help="videos that are made at a time; changes nothing but memory and time (default: 16)",
+    )
 
 
 def load_pipeline(

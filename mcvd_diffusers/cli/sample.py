@@ -1,44 +1,26 @@
 """`mcvd-diffusers predict`, `interpolate` and `generate`: videos from a model, from and to files."""
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .loading import has_average, load_pipeline
+from .loading import add_reading_options, add_sampling_options, has_average, load_pipeline, reading_options
+from .output import OUTPUT_HELP, Output, add_output_options
 from .printing import in_columns, integer_from, number_of, one_line, printable
 
 
 if TYPE_CHECKING:
     # The networks and data libraries are imported where they are needed: `--help` does without.
-    import numpy as np
     import torch
 
     from mcvd_diffusers.data import ClipReader
     from mcvd_diffusers.pipelines import MCVDPipeline
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 DEFAULT_NUM_FRAMES = 20
-DEFAULT_RATE = 10.0  # frames per second, where no clip says it
 MOST_READ_BEFORE = 16  # frames that a network with a memory is given, if nobody says how many
-
-OUTPUT_HELP = """\
-what --output may be:
-  x.mp4            H.264, for every player; a little is lost, and how much is measured and printed.
-                   --lossless loses nothing: VLC, mpv and FFmpeg play it, most browsers do not
-  x.gif            exact for grey frames; of colours 256 a frame, and the loss is printed
-  x.png, x.webp    one animated picture, lossless
-  folder/          a png for each frame, lossless; of several videos a folder each
-  x.npy, x.npz     all digits: float32 (videos, frames, channels, height, width), in [0, 1] or the model's units;
-                   read again with --axes NTCHW. An npz also has is_given: which frames were given
-
-Pictures have 8 bits a value; of frames with other than 1 or 3 channels they show the first. Several videos stand
-beside each other in one picture. Given frames come with those that are made, unless --only_new. What exists is
-never overwritten.
-"""
 
 PREDICT_HELP = f"""\
 examples:
@@ -170,11 +152,8 @@ def _add_num_samples(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the clip is read")
-    group.add_argument("--axes", help="arrays: what each axis is, letters of N, T, C, H, W, such as THWC")
-    group.add_argument("--variables", nargs="+", metavar="NAME", help="arrays and fields that become the channels")
+    add_reading_options(group)
     group.add_argument("--video", metavar="NAME", help="which, if CLIP holds several videos")
-    group.add_argument("--video_column", metavar="NAME", help="Hugging Face and LeRobot data: where the videos are")
-    group.add_argument("--dataset_split", metavar="NAME", help="Hugging Face data: which split")
     group.add_argument(
         "--frame_stride", type=integer_from(1), default=1, metavar="N", help="take every N-th frame (default: 1)"
     )
@@ -197,34 +176,9 @@ def _add_clip_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_other_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--num_inference_steps",
-        type=integer_from(1),
-        metavar="N",
-        help="denoising steps of a block: fewer are faster (default: the model's, or 100)",
-    )
-    group.add_argument(
-        "--guidance_scale",
-        type=float,
-        default=1.0,
-        metavar="W",
-        help="above 1 what is given weighs more, at twice the cost (default: 1)",
-    )
-    group.add_argument(
-        "--scheduler", metavar="CLASS", help="one of Diffusers', such as DDIMScheduler (default: the model's)"
-    )
+    add_sampling_options(group)
     group.add_argument(
         "--frame_schedule", metavar="NAME", help="networks of windows: how long videos are cut, such as hierarchy-2"
-    )
-    group.add_argument(
-        "--seed", type=integer_from(0), default=0, metavar="N", help="the same seed, the same video (default: 0)"
-    )
-    group.add_argument(
-        "--batch_size",
-        type=integer_from(1),
-        default=16,
-        metavar="N",
-        help="videos that are made at a time; changes nothing but memory and time (default: 16)",
     )
     group = parser.add_argument_group("the model")
     group.add_argument(
@@ -238,22 +192,7 @@ def _add_other_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", metavar="NAME", help="such as cpu or cuda:1 (default: the accelerator if there is one)"
     )
-    group = parser.add_argument_group("what is written")
-    group.add_argument("--output", required=True, metavar="OUT", help="a file or folder: see below")
-    group.add_argument("--only_new", action="store_true", help="leave given frames out")
-    group.add_argument(
-        "--frames_per_second", type=_rate, metavar="N", help=f"default: those of the clip, or {DEFAULT_RATE:g}"
-    )
-    group.add_argument(
-        "--scale", type=integer_from(1), metavar="N", help="enlarge each pixel of pictures, to look at (default: 1)"
-    )
-    group.add_argument("--lossless", action="store_true", help="mp4: lose nothing")
-
-
-def _rate(text: str) -> float:
-    if not 0.01 <= float(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"must be from 0.01 to 1000, got {text}")
-    return float(text)
+    add_output_options(parser)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -263,7 +202,7 @@ def _rate(text: str) -> float:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         # What is quick to find out first: where it goes, what is given, where it runs; then the model.
-        output = _Output.of(arguments)
+        output = Output.of(arguments)
         clips = [_Clip.open(path, arguments) for path in _paths(arguments)]
         pipe = _load_model(arguments)
         _make_and_write(pipe, arguments.make_job(arguments, pipe, clips), output, arguments)
@@ -319,7 +258,7 @@ class _Job:
     notes: list[str] = field(default_factory=list)
 
 
-def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: "_Output", arguments: argparse.Namespace) -> None:
+def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: Output, arguments: argparse.Namespace) -> None:
     import torch
     from diffusers.utils import logging as diffusers_logging
 
@@ -364,8 +303,7 @@ def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: "_Output", argument
     seconds = time.monotonic() - started
     is_given = [position in request.as_given for position in made.positions]
     frames = made.frames.float().cpu()
-    rate = arguments.frames_per_second or job.rate or DEFAULT_RATE
-    lines = output.write(frames, is_given, pipe.normalizer, rate)
+    lines = output.write(frames, is_given, pipe.normalizer, job.rate)
     num_new = (len(is_given) - sum(is_given)) * len(frames)
     lines.append(("time", f"{seconds:.3g} s, {seconds / num_new:.3g} s a frame that was made ({pipe.device.type})"))
     print(printable(in_columns(lines, 12)))
@@ -394,14 +332,7 @@ class _Clip:
         from mcvd_diffusers.data import open_video
 
         try:
-            reader = open_video(
-                path,
-                name=arguments.video,
-                axes=arguments.axes,
-                variables=arguments.variables,
-                column=arguments.video_column,
-                split=arguments.dataset_split,
-            )
+            reader = open_video(path, name=arguments.video, **reading_options(arguments))
             info = reader.info(0)
         except ValueError as error:
             text = str(error).replace("`name`", "--video").replace("`axes`", "--axes").replace("`path`", "CLIP")
@@ -631,143 +562,3 @@ def _generation(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: list
     if (size[0], size[-1]) != trained:
         notes.append(f"note: frames of {size[0]} x {size[-1]}; the model was trained for {trained[0]} x {trained[1]}")
     return _Job(call, "nothing is given", f"{num_frames} frames", arguments.num_videos, notes=notes)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# What is written
-
-
-@dataclass(frozen=True)
-class _Output:
-    """Where videos go, and in which form."""
-
-    path: Path
-    shown: str  # as it was named
-    kind: str  # "folder", or the suffix
-    scale: int
-    is_lossless: bool
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> "_Output":
-        """Read and checked before any work."""
-        from mcvd_diffusers.data.video_writing import WRITTEN_SUFFIXES, check_written_suffix
-
-        text = arguments.output
-        path = Path(text).expanduser().absolute()
-        kind = "folder" if text.endswith(("/", "\\")) or not path.suffix or path.is_dir() else path.suffix.lower()
-        if kind not in ("folder", *ARRAY_SUFFIXES, *WRITTEN_SUFFIXES):
-            known = ", ".join([*WRITTEN_SUFFIXES, *ARRAY_SUFFIXES])
-            raise ValueError(f"--output must end in one of {known}, or in / for a folder of png files, got {text}.")
-        useless = {
-            "--lossless": arguments.lossless and kind != ".mp4",
-            "--scale": arguments.scale is not None and kind in ARRAY_SUFFIXES,
-            "--frames_per_second": arguments.frames_per_second is not None and kind in ("folder", *ARRAY_SUFFIXES),
-        }
-        for name, is_useless in useless.items():
-            if is_useless:
-                reason = "is for mp4: choose .mp4, or leave it out (png, webp and arrays lose nothing)"
-                reason = reason if name == "--lossless" else "means nothing for it: leave it out"
-                raise ValueError(f"--output {text}: {name} {reason}.")
-        output = cls(path, text, kind, arguments.scale or 1, arguments.lossless)
-        output._refuse_existing()
-        if kind in WRITTEN_SUFFIXES:
-            check_written_suffix(path)
-        return output
-
-    def _refuse_existing(self) -> None:
-        from mcvd_diffusers.atomic import check_new_folder
-
-        if self.kind == "folder":
-            check_new_folder(self.path)
-        elif self.path.exists() or self.path.is_symlink():
-            raise FileExistsError(
-                f"--output {self.path} exists, and nothing is overwritten: name another, or move it away."
-            )
-        elif not self.path.parent.is_dir():
-            raise FileNotFoundError(
-                f"--output {self.path} lies in a folder that does not exist: make it, or name another."
-            )
-
-    def write(self, frames: "torch.Tensor", is_given: list[bool], normalizer, rate: float) -> list[tuple[str, str]]:
-        """Writes videos `(N, T, C, H, W)` in the user's units; says where they are, what they are and what was lost."""
-        num_videos, num_frames, num_channels, height, width = frames.shape
-        parts = f" ({sum(is_given)} given, {num_frames - sum(is_given)} made)" if any(is_given) else ""
-        described = f"{number_of(num_frames, 'frame')}{parts} of {height} x {width}"
-        if self.kind in ARRAY_SUFFIXES:
-            self._write_array(frames.numpy(), is_given)
-            units = "in [0, 1]" if normalizer.is_unit else f"in the model's units ({normalizer})"
-            shape = " x ".join(map(str, frames.shape))
-            return [
-                ("written", f"{self.shown}: {number_of(num_videos, 'video')}, {described}"),
-                ("values", f"float32, {shape} (videos, frames, channels, height, width), {units}"),
-                ("loss", "none"),
-            ]
-
-        pictures = normalizer.to_display(frames)  # (N, T, C, H, W) in [0, 1]
-        notes = []
-        if num_channels not in (1, 3):
-            notes.append(f"channel 0 of {num_channels}: an array (.npy) holds all")
-        if not normalizer.is_unit:
-            notes.append(f"black and white are the ends of the model's range ({normalizer})")
-        if self.scale > 1:
-            notes.append(f"each pixel {self.scale} x {self.scale}")
-        if self.kind == "folder":
-            loss = self._write_folder(pictures)
-            form = "png" + (f", folders 0000 to {num_videos - 1:04}" if num_videos > 1 else "")
-        else:
-            form = f"{rate:g} frames per second"
-            if num_videos > 1:
-                form += f", {num_videos} videos beside each other"
-            loss, canvas = self._write_file(pictures, rate)
-            if self.kind == ".mp4" and not self.is_lossless and (canvas[0] % 2 or canvas[1] % 2):
-                notes.append("one row or column more, since H.264 wants even sizes")
-        lines = [("written", f"{self.shown}: {described}, {form}")]
-        return lines + ([("shown", "; ".join(notes))] if notes else []) + [("loss", self._describe_loss(loss))]
-
-    def _write_array(self, frames: "np.ndarray", is_given: list[bool]) -> None:
-        import numpy as np
-
-        from mcvd_diffusers.atomic import whole_file
-
-        with whole_file(self.path) as partial:
-            if self.kind == ".npy":
-                np.save(partial, frames)
-            else:
-                np.savez_compressed(partial, video=frames, is_given=np.array(is_given))
-            self._refuse_existing()  # it may have come while the video was made
-
-    def _write_folder(self, pictures: "torch.Tensor") -> float:
-        """The loss in decibels."""
-        from mcvd_diffusers.atomic import new_folder
-        from mcvd_diffusers.data.video_writing import find_loss, write_png_folder
-        from mcvd_diffusers.visualization import side_by_side
-
-        losses = []
-        with new_folder(self.path) as folder:
-            for number, video in enumerate(pictures):
-                place = folder if len(pictures) == 1 else folder / f"{number:04}"
-                frames, _ = side_by_side(video[None], scale=self.scale)
-                write_png_folder(place, frames)
-                losses.append(find_loss(place, frames))
-        return min(losses)
-
-    def _write_file(self, pictures: "torch.Tensor", rate: float) -> tuple[float, tuple[int, int]]:
-        """The loss in decibels, and height and width of the picture."""
-        from mcvd_diffusers.atomic import whole_file
-        from mcvd_diffusers.data.video_writing import find_loss, write_video
-        from mcvd_diffusers.visualization import side_by_side
-
-        frames, is_video = side_by_side(pictures, scale=self.scale)
-        with whole_file(self.path) as partial:
-            write_video(partial, frames, frames_per_second=rate, is_lossless=self.is_lossless)
-            loss = find_loss(partial, frames, frames_per_second=rate, is_counted=is_video)
-            self._refuse_existing()  # it may have come while the video was made
-        return loss, frames.shape[-2:]
-
-    def _describe_loss(self, loss: float) -> str:
-        if math.isinf(loss):
-            return "none beyond the 8 bits of a picture: read back, every value is the same"
-        more = (
-            "a gif has 256 colours a frame; .png and .webp keep all" if self.kind == ".gif" else "--lossless keeps all"
-        )
-        return f"PSNR {loss:.2f} dB, of the file read back against what was made, at 8 bits ({more})"
