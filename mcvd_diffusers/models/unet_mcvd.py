@@ -240,7 +240,7 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         if conditioning == "spatin":
             self.conv_norm_out = MCVDSpatinNorm(channels, *block_args["spatin"])
         else:
-            self.conv_norm_out = nn.GroupNorm(_num_groups(channels), channels, eps=1e-5)
+            self.conv_norm_out = MCVDGroupNorm(_num_groups(channels), channels, eps=1e-5)
         self.conv_out = nn.Conv2d(channels, num_frames * patch_channels, 3, padding=1)
 
         self.gradient_checkpointing = False
@@ -724,7 +724,7 @@ class MCVDSpatinNorm(nn.Module):
 
     def __init__(self, channels: int, cond_channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_num_groups(channels), channels, eps=1e-6, affine=False)
+        self.norm = MCVDGroupNorm(_num_groups(channels), channels, eps=1e-6, affine=False)
         self.conv_shared = nn.Conv2d(cond_channels, hidden_channels, 3, padding=1)
         self.conv_gamma = nn.Conv2d(hidden_channels, channels, 3, padding=1)
         self.conv_beta = nn.Conv2d(hidden_channels, channels, 3, padding=1)
@@ -741,6 +741,20 @@ class MCVDSpatinNorm(nn.Module):
         size = hidden_states.shape[-2:]
         factor, summand = cond if isinstance(cond, tuple) else self.encode_conditioning(cond, size)
         return torch.addcmul(summand, self.norm(hidden_states), factor)
+
+
+class MCVDGroupNorm(nn.GroupNorm):
+    """
+    A group normalisation that a CPU computes in float32, as autocast does on CUDA: in half precision PyTorch's kernel
+    for channels-last tensors takes five to nine times as long there, a seventh of an update.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.device.type != "cpu" or hidden_states.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(hidden_states)
+        weight, bias = (None if x is None else x.float() for x in (self.weight, self.bias))
+        normed = F.group_norm(hidden_states.float(), self.num_groups, weight, bias, self.eps)
+        return normed.to(hidden_states.dtype)
 
 
 class MCVDFirResample2D(nn.Module):
@@ -844,10 +858,10 @@ class MCVDAttention(nn.Module, AttentionModuleMixin):
         self.heads = 1 if head_dim is None or channels < head_dim else channels // head_dim
         self.use_bias = True
         self.is_cross_attention = context_channels is not None
-        self.norm = nn.GroupNorm(_num_groups(channels), channels, eps=1e-6)
+        self.norm = MCVDGroupNorm(_num_groups(channels), channels, eps=1e-6)
         self.norm_context = None
         if self.is_cross_attention:
-            self.norm_context = nn.GroupNorm(_num_groups(context_channels), context_channels, eps=1e-6)
+            self.norm_context = MCVDGroupNorm(_num_groups(context_channels), context_channels, eps=1e-6)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(context_channels or channels, channels)
         self.to_v = nn.Linear(context_channels or channels, channels)
@@ -882,7 +896,7 @@ def _num_groups(channels: int) -> int:
 def _make_norm(channels: int, spatin: tuple[int, int] | None) -> nn.Module:
     if spatin is not None:
         return MCVDSpatinNorm(channels, *spatin)
-    return nn.GroupNorm(_num_groups(channels), channels, eps=1e-5, affine=False)
+    return MCVDGroupNorm(_num_groups(channels), channels, eps=1e-5, affine=False)
 
 
 def _split(conditioning: Conditioning, num_parts: int) -> tuple:

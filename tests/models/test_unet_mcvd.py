@@ -371,6 +371,20 @@ def test_patches_are_the_plain_network_on_squares_of_pixels(conditioning):
 # The file, and compiling what is its own
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_affine", [True, False])
+def test_group_norm_of_half_precision_is_that_of_float32_rounded(dtype, is_affine):
+    norm = unet_mcvd.MCVDGroupNorm(4, 16, affine=is_affine)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    plain = torch.nn.GroupNorm(4, 16, affine=is_affine)
+    plain.load_state_dict(norm.to(dtype).state_dict())
+    hidden_states = (3 + 5 * torch.randn(2, 16, 6, 6)).to(dtype).to(memory_format=torch.channels_last)
+    assert torch.equal(norm(hidden_states), plain.float()(hidden_states.float()).to(dtype))
+    # Parity with the originals is measured in float64, which stays what it is.
+    assert norm.double()(hidden_states.double()).dtype == torch.float64
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["concat", "spatin"])
 def test_network_with_encoded_conditioning_compiles_once_for_all_timesteps(conditioning):
