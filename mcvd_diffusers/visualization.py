@@ -128,13 +128,12 @@ def side_by_side(videos: torch.Tensor, *, scale: int = 1) -> tuple[np.ndarray, n
         `(height, width)`, bool, whether it is of a video.
     """
     num_videos, num_frames = videos.shape[:2]
-    num_columns = num_videos if num_videos <= MAX_ROW else math.ceil(math.sqrt(num_videos))
-    num_rows = -(-num_videos // num_columns)
+    _, num_columns = _grid(num_videos)
+    size = side_by_side_size(num_videos, *videos.shape[-2:], scale=scale)
     videos = videos if videos.shape[2] == 3 else videos[:, :, :1]
     pixels = videos.float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
     pixels = pixels.repeat(scale, axis=3).repeat(scale, axis=4)  # (N, T, C, H, W), enlarged
     height, width = (side + LINE for side in pixels.shape[3:])
-    size = num_rows * height - LINE, num_columns * width - LINE
     canvas = np.full((num_frames, pixels.shape[2], *size), 255, np.uint8)
     is_video = np.zeros(size, bool)
     for number, video in enumerate(pixels):
@@ -143,6 +142,29 @@ def side_by_side(videos: torch.Tensor, *, scale: int = 1) -> tuple[np.ndarray, n
         canvas[:, :, *place] = video
         is_video[place] = True
     return canvas, is_video
+
+
+def side_by_side_size(num_videos: int, height: int, width: int, *, scale: int = 1) -> tuple[int, int]:
+    """
+    Height and width of what [`side_by_side`] makes, before there is anything to show.
+
+    Args:
+        num_videos (`int`): Videos.
+        height (`int`): Height of each, in pixels.
+        width (`int`): Width.
+        scale (`int`, *optional*, defaults to 1): By how much each pixel is enlarged.
+
+    Returns:
+        `tuple[int, int]`: In pixels.
+    """
+    num_rows, num_columns = _grid(num_videos)
+    return num_rows * (height * scale + LINE) - LINE, num_columns * (width * scale + LINE) - LINE
+
+
+def _grid(num_videos: int) -> tuple[int, int]:
+    """Rows and columns of videos beside each other."""
+    num_columns = num_videos if num_videos <= MAX_ROW else math.ceil(math.sqrt(num_videos))
+    return -(-num_videos // num_columns), num_columns
 
 
 def contact_sheet(

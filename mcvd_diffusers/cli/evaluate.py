@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .loading import (
+    AVERAGED,
+    AVERAGED_NOTE,
+    add_model_options,
     add_reading_options,
     add_sampling_options,
     given_reading_options,
-    has_average,
+    in_flags,
     load_pipeline,
     reading_options,
 )
@@ -61,7 +64,7 @@ def _add_evaluate(commands) -> None:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", help="folder of a pipeline, or its id on the Hub")
-    add("--variant", help='which weights: "ema" is the average that train_mcvd.py writes')
+    add_model_options(parser)
     add("--protocol", metavar="NAME", help="a published protocol (mcvd-diffusers protocols), or a .yaml file")
     add("--output", metavar="DIR", help="folder of the results: a new one, or that of the same evaluation")
     add("--from", dest="source", metavar="FILE", help="compute all numbers again from a results.parquet, and check it")
@@ -144,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not look at itself
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    pipeline = load_pipeline(arguments.model, variant=arguments.variant, scheduler=arguments.scheduler)
+    pipeline, variant = load_pipeline(arguments.model, variant=arguments.variant, scheduler=arguments.scheduler)
     clips = _open_clips(arguments, protocol, pipeline)
     places = {name: getattr(arguments, name) for name in NETWORKS}
     useless = [name for name in NETWORKS if places[name] and name not in protocol.feature_networks]
@@ -171,7 +174,8 @@ def _run(arguments: argparse.Namespace) -> int:
             printable(f"{protocol.label}: {number_of(samples, 'video')} of {number_of(len(clips), 'clip')}"),
             flush=True,
         )
-        for note in _notes(arguments, protocol, pipeline, clips):
+        notes = [AVERAGED_NOTE] if variant == AVERAGED and arguments.variant is None else []
+        for note in [*notes, *_notes(arguments, protocol, pipeline, clips)]:
             print(printable(f"note: {note}"), flush=True)
         if not can_plot():
             print('note: no plots: they need matplotlib, pip install "mcvd-diffusers[plots]"', flush=True)
@@ -180,7 +184,7 @@ def _run(arguments: argparse.Namespace) -> int:
         clips,
         protocol,
         output,
-        model=f"{_name_of(arguments.model)}{f' ({arguments.variant})' if arguments.variant else ''}",
+        model=f"{_name_of(arguments.model)}{f' ({variant})' if variant else ''}",
         sampler=Sampler(
             num_inference_steps=arguments.num_inference_steps,
             eta=arguments.eta,
@@ -263,7 +267,7 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
         else:
             reader = open_reader(arguments.data, **reading_options(arguments))
     except ValueError as error:
-        raise ValueError(f"--data {arguments.data}: {error}") from error
+        raise ValueError(f"--data {arguments.data}: {in_flags(str(error), path='--data')}") from error
     if arguments.split_frames is not None:
         reader = PieceReader(reader, arguments.split_frames)
         facts.append(f"in pieces of {arguments.split_frames} frames")
@@ -310,8 +314,6 @@ def _notes(
         read = config.get(f"num_{side}_frames", given)
         if given > read and (side == "future" or not reads_before_past(pipeline.context_encoder, config)):
             notes.append(f"the model reads {read} of the {given} {side} frames that are given, the nearest")
-    if arguments.variant is None and has_average(arguments.model):
-        notes.append("these are the raw weights; the model has averaged ones, too: --variant ema")
     if protocol.changes:
         notes.append(
             f"these are no numbers of {protocol.name} v{protocol.version} itself: the label says what was changed"

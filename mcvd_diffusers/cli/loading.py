@@ -1,6 +1,8 @@
 """What command lines name, a model or data: the flags that say which and how, in one place for all commands."""
 
 import argparse
+import fnmatch
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,17 @@ if TYPE_CHECKING:
     from mcvd_diffusers.pipelines import MCVDPipeline
 
 READING_OPTIONS = ("axes", "variables", "video_column", "dataset_split")
+AVERAGED = "ema"  # the name of the averaged weights
+AVERAGED_NOTE = "the model's averaged weights are used; --variant raw takes the others"
+# What the readers' arguments are called on a command line.
+FLAG_OF_ARGUMENT = {
+    "axes": "--axes",
+    "variables": "--variables",
+    "column": "--video_column",
+    "split": "--dataset_split",
+    "name": "--video",
+    "names": "--video",
+}
 
 
 def add_reading_options(parser) -> None:
@@ -35,6 +48,22 @@ def reading_options(arguments: argparse.Namespace) -> dict:
 def given_reading_options(arguments: argparse.Namespace) -> dict:
     """Those of the flags that were given, by their names."""
     return {name: value for name in READING_OPTIONS if (value := getattr(arguments, name)) is not None}
+
+
+def in_flags(text: str, *, path: str) -> str:
+    """A reader's message in the words of a command line: "`axes` must ..." becomes "--axes must ..."; and its path's name."""
+    flags = FLAG_OF_ARGUMENT | {"path": path}
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def add_model_options(parser) -> None:
+    """Adds the flags that say which weights of a model are sampled, to a parser or a group."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help='which weights: "ema", the average that train_mcvd.py writes, or "raw", those without (default: ema where there is'
+        " one)",
+    )
 
 
 def add_sampling_options(parser) -> None:
@@ -69,18 +98,19 @@ def add_sampling_options(parser) -> None:
 
 def load_pipeline(
     model: str, *, variant: str | None = None, scheduler: str | None = None, **options
-) -> "MCVDPipeline":
+) -> tuple["MCVDPipeline", str | None]:
     """
     Load a pipeline.
 
     Args:
         model (`str`): Folder, or id on the Hub.
-        variant (`str`, *optional*): Which weights.
+        variant (`str`, *optional*):
+            Which weights; `"raw"` are those without a name. By default the averaged ones where there are any, else the raw.
         scheduler (`str`, *optional*): Name of one of Diffusers' schedulers, in the place of the pipeline's own.
         **options: As `from_pretrained` takes them, such as `dtype`.
 
     Returns:
-        [`MCVDPipeline`]: The pipeline.
+        `tuple[MCVDPipeline, str | None]`: The pipeline, and which weights it has: `None` for those without a name.
 
     Raises:
         `ValueError`: If there is none, it is damaged, or there is no such scheduler.
@@ -89,12 +119,15 @@ def load_pipeline(
 
     from mcvd_diffusers.pipelines import MCVDPipeline
 
+    folder = Path(model).expanduser()
+    model = str(folder) if folder.is_dir() else model
+    chosen = AVERAGED if variant is None and has_average(model) else None if variant == "raw" else variant
     try:
-        pipeline = MCVDPipeline.from_pretrained(model, variant=variant, **options)
-    except (OSError, ValueError) as error:
-        where = "" if Path(model).is_dir() else " is no folder here, and"
+        pipeline = MCVDPipeline.from_pretrained(model, variant=chosen, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        where = "" if folder.is_dir() else " is no folder here, and"
         raise ValueError(
-            f"MODEL {model}{where} cannot be loaded as a pipeline{f' with --variant {variant}' if variant else ''}:"
+            f"MODEL {model}{where} cannot be loaded as a pipeline{f' with --variant {chosen}' if chosen else ''}:"
             f" {one_line(str(error))}"
         ) from error
     if scheduler is not None:
@@ -104,9 +137,18 @@ def load_pipeline(
                 f"--scheduler must be one of Diffusers' schedulers, such as DDIMScheduler, got {scheduler!r}."
             )
         pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
-    return pipeline
+    return pipeline, chosen
 
 
 def has_average(model: str) -> bool:
-    """Whether a folder has averaged weights beside the raw ones; of the Hub's nothing is known."""
-    return any(Path(model).expanduser().glob("unet/diffusion_pytorch_model.ema*.safetensors"))
+    """Whether a folder, or a repository of the Hub that can be asked, has averaged weights beside the raw ones."""
+    from huggingface_hub import list_repo_files
+
+    pattern = f"unet/diffusion_pytorch_model.{AVERAGED}*.safetensors"
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return any(folder.glob(pattern))
+    try:
+        return bool(fnmatch.filter(list_repo_files(model), pattern))
+    except (OSError, ValueError):  # offline, or no such repository, which loading says better
+        return False

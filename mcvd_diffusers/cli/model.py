@@ -245,7 +245,7 @@ def _one_again(folder: Path, stated: Path, data: str, flags: list[str]) -> str:
     with tempfile.TemporaryDirectory() as place:
         again = Path(place) / "again"
         command = ["evaluate", str(folder), f"--protocol={results.protocol.name}", "--output", str(again)]
-        command += [] if variant is None else [f"--variant={variant}"]
+        command.append(f"--variant={variant or 'raw'}")
         if results.protocol.moving_digits is None:
             if not data:
                 raise ValueError(f"{results.protocol.label} judges videos: say where they are, with --data PATH.")

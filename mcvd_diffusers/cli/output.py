@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .printing import integer_from, number_of
+from .printing import integer_from, number_in, number_of
 
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 DEFAULT_RATE = 10.0  # frames per second, where no clip says it
+MOST_VALUES = 2**31  # of a picture or video that is put together in memory: two gigabytes
 
 OUTPUT_HELP = """\
 what --output may be:
@@ -38,18 +39,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", required=True, metavar="OUT", help="a file or folder: see below")
     group.add_argument("--only_new", action="store_true", help="leave given frames out")
     group.add_argument(
-        "--frames_per_second", type=_rate, metavar="N", help=f"default: those of the clip, or {DEFAULT_RATE:g}"
+        "--frames_per_second",
+        type=number_in(0.01, 1000),
+        metavar="N",
+        help=f"default: those of the clip, or {DEFAULT_RATE:g}",
     )
     group.add_argument(
         "--scale", type=integer_from(1), metavar="N", help="enlarge each pixel of pictures, to look at (default: 1)"
     )
     group.add_argument("--lossless", action="store_true", help="mp4: lose nothing")
-
-
-def _rate(text: str) -> float:
-    if not 0.01 <= float(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"must be from 0.01 to 1000, got {text}")
-    return float(text)
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,33 @@ class Output:
                 f"--output {self.path} lies in a folder that does not exist: make it, or name another."
             )
 
+    def check_size(self, num_videos: int, num_frames: int, frame_shape: tuple[int, int, int]) -> None:
+        """Refuses what does not fit the form, before any of it is made. `frame_shape` is that of one frame, (C, H, W)."""
+        from mcvd_diffusers.data.video_writing import check_written_size
+        from mcvd_diffusers.visualization import side_by_side_size
+
+        if self.kind in ARRAY_SUFFIXES:
+            return
+        is_folder = self.kind == "folder"
+        height, width = side_by_side_size(1 if is_folder else num_videos, *frame_shape[1:], scale=self.scale)
+        ways_out = "a smaller --scale, fewer videos or frames, or an array (.npy), which holds any size"
+        if num_frames * height * width * (3 if frame_shape[0] == 3 else 1) > MOST_VALUES:
+            raise ValueError(
+                f"--output {self.shown}: {num_frames:,} frames of {height:,} x {width:,} pixels are more than is put together in"
+                f" memory: choose {ways_out}."
+            )
+        if not is_folder:
+            try:
+                check_written_size(self.path, height, width)
+            except ValueError as error:
+                raise ValueError(f"--output {self.shown}: {error} Choose {ways_out}.") from error
+
     def write(
         self, frames: "torch.Tensor", is_given: list[bool], normalizer, clip_rate: float | None
     ) -> list[tuple[str, str]]:
         """Writes videos `(N, T, C, H, W)` in the user's units; says where they are, what they are and what was lost."""
+        from mcvd_diffusers.data.video_writing import written_rate
+
         rate = self.frames_per_second or clip_rate or DEFAULT_RATE
         num_videos, num_frames, num_channels, height, width = frames.shape
         parts = f" ({sum(is_given)} given, {num_frames - sum(is_given)} made)" if any(is_given) else ""
@@ -128,13 +149,15 @@ class Output:
             notes.append(f"channel 0 of {num_channels}: an array (.npy) holds all")
         if not normalizer.is_unit:
             notes.append(f"black and white are the ends of the model's range ({normalizer})")
+        if frames.isnan().any():
+            notes.append("missing values (NaN) are black: an array (.npy) keeps them")
         if self.scale > 1:
             notes.append(f"each pixel {self.scale} x {self.scale}")
         if self.kind == "folder":
             loss = self._write_folder(pictures)
             form = "png" + (f", folders 0000 to {num_videos - 1:04}" if num_videos > 1 else "")
         else:
-            form = f"{rate:g} frames per second"
+            form = f"{written_rate(self.path, rate):.4g} frames per second"
             if num_videos > 1:
                 form += f", {num_videos} videos beside each other"
             loss, canvas = self._write_file(pictures, rate)
@@ -170,8 +193,8 @@ class Output:
                 losses.append(find_loss(place, frames))
         return min(losses)
 
-    def _write_file(self, pictures: "torch.Tensor", rate: float) -> tuple[float, tuple[int, int]]:
-        """The loss in decibels, and height and width of the picture."""
+    def _write_file(self, pictures: "torch.Tensor", rate: float) -> tuple[float | None, tuple[int, int]]:
+        """The loss in decibels, `None` if what was written cannot be read, and height and width of the picture."""
         from mcvd_diffusers.atomic import whole_file
         from mcvd_diffusers.data.video_writing import find_loss, write_video
         from mcvd_diffusers.visualization import side_by_side
@@ -179,11 +202,16 @@ class Output:
         frames, is_video = side_by_side(pictures, scale=self.scale)
         with whole_file(self.path) as partial:
             write_video(partial, frames, frames_per_second=rate, is_lossless=self.is_lossless)
-            loss = find_loss(partial, frames, frames_per_second=rate, is_counted=is_video)
+            try:
+                loss = find_loss(partial, frames, frames_per_second=rate, is_counted=is_video)
+            except (ValueError, OSError):  # no reason to throw away what may have taken hours
+                loss = None
             self._refuse_existing()  # it may have come while the video was made
         return loss, frames.shape[-2:]
 
-    def _describe_loss(self, loss: float) -> str:
+    def _describe_loss(self, loss: float | None) -> str:
+        if loss is None:
+            return "not known: the file could not be read back frame by frame. Look at it before you rely on it"
         if math.isinf(loss):
             return "none beyond the 8 bits of a picture: read back, every value is the same"
         more = (

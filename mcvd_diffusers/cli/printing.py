@@ -48,6 +48,17 @@ def integer_from(minimum: int):
     return integer
 
 
+def number_in(low: float, high: float):
+    """A type of arguments: numbers from one to another, both included."""
+
+    def number(text: str) -> float:
+        if not low <= float(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}, got {text}")
+        return float(text)
+
+    return number
+
+
 def show_progress(items: Iterable, label: str) -> Iterable:
     """The items, with a bar on the way if somebody looks at it."""
     from tqdm import tqdm

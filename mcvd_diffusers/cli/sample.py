@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .loading import add_reading_options, add_sampling_options, has_average, load_pipeline, reading_options
+from .loading import (
+    AVERAGED,
+    AVERAGED_NOTE,
+    add_model_options,
+    add_reading_options,
+    add_sampling_options,
+    in_flags,
+    load_pipeline,
+    reading_options,
+)
 from .output import OUTPUT_HELP, Output, add_output_options
 from .printing import in_columns, integer_from, number_of, one_line, printable
 
@@ -181,11 +190,7 @@ def _add_other_options(parser: argparse.ArgumentParser) -> None:
         "--frame_schedule", metavar="NAME", help="networks of windows: how long videos are cut, such as hierarchy-2"
     )
     group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--variant",
-        help='which weights: "ema" is the average that train_mcvd.py writes, "raw" those without (default: ema where a folder'
-        " has it, raw from the Hub)",
-    )
+    add_model_options(group)
     group.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32"
     )
@@ -206,10 +211,16 @@ def _run(arguments: argparse.Namespace) -> int:
         clips = [_Clip.open(path, arguments) for path in _paths(arguments)]
         pipe = _load_model(arguments)
         _make_and_write(pipe, arguments.make_job(arguments, pipe, clips), output, arguments)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"mcvd-diffusers {arguments.command}: {one_line(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+    except (ValueError, OSError, ImportError) as error:
+        message = str(error)
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error):
+            raise  # a mistake of the program, whose traceback is wanted
+        message = f"{error} Out of memory: choose a smaller --batch_size, fewer frames, or --dtype bfloat16."
+    else:
+        return 0
+    print(f"mcvd-diffusers {arguments.command}: {one_line(message)}", file=sys.stderr)
+    return 1
 
 
 def _paths(arguments: argparse.Namespace) -> list[str]:
@@ -230,16 +241,15 @@ def _load_model(arguments: argparse.Namespace) -> "MCVDPipeline":
     if not is_there:
         there = "cpu" if accelerator is None else f"cpu and {accelerator}"
         raise ValueError(f"--device {device} is not there: this machine has {there}.")
-    variant = arguments.variant or ("ema" if has_average(arguments.model) else None)
     diffusers_logging.disable_progress_bar()
-    pipe = load_pipeline(
+    pipe, variant = load_pipeline(
         arguments.model,
-        variant=None if variant == "raw" else variant,
+        variant=arguments.variant,
         scheduler=arguments.scheduler,
         dtype=getattr(torch, arguments.dtype),
     )
-    if variant == "ema" and arguments.variant is None:
-        print("the model's averaged weights are used; --variant raw takes the others")
+    if variant == AVERAGED and arguments.variant is None:
+        print(AVERAGED_NOTE)
     pipe.set_progress_bar_config(
         file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, unit=" steps", dynamic_ncols=True
     )
@@ -277,6 +287,8 @@ def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: Output, arguments: 
         request = read_request(pipe, Call(**call, generator=torch.Generator()))
     except ValueError as error:
         raise ValueError(f"MODEL {arguments.model} cannot do this: {error}") from error
+    num_frames = job.call["num_frames"] + (0 if arguments.only_new else len(request.as_given))
+    output.check_size(job.num_videos, num_frames, (_num_channels(pipe), *request.frame_shape[1:]))
     unit, count = "window" if takes_windows(pipe.unet.config) else "block", request.plan.num_windows
     blocks = (
         f"windows that --frame_schedule {arguments.frame_schedule} chooses"
@@ -335,8 +347,7 @@ class _Clip:
             reader = open_video(path, name=arguments.video, **reading_options(arguments))
             info = reader.info(0)
         except ValueError as error:
-            text = str(error).replace("`name`", "--video").replace("`axes`", "--axes").replace("`path`", "CLIP")
-            raise ValueError(f"CLIP {path}: {text}") from error
+            raise ValueError(f"CLIP {path}: {in_flags(str(error), path='CLIP')}") from error
         rate = None if info.frames_per_second is None else info.frames_per_second / arguments.frame_stride
         name = Path(path).name if arguments.video is None else f"{reader.name(0)} in {Path(path).name}"
         geometry = (info.height, info.width, info.num_channels)

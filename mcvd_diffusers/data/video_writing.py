@@ -24,11 +24,60 @@ from .video_files import VideoFile
 
 
 WRITTEN_SUFFIXES = (".mp4", ".gif", ".png", ".webp")
+# The longest side that a form can hold, in pixels.
+MOST_PIXELS = {".mp4": 16384, ".gif": 65535, ".png": 2**31 - 1, ".webp": 16383}
 
 # Constant rate factor of x264: 0 is lossless, 23 its default. Digits stay within a few grey levels of the original.
 MP4_QUALITY = 10
 MOST_GIF_COLORS = 256
 MIN_GIF_DURATION = 20  # milliseconds; what is shorter most players show for 100
+
+
+def check_written_size(path: str | PathLike, height: int, width: int) -> None:
+    """
+    Refuse frames that the form of a file cannot hold, before there is a video.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        height (`int`): Height of the frames, in pixels.
+        width (`int`): Width.
+
+    Raises:
+        `ValueError`: If one of them is more than the form can hold.
+    """
+    most = MOST_PIXELS[Path(path).suffix.lower()]
+    if max(height, width) > most:
+        raise ValueError(
+            f"Frames of {height:,} x {width:,} pixels do not fit {Path(path).name}: {Path(path).suffix} holds {most:,} a side."
+        )
+
+
+def written_rate(path: str | PathLike, frames_per_second: float) -> float:
+    """
+    The rate that a file gets, whose form may know whole milliseconds only, or hundredths of a second.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        frames_per_second (`float`): The rate that is wanted.
+
+    Returns:
+        `float`: The rate that [`write_video`] writes, in frames per second.
+    """
+    if Path(path).suffix.lower() == ".mp4":
+        return float(_mp4_rate(frames_per_second))
+    return 1000 / _milliseconds(Path(path), frames_per_second)
+
+
+def _milliseconds(path: Path, frames_per_second: float) -> int:
+    """For how long a frame is shown."""
+    exact = 1000 / frames_per_second
+    if path.suffix.lower() == ".gif":
+        return max(MIN_GIF_DURATION, round(exact / 10) * 10)
+    return max(1, round(exact))
+
+
+def _mp4_rate(frames_per_second: float | Fraction) -> Fraction:
+    return Fraction(frames_per_second).limit_denominator(10**4)
 
 
 def check_written_suffix(path: str | PathLike) -> None:
@@ -79,7 +128,8 @@ def write_video(
         raise ValueError(f"`frames` must be an array (T, C, H, W) of uint8, got {got}.")
     if frames.shape[1] not in (1, 3):
         raise ValueError(f"`frames` must have 1 channel (grey) or 3 (RGB), got {frames.shape[1]}.")
-    milliseconds = 1000 / frames_per_second
+    check_written_size(path, *frames.shape[-2:])
+    milliseconds = _milliseconds(path, frames_per_second)
     match path.suffix.lower():
         case ".mp4":
             write_mp4(path, frames, frames_per_second=frames_per_second, is_lossless=is_lossless)
@@ -99,7 +149,7 @@ def write_video(
             first.save(path, save_all=True, append_images=others, **animation)
         case ".webp":
             first, *others = (picture.convert("RGB") for picture in _pictures(frames))
-            first.save(path, save_all=True, append_images=others, duration=round(milliseconds), loop=0, lossless=True)
+            first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, lossless=True)
 
 
 def write_png_folder(folder: Path, frames: np.ndarray) -> None:
@@ -169,7 +219,7 @@ def write_mp4(
     # then on where its buffers lie.
     options = {"qp": "0"} if is_lossless else {"crf": str(quality)}
     options["x264-params"] = "threads=1:mbtree=0"
-    rate = Fraction(frames_per_second).limit_denominator(10**4)
+    rate = _mp4_rate(frames_per_second)
     try:
         with av.open(str(file), "w") as container:
             stream = container.add_stream(codec, rate=rate, options=options)
@@ -207,7 +257,7 @@ def read_back(path: str | PathLike, *, frames_per_second: float = 10) -> np.ndar
     with Image.open(path) as animation:
         for picture in ImageSequence.Iterator(animation):
             pixels = np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
-            times = round(picture.info.get("duration", 0) * frames_per_second / 1000)
+            times = round(picture.info.get("duration", 0) / _milliseconds(path, frames_per_second))
             frames += [pixels] * (max(1, times) if path.suffix.lower() == ".webp" else 1)
     return np.stack(frames)
 
@@ -235,9 +285,11 @@ def find_loss(
         found = found.repeat(len(frames), axis=0)
     if len(found) != len(frames):
         raise OSError(f"{path} was written with {len(frames)} frames, and {len(found)} can be read back.")
-    found = found[..., : frames.shape[-2], : frames.shape[-1]].astype(np.float64)
-    errors = np.square(found - frames)  # (T, C, H, W)
-    mean = float(errors.mean() if is_counted is None else errors[..., is_counted].mean())
+    found, total = found[..., : frames.shape[-2], : frames.shape[-1]], 0.0
+    for one, other in zip(found, frames, strict=True):  # one at a time: long videos are large
+        errors = np.square(one.astype(np.float64) - other)  # (C, H, W)
+        total += errors.mean() if is_counted is None else errors[..., is_counted].mean()
+    mean = total / len(frames)
     return math.inf if mean == 0 else 10 * math.log10(255**2 / mean)
 
 
