@@ -1,4 +1,4 @@
-"""Folders and files that appear when they are complete, or not at all; a folder never in the place of another."""
+"""Folders and files that appear when they are complete, or not at all; new ones never in the place of another."""
 
 import contextlib
 import itertools
@@ -28,10 +28,10 @@ def new_folder(output: Path) -> Iterator[Path]:
         `OSError`: As [`check_new_folder`], if `output` has been taken in the meantime.
     """
     missing = [parent for parent in output.parents if not parent.exists()]  # nearest first
-    partial, name = None, output.name.encode()[:100].decode(errors="ignore")
+    partial = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=output.parent))
+        partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(output.name), dir=output.parent))
         yield partial
         make_readable(partial)
         check_new_folder(output)
@@ -44,6 +44,43 @@ def new_folder(output: Path) -> Iterator[Path]:
                 with contextlib.suppress(OSError):  # somebody else may use it by now
                     parent.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """
+    A file to write beside `path`, which takes its place when the block is left, if nothing is there by then; otherwise nothing
+    is left. Several processes may try: one of them makes the file.
+
+    Args:
+        path (`Path`): The file, in an existing folder.
+
+    Yields:
+        `Path`: The hidden file to write, empty, with the same suffix; after a kill a `.PATH.partial-*` stays.
+
+    Raises:
+        `FileExistsError`: If there is something at `path` when the block is left.
+        `OSError`: If nothing can be written there.
+    """
+    handle, name = tempfile.mkstemp(prefix=_partial_prefix(path.stem), suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        make_readable(partial)
+        try:
+            os.link(partial, path)  # unlike `replace`, it refuses what exists
+        except OSError:  # that, or a file system without hard links
+            check_new_file(path)
+            os.replace(partial, path)
+    finally:
+        with _uninterrupted():
+            partial.unlink(missing_ok=True)
+
+
+def _partial_prefix(name: str) -> str:
+    """The beginning of a hidden name, short enough for what is put behind it."""
+    return f".{name.encode()[:100].decode(errors='ignore')}.partial-"
 
 
 @contextlib.contextmanager
@@ -98,6 +135,48 @@ def check_new_folder(output: Path) -> None:
         raise OSError(f"{output} lies in {len(output.parts)} folders: choose a shorter path.")
 
 
+def check_new_file(path: Path) -> None:
+    """
+    Refuse a path where no new file could be written, before there is anything to write.
+
+    Args:
+        path (`Path`): Absolute path.
+
+    Raises:
+        `FileExistsError`: If there is something, a dangling link, too.
+        `OSError`: If its folder does not exist or cannot be written to, or its name is too long.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    else:
+        raise FileExistsError(f"{path} exists, and nothing is overwritten: name another, or move it away.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} lies in a folder that does not exist: make it, or name another.")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Refuse a folder in which nothing can be written; if it does not exist, that in which it would be made.
+
+    Args:
+        folder (`Path`): Absolute path.
+
+    Raises:
+        `OSError`: If a file cannot be made there.
+    """
+    folder = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"Nothing can be written in {folder}: {error.strerror or error}. Name another folder."
+        ) from error
+
+
 @contextlib.contextmanager
 def _uninterrupted():
     """No further signal stops the cleaning up."""
@@ -113,16 +192,16 @@ def _uninterrupted():
             signal.signal(number, handler)
 
 
-def make_readable(folder: Path) -> None:
+def make_readable(path: Path) -> None:
     """
-    Give a folder and all in it the rights that new files have here: temporary folders and weights are made private.
+    Give a file, or a folder and all in it, the rights that new files have here: temporary files and weights are made private.
 
     Args:
-        folder (`Path`): The folder.
+        path (`Path`): The file or folder.
     """
     mask = os.umask(0)
     os.umask(mask)
-    for path in [folder, *folder.rglob("*")]:
+    for path in [path, *path.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 

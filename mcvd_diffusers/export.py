@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
-from mcvd_diffusers.atomic import check_new_folder, new_folder
+from mcvd_diffusers.atomic import check_new_folder, check_writable, new_folder
 from mcvd_diffusers.model_card import (
     FACTS,
     CardFacts,
@@ -47,10 +48,13 @@ def export_folder(
         ValueError: If the folder holds no pipeline, or not those weights, or values are beyond what `dtype` can hold.
         `FileExistsError`: If there is something at `output`.
     """
-    folder, output = Path(folder), Path(output).resolve()
+    folder, output = Path(folder).expanduser(), Path(output).expanduser().absolute()
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     check_new_folder(output)
+    check_writable(output)
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`output` {output} lies in {folder}, which is exported: name another place.")
     if (folder / FACTS).exists():
         facts = read_facts(folder)
         check_same_weights(folder, facts)
@@ -59,6 +63,10 @@ def export_folder(
     variants = list(weight_files(folder))
     if variant == "":
         variant = facts.variant
+    if not variants:
+        raise ValueError(
+            f"{folder} holds no weights of a network: unet/diffusion_pytorch_model.safetensors is not there."
+        )
     if variant not in variants:
         names = ", ".join(name or "none" for name in variants)
         raise ValueError(f"`variant` must be one of those in {folder} ({names}), got {variant!r}.")
@@ -68,30 +76,43 @@ def export_folder(
     is_rounded = False
     for network in networks:
         for name, tensor in network.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"{name} in {folder} has values that are NaN or infinite: such a network makes nothing."
+                )
             rounded = tensor.to(DTYPES[dtype])
             if not torch.isfinite(rounded).all():
-                raise ValueError(
-                    f"`dtype` {dtype} cannot hold the largest values of {name}: take bfloat16 or float32."
-                )
+                wider = "bfloat16 or float32" if dtype == "float16" else "float32"
+                raise ValueError(f"`dtype` {dtype} cannot hold the largest values of {name}: take {wider}.")
             is_rounded |= not torch.equal(rounded.to(tensor.dtype), tensor)
         torch.nn.Module.to(network, DTYPES[dtype])  # that of Diffusers warns of it, which is what is wanted here
 
     of_variants, digest = ([], None) if is_rounded else ([variant], tensors_digest(folder, variant))
     with new_folder(output) as partial:
-        pipeline.save_pretrained(partial)
+        try:
+            pipeline.save_pretrained(partial)
+        except SafetensorError as error:  # such as a disk that is full
+            raise OSError(f"{output} cannot be written: {error}") from error
         for path in (*partial.glob("*/*.json"), partial / "model_index.json"):
             forget_origin(path)
         if (folder / FACTS).exists():
             facts = facts_for_weights(folder, partial, of_variants=of_variants, digest=digest)
         facts.name, facts.variant, facts.repo_id = output.name, None, None
-        facts.weights = _origin(variant, dtype, is_rounded)
+        facts.weights = _origin(facts.weights, variant, is_trained_here=(folder / FACTS).exists())
+        if is_rounded:
+            facts.weights += f" They were rounded to {dtype}."
         write_card(partial, facts)
     return facts
 
 
-def _origin(variant: str | None, dtype: str, is_rounded: bool) -> str:
-    """What the card says of the weights."""
-    which = {None: "the raw weights, as the last update left them", "ema": "the moving average of the weights"}
-    text = f"They are {which.get(variant, f'the weights `{variant}`')} of the training"
-    text += f", rounded to {dtype}." if is_rounded else "."
-    return text + " They load without `variant`, as float32 unless `dtype` says otherwise."
+def _origin(stated: str | None, variant: str | None, *, is_trained_here: bool) -> str:
+    """What the card says of the weights; what it says already, if they were given away before."""
+    if stated is not None and variant is None:
+        return stated
+    if not is_trained_here and variant is None:
+        return "Nothing is written down about the training of these weights."
+    which = {
+        None: "the weights of the last update, not averaged",
+        "ema": "the moving average of the weights of the training",
+    }
+    return f"These are {which.get(variant, f'the weights `{variant}` of the training')}."

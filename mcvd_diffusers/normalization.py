@@ -288,6 +288,21 @@ class FrameNormalizer:
                 )
         return None
 
+    def share_outside(self, frames: torch.Tensor) -> float:
+        """
+        How much of frames lies outside of the range, where values are clipped.
+
+        Args:
+            frames (`torch.Tensor` of shape `(..., C, H, W)`): In the user's units.
+
+        Returns:
+            `float`: The share of the values, NaN not counted, in `[0, 1]`.
+        """
+        low, high, _, _ = self._columns(frames.device)
+        values = frames.to(torch.float32)
+        is_outside = (values < low) | (values > high)
+        return float(is_outside.float().mean()) if values.numel() else 0.0
+
     def to_display(self, frames: torch.Tensor) -> torch.Tensor:
         """
         From the user's units to `[0, 1]`, for pictures.

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from contract_rows import PIPELINES
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel, SpaceTimeUNetModel
+from mcvd_diffusers.atomic import new_file
 from mcvd_diffusers.cli import main, make_parser
-from mcvd_diffusers.data.video_writing import find_loss, read_back
+from mcvd_diffusers.data.video_files import VideoFile
+from mcvd_diffusers.data.video_writing import find_loss, read_back, written_rate
 from mcvd_diffusers.data.video_writing import write_video as write_any
 from mcvd_diffusers.normalization import FrameNormalizer
 from mcvd_diffusers.visualization import save_comparison_mp4, side_by_side
@@ -205,7 +207,7 @@ def test_a_network_with_a_memory_is_given_more(capsys, place):
     config = MCVDPipeline.from_pretrained("remembers").unet.config
     out = make(capsys, "interpolate", *clip, "between.npy")
     shown = 1  # on each side of a window
-    assert f" are given, {config.max_frames - config.num_context_frames - shown} between them are made" in out
+    assert f" are given, {config.max_frames - config.num_context_frames - shown} between them is made" in out
 
 
 def test_videos_are_generated_and_each_has_its_own_seed(capsys, place):
@@ -289,6 +291,24 @@ def as_bytes(video: torch.Tensor) -> np.ndarray:
     return video.mul(255).round().byte().numpy()
 
 
+def test_missing_values_are_said_to_be_black(capsys, place, models):
+    normalizer = FrameNormalizer.from_range(0, 80, nan_fill=0, has_mask_channel=True)
+    saved(place / "gaps", blocks(in_channels=2), normalization=normalizer.to_config())
+    out = make(capsys, "generate", "gaps", "--num_frames", 2, "--output", "x.npy")
+    assert np.isnan(np.load("x.npy")).any() and "missing" not in out.split("missing ones")[0]
+    assert "missing values (NaN) are black" in make(capsys, "generate", "gaps", "--num_frames", 2, "--output", "x.png")
+
+
+def test_given_values_beyond_the_range_are_told_of(capsys, place, caplog):
+    rain = np.linspace(0, 90, 8 * 256, dtype=np.float32).reshape(8, 16, 16)
+    np.save("heavy.npy", rain)
+    arguments = ("runs/rain", "heavy.npy", "--axes", "THW", "--num_frames", 2, "--output")
+    make(capsys, "predict", *arguments, "x.npy", "--start", 0)
+    assert caplog.text == ""
+    make(capsys, "predict", *arguments, "y.npy", "--start", 6)
+    assert caplog.text.count("44.5% of the values of `past_frames` lie outside of the range") == 1
+
+
 @pytest.mark.parametrize("model, num_channels", [("checkpoints/moving-digits", 1), ("runs/mine", 3)])
 @pytest.mark.parametrize("name", ["x.png", "x.webp", "x.mp4", "x.gif", "x/"])
 def test_what_is_lossless_is_what_was_made_bit_for_bit(capsys, place, model, num_channels, name):
@@ -351,6 +371,8 @@ def test_the_rate_is_that_of_the_clip(capsys, place):
     assert "25 frames per second" in out
     with Image.open("b.gif") as animation:
         assert animation.info["duration"] == 40
+    out = make(capsys, "generate", GREY[0], "--num_frames", 2, "--frames_per_second", 60, "--output", "c.gif")
+    assert "50 frames per second" in out  # a gif knows hundredths of a second, and players no less than two of them
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
@@ -360,6 +382,22 @@ def test_frames_that_stand_still_are_not_lost(tmp_path, suffix, num_channels):
     for name, frames in {"still": moving[[0] * 5], "halting": moving[[0, 0, 1, 1, 1, 0]]}.items():
         write_any(tmp_path / f"{name}{suffix}", frames, frames_per_second=12, is_lossless=True)
         assert find_loss(tmp_path / f"{name}{suffix}", frames, frames_per_second=12) == math.inf
+
+
+@pytest.mark.parametrize("rate", [12, 29.97, 30, 60, 400])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".gif", ".mp4"])
+def test_long_stills_are_counted_right_at_any_rate(tmp_path, suffix, rate):
+    frames = np.zeros((70, 1, 4, 4), np.uint8)
+    frames[65:] = 255
+    write_any(tmp_path / f"x{suffix}", frames, frames_per_second=rate, is_lossless=True)
+    assert find_loss(tmp_path / f"x{suffix}", frames, frames_per_second=rate) == math.inf
+    stated = written_rate(tmp_path / f"x{suffix}", rate)
+    if suffix == ".mp4":
+        assert VideoFile(tmp_path / "x.mp4", "x.mp4").info().frames_per_second == pytest.approx(stated)
+    else:
+        with Image.open(tmp_path / f"x{suffix}") as animation:  # a webp shows equal frames as one, which stays longer
+            total = sum(picture.load() and picture.info["duration"] for picture in ImageSequence.Iterator(animation))
+        assert total / 1000 == pytest.approx(70 / stated)
 
 
 def test_a_file_with_fewer_frames_has_no_loss_to_state(tmp_path):
@@ -407,7 +445,17 @@ def test_one_video_stands_alone():
         (["predict", GREY[0], "grey.npy", "--output", "x.gif"], "CLIP grey.npy: --axes must"),
         (["predict", GREY[0], "clip.mp4", "--axes", "THW", "--output", "x.gif"], "--axes means nothing for video files"),
         (["predict", GREY[0], "broken.mp4", "--output", "x.gif"], "CLIP broken.mp4: "),
-        (["predict", GREY[0], ".", "--output", "x.gif"], "must hold one kind of data"),
+        (["predict", GREY[0], "mixed", "--output", "x.gif"], "must hold one kind of data"),
+        (["predict", GREY[0], "frames", "--output", "frames/new/"], "frames/new/ lies in frames, which is read"),
+        (["predict", *GREY, "--output", "/proc/x.gif"], "--output /proc/x.gif: Nothing can be written in /proc"),
+        (["predict", *GREY, "--output", "/proc/x/"], "--output /proc/x/: Nothing can be written in /proc"),
+        (["predict", *GREY, "--output", f"{'x' * 253}.gif"], "File name too long"),
+        (["predict", *GREY, "--output", ".gif"], "--output must have a name before the suffix, got .gif"),
+        (["generate", GREY[0], "--output", "x.webp", "--num_frames", "1", "--scale", "1024"], "x.webp: Frames of 16,384 x 65,542 pixels do not fit"),
+        (["generate", GREY[0], "--output", "x.mp4", "--num_frames", "1", "--scale", "1024"], "Choose a smaller --scale, fewer videos or frames, or an array"),
+        (["generate", GREY[0], "--output", "x/", "--scale", "100000"], "are more than is put together in memory"),
+        (["predict", *GREY, "--video", "other", "--output", "x.gif"], "CLIP grey.npy: --video names videos that are not there"),
+        (["predict", *GREY, "--output", "x.gif", "--scheduler", "VQDiffusionScheduler"], "--scheduler VQDiffusionScheduler does not fit"),
         (["predict", *GREY, "--output", "x.gif", "--device", "abacus"], "--device abacus is not there"),
         (["predict", "nothing/here", *GREY[1:], "--output", "x.gif"], "MODEL nothing/here is no folder here"),
         (["predict", *GREY, "--output", "x.gif", "--scheduler", "Best"], "--scheduler must be one of Diffusers'"),
@@ -438,7 +486,8 @@ def test_what_cannot_be_done_is_refused(capsys, place, monkeypatch, arguments, m
     np.save("one.npy", np.zeros((1, 16, 16), np.float32))
     np.save("grey255.npy", np.full((3, 16, 16), 255.0, np.float32))
     Path("broken.mp4").write_bytes(b"not a video at all")
-    (place / "runs").unlink() if arguments[2] == "." else None
+    write_frames(place / "mixed", moving_squares(6, (16, 16)))
+    np.save("mixed/array.npy", np.zeros((3, 16, 16), np.float32))
     monkeypatch.setattr(MCVDPipeline, "denoise", None)  # whoever called it would fail in another way
     before = {path: path.read_bytes() for path in place.iterdir() if path.is_file()}
     status, _, err = run(capsys, *arguments)
@@ -473,6 +522,23 @@ def test_an_output_that_comes_meanwhile_is_kept(capsys, place, monkeypatch):
     assert status == 1 and "x.gif exists, and nothing is overwritten" in err
     assert Path("x.gif").read_text() == "of somebody else"
     assert not [path.name for path in place.iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_who_write_one_file_one_makes_it(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no hard links here")))
+    path = tmp_path / ("x" * 200 + ".gif")
+    with new_file(path) as first:
+        with pytest.raises(FileExistsError, match="exists, and nothing is overwritten"), new_file(path) as second:
+            assert first != second and {first.suffix, second.suffix} == {".gif"}
+            first.write_text("first")
+            second.write_text("second")
+            path.write_text("third")
+        assert path.read_text() == "third"
+        path.unlink()
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o044 == 0o044  # as other files are
 
 
 def test_mp4_without_pyav_names_the_extra(capsys, place, monkeypatch):

@@ -829,7 +829,12 @@ def test_weights_are_rounded_and_what_others_made_stays_behind(dtype, model, tmp
     assert (tmp_path / "small" / weights).stat().st_size < 0.7 * (model / weights).stat().st_size
     assert not (tmp_path / "small" / "evaluation").exists() and not (tmp_path / "small" / "samples").exists()
     card = (tmp_path / "small" / "README.md").read_text()
-    assert f"the moving average of the weights of the training, rounded to {dtype}" in card and "1,500" in card
+    origin = f"These are the moving average of the weights of the training. They were rounded to {dtype}."
+    assert origin in card and "1,500" in card
+    # Given away once more, they are what they were.
+    status, out, err = command("export", tmp_path / "small", tmp_path / "again")
+    assert status == 0 and not wrong(tmp_path / "again"), err
+    assert origin in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_an_export_that_would_lose_something_is_refused(model, tmp_path, command):
@@ -838,10 +843,16 @@ def test_an_export_that_would_lose_something_is_refused(model, tmp_path, command
         assert status == 1 and words in err, err
         assert not (tmp_path / "small").exists()
 
-    refused("`variant` must be one of those in", model, tmp_path / "small", "--variant", "fp16")
+    refused("--variant must be one of those in", model, tmp_path / "small", "--variant", "fp16")
     refused("is no folder", tmp_path / "nowhere", tmp_path / "small")
     refused("exists and is not empty", model, model)
+    refused("which is exported: name another place", model, model / "small")
+    (tmp_path / "link").symlink_to(tmp_path / "small")
+    refused("is taken by a file or link", model, tmp_path / "link")
     pipe = MCVDPipeline.from_pretrained(model)
+    pipe.unet.conv_out.bias.data[0] = torch.nan
+    pipe.save_pretrained(tmp_path / "broken")
+    refused("conv_out.bias in", tmp_path / "broken", tmp_path / "small")
     pipe.unet.conv_out.bias.data[0] = 1e6
     (tmp_path / "large").mkdir()
     pipe.save_pretrained(tmp_path / "large")

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     # The networks are imported where they are needed: `--help` does without.
     from mcvd_diffusers.pipelines import MCVDPipeline
 
+MOST_SEED = 2**64 - 1  # of PyTorch
 READING_OPTIONS = ("axes", "variables", "video_column", "dataset_split")
 AVERAGED = "ema"  # the name of the averaged weights
 AVERAGED_NOTE = "the model's averaged weights are used; --variant raw takes the others"
-# What the readers' arguments are called on a command line.
+# What arguments of the library are called on a command line.
 FLAG_OF_ARGUMENT = {
     "axes": "--axes",
     "variables": "--variables",
@@ -24,6 +25,8 @@ FLAG_OF_ARGUMENT = {
     "split": "--dataset_split",
     "name": "--video",
     "names": "--video",
+    "variant": "--variant",
+    "dtype": "--dtype",
 }
 
 
@@ -50,8 +53,8 @@ def given_reading_options(arguments: argparse.Namespace) -> dict:
     return {name: value for name in READING_OPTIONS if (value := getattr(arguments, name)) is not None}
 
 
-def in_flags(text: str, *, path: str) -> str:
-    """A reader's message in the words of a command line: "`axes` must ..." becomes "--axes must ..."; and its path's name."""
+def in_flags(text: str, *, path: str = "the path") -> str:
+    """A message in the words of a command line: "`axes` must ..." becomes "--axes must ..."; `path` is what that is called."""
     flags = FLAG_OF_ARGUMENT | {"path": path}
     return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
 
@@ -85,7 +88,11 @@ def add_sampling_options(parser) -> None:
         "--scheduler", metavar="CLASS", help="one of Diffusers', such as DDIMScheduler (default: the model's)"
     )
     parser.add_argument(
-        "--seed", type=integer_from(0), default=0, metavar="N", help="the same seed, the same videos (default: 0)"
+        "--seed",
+        type=integer_from(0, MOST_SEED),
+        default=0,
+        metavar="N",
+        help="the same seed, the same videos (default: 0)",
     )
     parser.add_argument(
         "--batch_size",
@@ -136,7 +143,12 @@ def load_pipeline(
             raise ValueError(
                 f"--scheduler must be one of Diffusers' schedulers, such as DDIMScheduler, got {scheduler!r}."
             )
-        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+        try:
+            pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+        except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+            raise ValueError(
+                f"--scheduler {scheduler} does not fit MODEL {model}: {one_line(str(error))} Choose another, or leave it out."
+            ) from error
     return pipeline, chosen
 
 

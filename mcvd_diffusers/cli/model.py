@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .loading import in_flags
 from .printing import one_line, printable
 
 
@@ -271,7 +272,7 @@ def _export(arguments: argparse.Namespace) -> int:
         variant = None if arguments.variant == "raw" else arguments.variant
         facts = export_folder(_folder(arguments.model), arguments.output, variant=variant, dtype=arguments.dtype)
     except (ValueError, OSError) as error:
-        print(f"mcvd-diffusers export: {one_line(str(error))}", file=sys.stderr)
+        print(f"mcvd-diffusers export: {one_line(in_flags(str(error)))}", file=sys.stderr)
         return 1
     size = sum(file["bytes"] for file in facts.files.values())
     print(f"written to {arguments.output}: {facts.num_parameters:,} parameters, {size / 1e6:.1f} MB")

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +69,9 @@ class Output:
         from mcvd_diffusers.data.video_writing import WRITTEN_SUFFIXES, check_written_suffix
 
         text = arguments.output
-        path = Path(text).expanduser().absolute()
+        path = Path(os.path.expanduser(text)).absolute()
+        if path.name.lower() in (*ARRAY_SUFFIXES, *WRITTEN_SUFFIXES):
+            raise ValueError(f"--output must have a name before the suffix, got {text}.")
         kind = "folder" if text.endswith(("/", "\\")) or not path.suffix or path.is_dir() else path.suffix.lower()
         if kind not in ("folder", *ARRAY_SUFFIXES, *WRITTEN_SUFFIXES):
             known = ", ".join([*WRITTEN_SUFFIXES, *ARRAY_SUFFIXES])
@@ -83,24 +87,25 @@ class Output:
                 reason = reason if name == "--lossless" else "means nothing for it: leave it out"
                 raise ValueError(f"--output {text}: {name} {reason}.")
         output = cls(path, text, kind, arguments.scale or 1, arguments.lossless, arguments.frames_per_second)
-        output._refuse_existing()
         if kind in WRITTEN_SUFFIXES:
             check_written_suffix(path)
         return output
 
-    def _refuse_existing(self) -> None:
-        from mcvd_diffusers.atomic import check_new_folder
+    def check_place(self, inputs: Iterable[str]) -> None:
+        """Refuses a place where nothing can be written, where something is, or inside of what is read."""
+        from mcvd_diffusers.atomic import check_new_file, check_new_folder, check_writable
 
-        if self.kind == "folder":
-            check_new_folder(self.path)
-        elif self.path.exists() or self.path.is_symlink():
-            raise FileExistsError(
-                f"--output {self.path} exists, and nothing is overwritten: name another, or move it away."
-            )
-        elif not self.path.parent.is_dir():
-            raise FileNotFoundError(
-                f"--output {self.path} lies in a folder that does not exist: make it, or name another."
-            )
+        for folder in (Path(os.path.expanduser(path)) for path in inputs):
+            if folder.is_dir() and self.path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"--output {self.shown} lies in {folder}, which is read: name another place.")
+        try:
+            if self.kind == "folder":
+                check_new_folder(self.path)
+                check_writable(self.path)
+            else:
+                check_new_file(self.path)
+        except OSError as error:
+            raise type(error)(f"--output {self.shown}: {error.strerror or error}") from error
 
     def check_size(self, num_videos: int, num_frames: int, frame_shape: tuple[int, int, int]) -> None:
         """Refuses what does not fit the form, before any of it is made. `frame_shape` is that of one frame, (C, H, W)."""
@@ -127,9 +132,14 @@ class Output:
         self, frames: "torch.Tensor", is_given: list[bool], normalizer, clip_rate: float | None
     ) -> list[tuple[str, str]]:
         """Writes videos `(N, T, C, H, W)` in the user's units; says where they are, what they are and what was lost."""
+        try:
+            return self._written(frames, is_given, normalizer, self.frames_per_second or clip_rate or DEFAULT_RATE)
+        except OSError as error:
+            raise type(error)(f"--output {self.shown} cannot be written: {error.strerror or error}") from error
+
+    def _written(self, frames: "torch.Tensor", is_given: list[bool], normalizer, rate: float) -> list[tuple[str, str]]:
         from mcvd_diffusers.data.video_writing import written_rate
 
-        rate = self.frames_per_second or clip_rate or DEFAULT_RATE
         num_videos, num_frames, num_channels, height, width = frames.shape
         parts = f" ({sum(is_given)} given, {num_frames - sum(is_given)} made)" if any(is_given) else ""
         described = f"{number_of(num_frames, 'frame')}{parts} of {height} x {width}"
@@ -169,14 +179,13 @@ class Output:
     def _write_array(self, frames: "np.ndarray", is_given: list[bool]) -> None:
         import numpy as np
 
-        from mcvd_diffusers.atomic import whole_file
+        from mcvd_diffusers.atomic import new_file
 
-        with whole_file(self.path) as partial:
+        with new_file(self.path) as partial:
             if self.kind == ".npy":
                 np.save(partial, frames)
             else:
                 np.savez_compressed(partial, video=frames, is_given=np.array(is_given))
-            self._refuse_existing()  # it may have come while the video was made
 
     def _write_folder(self, pictures: "torch.Tensor") -> float:
         """The loss in decibels."""
@@ -195,18 +204,17 @@ class Output:
 
     def _write_file(self, pictures: "torch.Tensor", rate: float) -> tuple[float | None, tuple[int, int]]:
         """The loss in decibels, `None` if what was written cannot be read, and height and width of the picture."""
-        from mcvd_diffusers.atomic import whole_file
+        from mcvd_diffusers.atomic import new_file
         from mcvd_diffusers.data.video_writing import find_loss, write_video
         from mcvd_diffusers.visualization import side_by_side
 
         frames, is_video = side_by_side(pictures, scale=self.scale)
-        with whole_file(self.path) as partial:
+        with new_file(self.path) as partial:
             write_video(partial, frames, frames_per_second=rate, is_lossless=self.is_lossless)
             try:
                 loss = find_loss(partial, frames, frames_per_second=rate, is_counted=is_video)
             except (ValueError, OSError):  # no reason to throw away what may have taken hours
                 loss = None
-            self._refuse_existing()  # it may have come while the video was made
         return loss, frames.shape[-2:]
 
     def _describe_loss(self, loss: float | None) -> str:

@@ -37,15 +37,25 @@ def number_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def integer_from(minimum: int):
-    """A type of arguments: integers from a minimum on."""
+def integer_from(minimum: int, maximum: int | None = None):
+    """A type of arguments: integers from a minimum on, up to a maximum if there is one."""
 
     def integer(text: str) -> int:
-        if int(text) < minimum:
+        number = int(text)
+        if number < minimum:
             raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {text}")
-        return int(text)
+        if maximum is not None and number > maximum:
+            raise argparse.ArgumentTypeError(f"must be at most {maximum:,}, got {text}")
+        return number
 
     return integer
+
+
+def named(text: str) -> str:
+    """A type of arguments: paths and ids, which an empty variable of a shell is not."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name something, got nothing")
+    return text
 
 
 def number_in(low: float, high: float):

@@ -1,6 +1,8 @@
 """`mcvd-diffusers predict`, `interpolate` and `generate`: videos from a model, from and to files."""
 
 import argparse
+import contextlib
+import logging
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from .loading import (
     reading_options,
 )
 from .output import OUTPUT_HELP, Output, add_output_options
-from .printing import in_columns, integer_from, number_of, one_line, printable
+from .printing import in_columns, integer_from, named, number_of, one_line, printable
 
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from mcvd_diffusers.pipelines import MCVDPipeline
 
 DEFAULT_NUM_FRAMES = 20
+MOST_FRAMES = 100_000  # of a video that is written: longer ones are streamed, by `MCVDPipeline.stream`
 MOST_READ_BEFORE = 16  # frames that a network with a memory is given, if nobody says how many
 
 PREDICT_HELP = f"""\
@@ -70,7 +73,9 @@ def add_sample(commands) -> None:
         description="Predict how a clip goes on. Its last frames are given to the model, as many as that reads, which makes the"
         " frames after them, block by block.",
     )
-    parser.add_argument("clip", metavar="CLIP", help="a video file, a folder of frames, or an array: see --axes")
+    parser.add_argument(
+        "clip", metavar="CLIP", type=named, help="a video file, a folder of frames, or an array: see --axes"
+    )
     _add_num_frames(parser, f"frames to make (default: {DEFAULT_NUM_FRAMES})")
     parser.add_argument(
         "--start",
@@ -96,7 +101,9 @@ def add_sample(commands) -> None:
         description="Make the frames between given ones: those of a gap in a clip, those between the end of a clip and the"
         " beginning of another, or, with --every, those between all frames of a clip.",
     )
-    parser.add_argument("clip", metavar="CLIP", help="a video file, a folder of frames, or an array: see --axes")
+    parser.add_argument(
+        "clip", metavar="CLIP", type=named, help="a video file, a folder of frames, or an array: see --axes"
+    )
     parser.add_argument(
         "clip2", metavar="CLIP2", nargs="?", help="another, which begins where the frames that are made end"
     )
@@ -144,13 +151,13 @@ def _add_command(commands, name: str, epilog: str, **texts: str) -> argparse.Arg
         name, allow_abbrev=False, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="folder of a pipeline, such as that of a run, or its id on the Hub"
+        "model", metavar="MODEL", type=named, help="folder of a pipeline, such as that of a run, or its id on the Hub"
     )
     return parser
 
 
 def _add_num_frames(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--num_frames", type=integer_from(1), metavar="N", help=text)
+    parser.add_argument("--num_frames", type=integer_from(1, MOST_FRAMES), metavar="N", help=text)
 
 
 def _add_num_samples(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +215,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         # What is quick to find out first: where it goes, what is given, where it runs; then the model.
         output = Output.of(arguments)
+        output.check_place(_paths(arguments))
         clips = [_Clip.open(path, arguments) for path in _paths(arguments)]
         pipe = _load_model(arguments)
         _make_and_write(pipe, arguments.make_job(arguments, pipe, clips), output, arguments)
@@ -270,7 +278,6 @@ class _Job:
 
 def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: Output, arguments: argparse.Namespace) -> None:
     import torch
-    from diffusers.utils import logging as diffusers_logging
 
     from mcvd_diffusers.pipelines.layouts import takes_windows
     from mcvd_diffusers.pipelines.request import Call, read_request
@@ -296,22 +303,20 @@ def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: Output, arguments: 
         else number_of(count, unit)
     )
     times = f", {job.num_videos} times" if job.num_videos > 1 else ""
-    print(printable(f"{job.given}, {job.where} are made{times}, in {blocks} of {request.num_steps} steps"))
+    are = "is" if job.call["num_frames"] == 1 else "are"
+    steps = number_of(request.num_steps, "step")
+    print(printable(f"{job.given}, {job.where} {are} made{times}, in {blocks} of {steps}"))
     for note in job.notes:
         print(printable(note))
     sys.stdout.flush()
 
     started = time.monotonic()
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # what there is to warn of was said in the check
-    try:
+    with _quiet("diffusers", "mcvd_diffusers"):  # what there is to warn of was said in the check
         made = pipe(
             **call,
             generator=torch.Generator().manual_seed(arguments.seed),
             return_given_frames=not arguments.only_new,
         )
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
     seconds = time.monotonic() - started
     is_given = [position in request.as_given for position in made.positions]
     frames = made.frames.float().cpu()
@@ -319,6 +324,20 @@ def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: Output, arguments: 
     num_new = (len(is_given) - sum(is_given)) * len(frames)
     lines.append(("time", f"{seconds:.3g} s, {seconds / num_new:.3g} s a frame that was made ({pipe.device.type})"))
     print(printable(in_columns(lines, 12)))
+
+
+@contextlib.contextmanager
+def _quiet(*names: str):
+    """Packages that warn of nothing meanwhile."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -392,7 +411,7 @@ class _Clip:
             return dataset[start]["video"]
         except ValueError as error:
             units = f" (The model takes {pipe.normalizer}.)" if not pipe.normalizer.is_unit else ""
-            raise ValueError(f"CLIP {self.name} does not fit MODEL: {error}{units}") from error
+            raise ValueError(f"CLIP {self.name} cannot be given to MODEL: {error}{units}") from error
 
     def notes(self, pipe: "MCVDPipeline") -> list[str]:
         """What is done to its frames."""
@@ -406,7 +425,7 @@ class _Clip:
                 notes.append(f"note: frames of {sizes[0]} become {sizes[1]} (--resize {self.resize}; else {others})")
         if self.num_channels != _num_channels(pipe):
             notes.append(
-                f"note: {number_of(self.num_channels, 'channel')} become {_num_channels(pipe)}, as the model needs it"
+                f"note: {number_of(self.num_channels, 'channel')} {'becomes' if self.num_channels == 1 else 'become'} {_num_channels(pipe)}, as the model needs it"
             )
         return notes
 
@@ -572,4 +591,4 @@ def _generation(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: list
     trained, notes = _model_size(pipe), []
     if (size[0], size[-1]) != trained:
         notes.append(f"note: frames of {size[0]} x {size[-1]}; the model was trained for {trained[0]} x {trained[1]}")
-    return _Job(call, "nothing is given", f"{num_frames} frames", arguments.num_videos, notes=notes)
+    return _Job(call, "nothing is given", number_of(num_frames, "frame"), arguments.num_videos, notes=notes)

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from mcvd_diffusers.normalization import FrameNormalizer
 
+
+logger = logging.get_logger(__name__)
 
 Frames = torch.Tensor | np.ndarray | list
 
@@ -87,6 +90,12 @@ def _check_range(name: str, frames: torch.Tensor, normalizer: FrameNormalizer) -
         complaint = normalizer.find_other_units(frames)
         if complaint is not None:
             raise ValueError(f"`{name}` must be in the units of the training data: {complaint} See `pipe.normalizer`.")
+        share = normalizer.share_outside(frames)
+        if share > 0.001:  # a range that was measured leaves some values out
+            logger.warning(
+                f"{share:.1%} of the values of `{name}` lie outside of the range of the training data ({normalizer}): the network"
+                " is shown them clipped, and makes none beyond."
+            )
         return
     low, high = map(float, frames.aminmax())
     if math.isnan(low):  # some are missing
