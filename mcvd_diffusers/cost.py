@@ -285,7 +285,7 @@ def measure_sampling(pipeline, *, num_inference_steps: int, height: int, width: 
     else:
         num_made = config.num_frames
         num_given = (config[f"num_{side}_frames"] * (config[f"drop_{side}"] < 1) for side in ("past", "future"))
-    channels = pipeline.normalizer.num_channels(config.in_channels)
+    channels = pipeline.frame_shape[0]
     middle = pipeline.normalizer.decode(torch.zeros(1, 1, config.in_channels, height, width))
     past, future = (middle.expand(1, count, channels, height, width) if count else None for count in num_given)
 

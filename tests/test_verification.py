@@ -83,7 +83,10 @@ def made(tmp_path_factory):
     save_videos(place / "others.npy", 1)
     for name, more in (("digits", {"moving_digits": DIGITS}), ("stored", {})):
         (place / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **PROTOCOL, **more}))
-    options = {"digits": ["--variant", "ema"], "stored": ["--variant", "raw", "--data", place / "stored.npy", "--axes", "NTHW"]}
+    options = {
+        "digits": ["--variant", "ema"],
+        "stored": ["--variant", "raw", "--data", place / "stored.npy", "--axes", "NTHW"],
+    }
     for name, more in options.items():
         words = ["evaluate", folder, "--protocol", place / f"{name}.yaml", "--output", place / name, *more]
         assert main([str(word) for word in [*words, "--num_inference_steps", 2]]) == 0

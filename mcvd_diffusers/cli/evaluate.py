@@ -240,7 +240,7 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
     from mcvd_diffusers.data import PieceReader, open_reader, published_split, read_names, split_videos
     from mcvd_diffusers.evaluation import choose_clips, draw_digits
 
-    num_channels = pipeline.normalizer.num_channels(pipeline.unet.config.in_channels)
+    num_channels = pipeline.frame_shape[0]
     choices = {name: getattr(arguments, name) for name in ("names", "names_list", "validation_fraction")}
     given = [name for name, value in choices.items() if value is not None]
     options = given_reading_options(arguments)

@@ -295,7 +295,7 @@ def _make_and_write(pipe: "MCVDPipeline", job: _Job, output: Output, arguments: 
     except ValueError as error:
         raise ValueError(f"MODEL {arguments.model} cannot do this: {error}") from error
     num_frames = job.call["num_frames"] + (0 if arguments.only_new else len(request.as_given))
-    output.check_size(job.num_videos, num_frames, (_num_channels(pipe), *request.frame_shape[1:]))
+    output.check_size(job.num_videos, num_frames, (pipe.frame_shape[0], *request.frame_shape[1:]))
     unit, count = "window" if takes_windows(pipe.unet.config) else "block", request.plan.num_windows
     blocks = (
         f"windows that --frame_schedule {arguments.frame_schedule} chooses"
@@ -398,9 +398,9 @@ class _Clip:
             dataset = ClipDataset(
                 self.reader,
                 num_frames=count,
-                frame_size=None if self.resize == "none" else _model_size(pipe),
+                frame_size=None if self.resize == "none" else pipe.frame_shape[1:],
                 resize="stretch" if self.resize == "none" else self.resize,
-                num_channels=_num_channels(pipe),
+                num_channels=pipe.frame_shape[0],
                 stride=self.stride,
                 clip_step=1,  # so that each start is a clip
                 random_start=False,
@@ -415,7 +415,7 @@ class _Clip:
 
     def notes(self, pipe: "MCVDPipeline") -> list[str]:
         """What is done to its frames."""
-        notes, (height, width) = [], _model_size(pipe)
+        notes, (height, width) = [], pipe.frame_shape[1:]
         if (self.height, self.width) != (height, width):
             sizes = f"{self.height} x {self.width}", f"{height} x {width}"
             if self.resize == "none":
@@ -423,22 +423,11 @@ class _Clip:
             else:
                 others = " or ".join(x for x in ("stretch", "cover", "crop", "none") if x != self.resize)
                 notes.append(f"note: frames of {sizes[0]} become {sizes[1]} (--resize {self.resize}; else {others})")
-        if self.num_channels != _num_channels(pipe):
+        if self.num_channels != pipe.frame_shape[0]:
             notes.append(
-                f"note: {number_of(self.num_channels, 'channel')} {'becomes' if self.num_channels == 1 else 'become'} {_num_channels(pipe)}, as the model needs it"
+                f"note: {number_of(self.num_channels, 'channel')} {'becomes' if self.num_channels == 1 else 'become'} {pipe.frame_shape[0]}, as the model needs it"
             )
         return notes
-
-
-def _model_size(pipe: "MCVDPipeline") -> tuple[int, int]:
-    """Height and width of the model's training."""
-    size = pipe.unet.config.sample_size
-    height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
-    return int(height), int(width)
-
-
-def _num_channels(pipe: "MCVDPipeline") -> int:
-    return pipe.normalizer.num_channels(pipe.unet.config.in_channels)
 
 
 def _num_read(pipe: "MCVDPipeline", side: str, *, has_both_sides: bool, at_most: int) -> int:
@@ -583,12 +572,12 @@ def _every(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: list[_Cli
 
 def _generation(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: list[_Clip]) -> _Job:
     """`generate`: videos from noise."""
-    size = arguments.size or list(_model_size(pipe))
+    size = arguments.size or list(pipe.frame_shape[1:])
     if len(size) > 2:
         raise ValueError(f"--size takes a height and a width, or one number for both, got {size}.")
     num_frames = arguments.num_frames or DEFAULT_NUM_FRAMES
     call = {"batch_size": arguments.num_videos, "num_frames": num_frames, "height": size[0], "width": size[-1]}
-    trained, notes = _model_size(pipe), []
+    trained, notes = pipe.frame_shape[1:], []
     if (size[0], size[-1]) != trained:
         notes.append(f"note: frames of {size[0]} x {size[-1]}; the model was trained for {trained[0]} x {trained[1]}")
     return _Job(call, "nothing is given", number_of(num_frames, "frame"), arguments.num_videos, notes=notes)

@@ -287,7 +287,7 @@ def _check(
             f"The model says where values are missing, and errors of missing values cannot be computed: {protocol.label} must"
             " say `missing_values: fill`, which puts in what the model was trained to see there (a protocol of one's own)."
         )
-    channels = pipeline.normalizer.num_channels(config.in_channels)
+    channels = pipeline.frame_shape[0]
     num_frames = protocol.num_clip_frames if protocol.given_frames_in_distances else protocol.num_frames
     for network in networks:
         if num_frames < network.min_frames:

@@ -214,6 +214,13 @@ class MCVDPipeline(CheckedPipelineMixin, PublishedPipelineMixin, DiffusionPipeli
         names = ("frame_schedule", "step", "replacement", "reconstruction_guidance", "num_inference_steps")
         _check_defaults(**{name: options[name] for name in names if name in options})
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Channels (in the user's units, so without a mask), height and width of a frame in training."""
+        config = self.unet.config
+        height, width = (int(side) for side in np.broadcast_to(config.sample_size, 2))
+        return self.normalizer.num_channels(config.in_channels), height, width
+
     # ------------------------------------------------------------------------------------------------------------
     # Per-call state that Diffusers' callbacks read
 

@@ -302,7 +302,7 @@ def _check_values(pipe, call: Call) -> Call:
         )
     if call.output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {call.output_type!r}.')
-    num_channels = pipe.normalizer.num_channels(config.in_channels)
+    num_channels = pipe.frame_shape[0]
     if call.output_type == "pil" and num_channels not in (1, 3, 4):
         raise ValueError(f'`output_type="pil"`: frames of {num_channels} channels are no images; use "np" or "pt".')
     if not isinstance(call.overwrite_given, (bool, np.bool_)):
@@ -350,7 +350,7 @@ def _read_given(pipe, call: Call) -> Given:
         )
     if is_scattered == (call.observed_positions is None):
         raise ValueError("`observed_frames` and `observed_positions` go together: one position for each frame.")
-    num_channels = pipe.normalizer.num_channels(config.in_channels)
+    num_channels = pipe.frame_shape[0]
     read = partial(read_frames, num_channels=num_channels, normalizer=pipe.normalizer)
     reads_all = reads_before_past(pipe.context_encoder, config)
     more = ("observed_frames", "past_frames") if reads_all else ("observed_frames",)
@@ -359,7 +359,7 @@ def _read_given(pipe, call: Call) -> Given:
         for name in ("past_frames", "future_frames", "observed_frames")
         if (value := getattr(call, name)) is not None
     }
-    batch_size, height, width = _check_geometry(config, frames, call)
+    batch_size, height, width = _check_geometry(pipe, frames, call)
     if is_scattered:
         observed = frames["observed_frames"]
         positions = _check_positions(call.observed_positions, observed.shape[1], call.num_frames)
@@ -401,7 +401,7 @@ def _read_given(pipe, call: Call) -> Given:
     return Given(as_given, low_resolution, total, batch_size, height, width)
 
 
-def _check_geometry(config, frames: Mapping[str, torch.Tensor], call: Call) -> tuple[int, int, int]:
+def _check_geometry(pipe, frames: Mapping[str, torch.Tensor], call: Call) -> tuple[int, int, int]:
     """Batch size, height and width of the videos: of the given frames, else as asked for, else the network's."""
     given = list(frames.values())
     if len({x.shape[-2:] for x in given}) > 1 or len({len(x) for x in given}) > 1:
@@ -409,10 +409,7 @@ def _check_geometry(config, frames: Mapping[str, torch.Tensor], call: Call) -> t
             f"{' and '.join(f'`{name}`' for name in frames)} must agree in batch, height and width, got"
             f" {' and '.join(str(tuple(x.shape)) for x in given)}."
         )
-    size = config.sample_size
-    default = (1, *size) if isinstance(size, (list, tuple)) and len(size) == 2 else (1, *[np.ravel(size)[0]] * 2)
-    if given:
-        default = (len(given[0]), *given[0].shape[-2:])
+    default = (len(given[0]), *given[0].shape[-2:]) if given else (1, *pipe.frame_shape[1:])
     actual = []
     for name, value in zip(("batch_size", "height", "width"), default):
         asked = getattr(call, name)
