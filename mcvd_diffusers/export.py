@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def export_folder(
-    folder: str | os.PathLike, output: str | os.PathLike, *, variant: str | None = "", dtype: str = "float32"
+    folder: str | os.PathLike, output: str | os.PathLike, *, variant: str | None = None, dtype: str = "float32"
 ) -> CardFacts:
     """
     Write a pipeline's folder that holds one set of weights and loads without `variant`.
@@ -36,8 +36,8 @@ def export_folder(
     Args:
         folder (`str` or `os.PathLike`): A pipeline's folder, such as that of a run.
         output (`str` or `os.PathLike`): The folder to make; it must not exist, or be empty.
-        variant (`str`, *optional*, defaults to `""`):
-            Which weights: `"ema"`, or `None` for those without a variant. `""`: those that the card's example loads.
+        variant (`str`, *optional*):
+            Which weights: `"ema"`, or `"raw"` for those without a variant. By default those that the card's example loads.
         dtype (`str`, *optional*, defaults to `"float32"`):
             What they are rounded to: `"float32"`, `"float16"` or `"bfloat16"`. Half the bytes, three to four digits.
 
@@ -61,14 +61,13 @@ def export_folder(
     else:
         facts = facts_of_configs(folder)
     variants = list(weight_files(folder))
-    if variant == "":
-        variant = facts.variant
+    variant = facts.variant if variant is None else None if variant == "raw" else variant
     if not variants:
         raise ValueError(
             f"{folder} holds no weights of a network: unet/diffusion_pytorch_model.safetensors is not there."
         )
     if variant not in variants:
-        names = ", ".join(name or "none" for name in variants)
+        names = ", ".join(name or "raw" for name in variants)
         raise ValueError(f"`variant` must be one of those in {folder} ({names}), got {variant!r}.")
 
     pipeline = MCVDPipeline.from_pretrained(folder, variant=variant)

@@ -1,13 +1,12 @@
 """`mcvd-diffusers predict`, `interpolate`, `generate`: what is written is what the pipeline makes, and what cannot be is refused."""
 
-import fcntl
 import math
 import os
 import re
+import select
 import shlex
 import struct
 import sys
-import termios
 from pathlib import Path
 
 import numpy as np
@@ -579,14 +578,18 @@ def test_help_says_what_output_may_be(capsys):
 
 
 def test_a_terminal_sees_a_bar_over_all_blocks(capsys, place, monkeypatch):
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")  # a terminal of Unix
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         assert main(["generate", GREY[0], "--num_frames", "6", "--output", "x.gif"]) == 0
         terminal.flush()
-        shown = os.read(master, 100_000).decode()
         monkeypatch.undo()
+        shown = b""
+        while select.select([master], [], [], 0.2)[0]:
+            shown += os.read(master, 100_000)
+        shown = shown.decode()
     os.close(master)
     assert "block 1/3" in shown and "0/6" in shown  # three blocks of two steps
 

@@ -93,8 +93,7 @@ def add_model(commands) -> None:
     parser.add_argument(
         "--variant",
         metavar="NAME",
-        default="",
-        help="which weights: ema, or raw; those that its card recommends if not given",
+        help="which weights: ema, or raw (default: those that its card recommends)",
     )
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="round to it (default: float32)"
@@ -269,8 +268,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from mcvd_diffusers.export import export_folder
 
     try:
-        variant = None if arguments.variant == "raw" else arguments.variant
-        facts = export_folder(_folder(arguments.model), arguments.output, variant=variant, dtype=arguments.dtype)
+        folder, output = _folder(arguments.model), arguments.output
+        facts = export_folder(folder, output, variant=arguments.variant, dtype=arguments.dtype)
     except (ValueError, OSError) as error:
         print(f"mcvd-diffusers export: {one_line(in_flags(str(error)))}", file=sys.stderr)
         return 1
