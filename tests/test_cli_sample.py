@@ -482,6 +482,8 @@ def test_one_video_stands_alone():
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(capsys, place, monkeypatch, arguments, message):
+    if "/proc" in arguments[-1] and not Path("/proc").is_dir():
+        pytest.skip("no folder here that refuses even an administrator")
     np.save("one.npy", np.zeros((1, 16, 16), np.float32))
     np.save("grey255.npy", np.full((3, 16, 16), 255.0, np.float32))
     Path("broken.mp4").write_bytes(b"not a video at all")
