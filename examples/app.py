@@ -140,7 +140,7 @@ def example_clips(pipe: MCVDPipeline) -> list[torch.Tensor]:
     """Clips of held-out moving digits in the model's size."""
     channels, *size = frame_shape(pipe)
     digits = load_digits("mnist-10k", split="validation", size=max(1, min(size) // 2))
-    speed = max(1, min(size) // 32)  # as the checkpoint has learned
+    speed = max(1, min(size) // 64)  # as the checkpoint has learned
     clips = MovingDigits(
         digits, num_frames=CLIP_FRAMES, num_clips=NUM_EXAMPLES, canvas_size=tuple(size), max_speed=speed, seed=7
     )

@@ -29,7 +29,7 @@ pipe = MCVDPipeline.from_pretrained(ROOT / "checkpoints/moving-digits")
 pipe.set_progress_bar_config(disable=True)
 
 digits = load_digits("mnist-10k", split="validation", size=32)
-clips = MovingDigits(digits, num_frames=NUM_PAST + NUM_FRAMES, num_clips=NUM_CLIPS, max_speed=2, seed=5)
+clips = MovingDigits(digits, num_frames=NUM_PAST + NUM_FRAMES, num_clips=NUM_CLIPS, max_speed=1, seed=5)
 video = (torch.stack([clips[i]["video"] for i in range(NUM_CLIPS)]) + 1) / 2
 past, truth = video[:, :NUM_PAST], video[:, NUM_PAST:]
 

@@ -31,7 +31,7 @@ generator = torch.Generator().manual_seed(0)
 made = pipe(num_frames=NUM_FRAMES, batch_size=NUM_VIDEOS, generator=generator, output_type="pt").frames
 
 digits = load_digits("mnist-10k", split="validation", size=32)
-clips = MovingDigits(digits, num_frames=NUM_FRAMES, num_clips=NUM_VIDEOS, max_speed=2, seed=3)
+clips = MovingDigits(digits, num_frames=NUM_FRAMES, num_clips=NUM_VIDEOS, max_speed=1, seed=3)
 real = (torch.stack([clips[i]["video"] for i in range(NUM_VIDEOS)]) + 1) / 2
 
 save_comparison_gif(output / "generated.gif", {"made": made[:8], "real": real[:8]}, [False] * NUM_FRAMES)

@@ -30,7 +30,7 @@ pipe.set_progress_bar_config(disable=True)
 
 # Clips (B, T, C, H, W) in [0, 1] of digits that are kept out of the training. Put your frames here.
 digits = load_digits("mnist-10k", split="validation", size=32)
-clips = MovingDigits(digits, num_frames=NUM_PAST + NUM_FRAMES + NUM_FUTURE, num_clips=NUM_CLIPS, max_speed=2, seed=2)
+clips = MovingDigits(digits, num_frames=NUM_PAST + NUM_FRAMES + NUM_FUTURE, num_clips=NUM_CLIPS, max_speed=1, seed=2)
 video = (torch.stack([clips[i]["video"] for i in range(NUM_CLIPS)]) + 1) / 2
 past, truth, future = video.split([NUM_PAST, NUM_FRAMES, NUM_FUTURE], dim=1)
 

@@ -30,7 +30,7 @@ pipe = MCVDPipeline.from_pretrained(ROOT / "checkpoints/moving-digits")
 pipe.set_progress_bar_config(disable=True)
 
 digits = load_digits("mnist-10k", split="validation", size=32)
-clip = MovingDigits(digits, num_frames=NUM_PAST + NUM_FRAMES, num_clips=1, max_speed=2, seed=4)[0]["video"]
+clip = MovingDigits(digits, num_frames=NUM_PAST + NUM_FRAMES, num_clips=1, max_speed=1, seed=4)[0]["video"]
 real = (clip + 1) / 2  # (T, C, H, W) in [0, 1]
 
 ink, change = [], []
