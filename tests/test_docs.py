@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -284,3 +285,26 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     for name in ("MCVDPipeline", "encode_conditioning", "frame_schedule", "load_digits", "export_folder"):
         assert f"{name}" in api
     assert "num_past_frames" in api and "https://fonts" not in api
+    assert not re.search(r"<code>[^<]*(`|\*optional\*)", api)
+    assert not re.search(r"defaults? to [^<]*</code>,\s*default:", api)
+    assert re.search(r"<code>num_past_frames</code></b>\s*\(<code>int, optional, defaults to 5</code>\)", api)
+
+
+def test_what_the_site_makes_of_links_and_types():
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    for link, shown in {
+        "[`a/b.py`](../a/b.py)": "`a/b.py`",
+        "[a/b.md](../a/b.md#some-part)": "`a/b.md`",
+        "[a/b](../a/b/c.txt)": "`a/b/c.txt`",
+        "[measured](../a/b.md#some-part)": "measured (`a/b.md`)",
+        "[a](../ab.md)": "a (`ab.md`)",
+        "[tasks](tasks.md)": "[tasks](tasks.md)",
+    }.items():
+        assert hooks["on_page_markdown"](f"See {link}, too.") == f"See {shown}, too."
+    for html, shown in {
+        "(<code>`int`, *optional*, defaults to `5`</code>, default:\n <code>5</code>\n)": "(<code>int, optional, defaults to 5</code>)",
+        "(<code>`dict`, *optional*</code>, default:\n <code>None</code>\n)": "(<code>dict, optional</code>, default:\n <code>None</code>\n)",
+        "(<code>**kwargs</code>)": "(<code>**kwargs</code>)",
+        "as [<code>~Pipe.call</code>] does": "as <code>Pipe.call</code> does",
+    }.items():
+        assert hooks["on_page_content"](html) == shown
