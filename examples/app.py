@@ -31,6 +31,9 @@ from mcvd_diffusers.pipelines.request import Call, read_request
 from mcvd_diffusers.visualization import contact_sheet, save_comparison_gif
 
 
+# The page asks nobody else for anything; gradio reads this when a page is made.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
 FOLDER = Path(__file__).resolve().parent
 # Beside this file on a Space, in the folder above in the repository.
 SHIPPED = next((x for x in (FOLDER, FOLDER.parent) if (x / "checkpoints").is_dir()), FOLDER.parent)

@@ -224,7 +224,7 @@ def served(tmp_path, script=ROOT / "examples" / "app.py", **environment):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    local = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    local = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
     local |= {
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
@@ -241,10 +241,11 @@ def served(tmp_path, script=ROOT / "examples" / "app.py", **environment):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
-            with contextlib.suppress(OSError):
-                opener.open(address, timeout=10).close()
+            with contextlib.suppress(OSError), opener.open(address, timeout=10) as answer:
+                page = answer.read().decode()
                 break
             time.sleep(0.3)
+        assert re.search(r'"analytics_enabled": ?false', page)
         yield address
     finally:
         process.terminate()
