@@ -3,7 +3,7 @@
     python benchmarks/preset_costs.py [--only smmnist-concat-p5k5 himawari ...]
 
 Networks are made as `train_mcvd.py` makes them, on the meta device, where nothing is computed, so no GPU and little memory is
-needed; all of it takes a minute of a core. Counted are the multiply-adds of convolutions, matrix products and attention of one
+needed; all of it takes about a minute of a core. Counted are the multiply-adds of convolutions, matrix products and attention of one
 clip, by torch's `FlopCounterMode`; normalisations and activations are not.
 
     parameters      of all that is trained, context encoders included

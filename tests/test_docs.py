@@ -267,6 +267,14 @@ def test_the_page_of_papers_names_what_there_is_and_quotes_what_is_on_file():
         assert name in text or name.split("-")[0] in ("smmnist", "kth", "bair", "cityscapes", "ucf101")
 
 
+def test_a_paper_has_one_venue():
+    said = {}
+    for page in ALL_PAGES:
+        for paper, venue in re.findall(r"arxiv\.org/abs/([\d.]+)\), ([A-Z][\w ]*? \d{4})\b", page.read_text()):
+            said.setdefault(paper, set()).add(venue)
+    assert len(said) == 6 and all(len(venues) == 1 for venues in said.values()), said
+
+
 def test_each_page_is_in_the_sites_contents_and_the_other_way_round():
     named = re.findall(r": ([\w.]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))

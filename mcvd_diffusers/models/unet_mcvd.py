@@ -126,8 +126,8 @@ class MCVDUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             in its time embedding, how much there is.
         patch_size (`int`, *optional*, defaults to `1`):
             Side of the squares of pixels that go to channels before the first convolution, and come back after the last: all
-            levels are so much smaller, and the network about its square times as cheap (as in "simple diffusion", 2301.11093,
-            section 2.3). 1: the paper's network, every pixel at the first level.
+            levels are so much smaller, and the network about its square times as cheap (as in "simple diffusion",
+            2301.11093). 1: the paper's network, every pixel at the first level.
         residual (`bool`, *optional*, defaults to `False`):
             Whether the network makes what a context encoder, such as [`RVDContextEncoder`], did not predict of the frames (as
             RVD's does, 2203.09481). A statement about the weights, as `drop_past`.
