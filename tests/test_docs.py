@@ -1,4 +1,4 @@
-"""The documentation is true: every code block of README and docs runs, what the pages name and link to is there."""
+"""The documentation is true: its code blocks run (CONTRIBUTING.md names the exceptions), what pages name and link to is there."""
 
 import contextlib
 import json
@@ -142,6 +142,38 @@ def clone(user, tmp_path, monkeypatch):
 # The blocks run
 
 
+# Scripts that take an hour, or serve a page until they are stopped. tests/test_app.py and others start them with less to do.
+ONLY_PARSED = {"examples/app.py", "examples/six_tasks.py", "benchmarks/methods.py", "benchmarks/drift.py"}
+
+# Runs a script up to where its arguments have been read.
+PARSE = """
+import argparse, os, runpy, sys
+
+read = argparse.ArgumentParser.parse_known_args
+
+def parse_known_args(self, arguments=None, namespace=None):
+    read(self, arguments, namespace)
+    print("parsed")
+    sys.exit()
+
+def parse_args(self, arguments=None, namespace=None):
+    unknown = read(self, arguments, namespace)[1]
+    self.error(f"unknown: {unknown}") if unknown else self.parse_known_args(arguments, namespace)
+
+argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.parse_args = parse_known_args, parse_args
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def parse_arguments(words):
+    """A script's own parser takes these arguments; nothing is done with them."""
+    assert Path(words[0]).is_file(), words[0]
+    done = subprocess.run([sys.executable, "-c", PARSE, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "parsed\n", (words, done.stderr)
+
+
 def run_command(words):
     """A command of a page."""
     if words[:3] == ["accelerate", "launch", "train_mcvd.py"]:
@@ -171,9 +203,10 @@ def run_command(words):
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
     elif words[0] == "python":
-        assert Path(words[1]).is_file()
-        done = subprocess.run([sys.executable, words[1], "--help"], capture_output=True, text=True)
-        assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+        if words[1] in ONLY_PARSED:
+            parse_arguments(words[1:])
+        else:
+            subprocess.run([sys.executable, *words[1:]], check=True)
     elif words[0] in ("mkdir", "cp"):
         subprocess.run(words, check=True)
     elif words[0] == "mkdocs":
@@ -195,6 +228,25 @@ def test_every_block_of_a_page_runs(page, clone):
                 run_command(words)
         else:
             assert language in NOT_RUN, f"a block of {page.name} has no language, or one that no test knows: {code}"
+
+
+@pytest.mark.slow
+def test_the_arguments_of_the_benchmarks_that_were_measured_are_taken(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = [words for _, code in blocks(ROOT / "benchmarks" / "RESULTS.md") for words in commands(code)]
+    assert len(found) > 10 and {words[0] for words in found} == {"python"}
+    for words in found:
+        if words[1] == "train_mcvd.py":
+            train_mcvd.parse_args(words[2:])
+        else:
+            parse_arguments(words[1:])
+
+
+def test_arguments_that_a_script_does_not_take_are_noticed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parse_arguments(["benchmarks/import_time.py"])
+    with pytest.raises(AssertionError, match="--no_such_flag"):
+        parse_arguments(["benchmarks/import_time.py", "--no_such_flag"])
 
 
 def test_blocks_are_found():
