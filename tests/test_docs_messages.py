@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import train_mcvd
 from mcvd_diffusers import MCVDPipeline, MCVDUNet2DModel
+from mcvd_diffusers.cli import main
 
 
 ROOT = Path(__file__).parents[1]
@@ -160,14 +161,18 @@ CALLS = {
 }
 
 
-@contextlib.contextmanager
-def refused_as_quoted(capsys=None):
-    """What is done here ends with a message that the page has, but for what it leaves out; of a command with its last line."""
-    with pytest.raises(SystemExit if capsys else ValueError) as caught:
-        yield
-    message = capsys.readouterr().err.split(": error: ")[-1] if capsys else str(caught.value)
+def assert_quoted(message: str) -> None:
+    """The page has it, but for what it leaves out."""
     message = " ".join(message.split())
     assert any(reads_as(message, [part.strip() for part in quote.split("...")]) for quote in QUOTES), message
+
+
+@contextlib.contextmanager
+def refused_as_quoted():
+    """What is done here ends with an error that the page has."""
+    with pytest.raises(ValueError) as caught:
+        yield
+    assert_quoted(str(caught.value))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -211,8 +216,28 @@ def test_provoked_messages_of_flags_are_quoted(name, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "model_index.json").write_text("{}")
-    with refused_as_quoted(capsys):
+    with pytest.raises(SystemExit):
         train_mcvd.parse_args([*FLAGS[name], "--report_to", "none"])
+    assert_quoted(capsys.readouterr().err.split(": error: ")[-1])
+
+
+COMMANDS = {
+    "more given than are read": ["predict", "long.npy", "--num_given", "8"],
+    "a short clip": ["predict", "short.npy"],
+    "a gap at the edge": ["interpolate", "long.npy", "--gap", "2"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_provoked_messages_of_commands_are_quoted(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    for name_of, num_frames in (("short.npy", 4), ("long.npy", 20)):
+        np.save(name_of, np.zeros((num_frames, 64, 64), dtype="float32"))
+    command, clip, *flags = COMMANDS[name]
+    words = [command, "checkpoints/moving-digits", clip, "--axes", "THW", "--output", "made.npy", *flags]
+    assert main(words) == 1
+    assert_quoted(capsys.readouterr().err.removeprefix(f"mcvd-diffusers {command}: ").replace(clip, "clip.npy"))
 
 
 def test_stored_arrays_without_axes_are_refused_as_quoted(tmp_path):
