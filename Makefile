@@ -4,7 +4,8 @@
 # make app      set up, the demo in the browser
 # make browser  Chromium for the demo's tests, where there is no browser: from Debian's packages, as root
 #
-# Everything is installed into .venv; PYTHON chooses the interpreter (3.11 or newer), VENV another folder.
+# Everything is installed into .venv; PYTHON chooses the interpreter (3.11 or newer), VENV another folder. `make demo` installs what
+# the demo needs only, so that a newcomer waits less; the others add what the tests need.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,8 @@ RUN = $(VENV)/bin/python
 
 .PHONY: demo test test-slow quality app browser
 
-demo: $(VENV)/.installed
+# What the tests use is enough for it, too.
+demo: $(firstword $(wildcard $(VENV)/.installed) $(VENV)/.demo)
 	$(RUN) examples/demo.py
 
 # The tests need a core each; two run at a time.
@@ -39,9 +41,12 @@ browser:
 		echo "The demo's tests need a browser: install chromium or google-chrome, or name one by MCVD_BROWSER=..."; exit 1; \
 	fi
 
-$(VENV)/.installed: setup.cfg pyproject.toml requirements/constraints.txt
+$(VENV)/.demo: EXTRAS = digits,video
+$(VENV)/.installed: EXTRAS = test,digits,video,plots,browser,docs
+
+$(VENV)/.demo $(VENV)/.installed: setup.cfg pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mcvd-diffusers needs Python 3.11 or newer; choose one with: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[test,digits,video,plots,browser,docs]"
+	$(RUN) -m pip install --quiet -c requirements/constraints.txt -e ".[$(EXTRAS)]"
 	touch $@

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -22,7 +23,7 @@ from mcvd_diffusers.data.digit_files import write_moving_digits
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 CHECKPOINT = ROOT / "checkpoints" / "moving-digits"
-COVERED_ELSEWHERE = {"demo", "six_tasks", "app"}
+COVERED_ELSEWHERE = {"six_tasks", "app"}
 NUMBER = r"(-?\d+\.?\d*)"
 
 
@@ -42,14 +43,14 @@ def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def start(name, *words, env=None):
+def start(name, *words, env=None, cwd=ROOT):
     command = [sys.executable, EXAMPLES / f"{name}.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=env or environment(), capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=900)
 
 
-def run(name, *words, env=None):
+def run(name, *words, env=None, cwd=ROOT):
     """Run an example that must not fail; gives what it prints."""
-    done = start(name, *words, env=env)
+    done = start(name, *words, env=env, cwd=cwd)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -228,6 +229,38 @@ def test_push_to_hub(tmp_path):
         done = start("push_to_hub", "--repo_id", "bob/digits", "--output", tmp_path / "out", env=env)
         assert done.returncode == 1 and "Nothing was pushed" in done.stderr and "Traceback" not in done.stderr
         assert "Secret" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    """What it shows of the checkpoint; its training is one of many, of `examples/configs/demo.yaml`."""
+    printed = run("demo", "--no_training", "--output", "out", cwd=tmp_path)
+    gains = {}
+    for task, given, made in (("prediction", "5", 5), ("prediction", "5", 20), ("interpolation", "5 + 5", 5)):
+        of_model, of_baseline = after(f"{task}, {given} given -> {made} frames", printed)
+        gains[task, made] = of_model - of_baseline
+    assert gains["prediction", 5] > 0.5 and gains["interpolation", 5] > 0.5  # dB
+    assert "2. training" not in printed and "Look at out/prediction.gif" in printed
+    for task, length in (("prediction", 25), ("interpolation", 15), ("generation", 20)):
+        assert num_frames(tmp_path / "out" / f"{task}.gif") == length
+    made = {"prediction.gif", "prediction.png", "interpolation.gif", "interpolation.png", "generation.gif"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == made
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_installs_for_the_demo_what_it_needs_and_no_more(tmp_path):
+    def installed(target):
+        command = ["make", "--dry-run", target, f"VENV={tmp_path}"]
+        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return re.findall(r'-e "\.\[(.*)\]"', printed)
+
+    (others,) = installed("test")
+    assert installed("demo") == ["digits,video"] and {"test", "digits", "video"} < set(others.split(","))
+    (tmp_path / ".demo").touch()
+    assert installed("demo") == [] and installed("test") == [others]
+    (tmp_path / ".demo").unlink()
+    (tmp_path / ".installed").touch()
+    assert installed("demo") == installed("test") == []
 
 
 @pytest.mark.slow
