@@ -263,10 +263,53 @@ def test_make_installs_for_the_demo_what_it_needs_and_no_more(tmp_path):
     assert installed("demo") == installed("test") == []
 
 
+def code_cells():
+    notebook = json.loads((EXAMPLES / "mcvd_diffusers.ipynb").read_text("utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_install_cell_of_the_notebook_may_run_twice(tmp_path):
+    """It clones once, and hands pip the clone both times. Here pip writes down what it is asked for, and installs nothing."""
+    cell = "".join(code_cells()[0]["source"])
+    origin, work = tmp_path / "origin", tmp_path / "work"
+    (origin / "examples").mkdir(parents=True)
+    work.mkdir()
+    shutil.copy(ROOT / "train_mcvd.py", origin)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-C", origin]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "stub" / "pip").mkdir(parents=True)
+    (tmp_path / "stub" / "pip" / "__init__.py").touch()
+    (tmp_path / "stub" / "pip" / "__main__.py").write_text(
+        f"import sys\nopen({str(tmp_path / 'asked')!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
+    )
+
+    def run_twice(repository, folder):
+        (tmp_path / "asked").unlink(missing_ok=True)
+        script = cell.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}")
+        script = f"cell = {script!r}\nfor _ in range(2): exec(cell)\nprint(os.getcwd())"
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "stub")}
+        return subprocess.run([sys.executable, "-c", script], cwd=folder, env=env, capture_output=True, text=True)
+
+    clone = work / "mcvd-diffusers"
+    for repository, folder, ends_in in [
+        (origin.as_uri(), work, clone),
+        (origin.as_uri(), work, clone),  # in a new session, beside the clone of the last
+        ("", clone, clone),
+        ("..", origin / "examples", origin),
+    ]:
+        done = run_twice(repository, folder)
+        assert done.returncode == 0 and Path(done.stdout.strip()).samefile(ends_in), done.stderr
+        assert (tmp_path / "asked").read_text() == 2 * f"install -q {ends_in.resolve()}[video]\n"
+        assert not (clone / "mcvd-diffusers").exists() and [path.name for path in work.iterdir()] == [clone.name]
+    done = run_twice("", work)
+    assert done.returncode == 1 and "Fill in REPOSITORY" in done.stderr and not (tmp_path / "asked").exists()
+
+
 @pytest.mark.slow
 def test_the_cells_of_the_notebook_run(monkeypatch):
-    notebook = json.loads((EXAMPLES / "mcvd_diffusers.ipynb").read_text("utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = code_cells()
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
     install, *others = cells
     assert install["metadata"]["tags"] == ["install"] and "pip" in "".join(install["source"])
