@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
-import numpy as np
 import torch
 from PIL import Image
 
@@ -64,12 +63,6 @@ class Ability:
     takes_guidance: bool
 
 
-def frame_shape(pipe: MCVDPipeline) -> tuple[int, int, int]:
-    """Channels, height and width of the frames that a pipeline takes."""
-    height, width = np.broadcast_to(pipe.unet.config.sample_size, 2).tolist()
-    return pipe.normalizer.num_channels(pipe.unet.config.in_channels), height, width
-
-
 def num_given(pipe: MCVDPipeline, task: str, given: int) -> dict[str, int]:
     """Side -> how many frames are given there: `given`, or as many as the network reads."""
     return {side: min(given, pipe.unet.config.get(f"num_{side}_frames", given)) for side in TASKS[task]}
@@ -80,7 +73,7 @@ def find_abilities(pipe: MCVDPipeline) -> dict[str, Ability]:
 
     def accepts(task: str, given: int, **options) -> bool:
         sides = num_given(pipe, task, given)
-        frames = {f"{side}_frames": torch.zeros(1, n, *frame_shape(pipe)) for side, n in sides.items()}
+        frames = {f"{side}_frames": torch.zeros(1, n, *pipe.frame_shape) for side, n in sides.items()}
         frames = {name: to_units(pipe, x) for name, x in frames.items()}
         try:
             return read_request(pipe, Call(output_type="pt", **frames, **options)) is not None
@@ -113,7 +106,7 @@ def find_abilities(pipe: MCVDPipeline) -> dict[str, Ability]:
 
 def describe(pipe: MCVDPipeline, name: str, abilities: dict[str, Ability]) -> str:
     """What the model is, in a line."""
-    channels, height, width = frame_shape(pipe)
+    channels, height, width = pipe.frame_shape
     config, millions = pipe.unet.config, sum(x.numel() for x in pipe.unet.parameters()) / 1e6
     colors = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels, of which the first is shown")
     if "max_frames" in config:
@@ -141,7 +134,7 @@ def to_units(pipe: MCVDPipeline, clip: torch.Tensor) -> torch.Tensor:
 
 def example_clips(pipe: MCVDPipeline) -> list[torch.Tensor]:
     """Clips of held-out moving digits in the model's size."""
-    channels, *size = frame_shape(pipe)
+    channels, *size = pipe.frame_shape
     digits = load_digits("mnist-10k", split="validation", size=max(1, min(size) // 2))
     speed = max(1, min(size) // 64)  # as the checkpoint has learned
     clips = MovingDigits(
@@ -154,7 +147,7 @@ def example_clips(pipe: MCVDPipeline) -> list[torch.Tensor]:
 def read_clip(pipe: MCVDPipeline, path: str | Path) -> tuple[torch.Tensor, str]:
     """The first frames of a video file as the model takes them, and a line on what was done to them."""
     path = Path(path)
-    channels, height, width = frame_shape(pipe)
+    channels, height, width = pipe.frame_shape
     try:
         reader = open_reader(path)
         info, num_channels = reader.info(0), channels if channels in (1, 3) else 1

@@ -45,13 +45,13 @@ for sentence in conversion.notes + conversion.not_verified:
 # From here on it is a pipeline as any other.
 pipe = MCVDPipeline.from_pretrained(output / "pipeline")
 pipe.set_progress_bar_config(disable=True)
-config, size = pipe.unet.config, pipe.unet.config.sample_size
-height, width = (size, size) if isinstance(size, int) else size
-num_past = config.get("num_past_frames", 2)  # MCVD's networks read so many, the others any number
-past = torch.rand(2, num_past, config.in_channels, height, width)  # put your frames here
+num_past = pipe.unet.config.get("num_past_frames", 2)  # MCVD's networks read so many, the others any number
+past = torch.rand(2, num_past, *pipe.frame_shape)  # put your frames here
 made = pipe(past_frames=past, num_frames=8, generator=torch.Generator().manual_seed(0), output_type="pt").frames
 is_given = [True] * past.shape[1] + [False] * made.shape[1]
 save_comparison_gif(output / "prediction.gif", {"predicted": torch.cat([past, made], dim=1)}, is_given)
 
-print(f"\nmade {made.shape[1]} frames of {height} x {width}, from {past.shape[1]} of noise, which stands in for data")
+print(
+    f"\nmade {made.shape[1]} frames of {made.shape[-2]} x {made.shape[-1]}, from {past.shape[1]} of noise, which stands in for data"
+)
 print(f'The pipeline, with its card, is MCVDPipeline.from_pretrained("{output}/pipeline").')

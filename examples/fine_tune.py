@@ -43,7 +43,7 @@ if clips is None:
     write_moving_digits(drawn, clips, format="gif")
 
 pipe = MCVDPipeline.from_pretrained(CHECKPOINT)
-size = tuple(pipe.unet.config.sample_size)
+size = pipe.frame_shape[1:]
 held_out = split_videos(open_reader(clips), validation=0.1).validation  # the same that train_mcvd.py holds out
 dataset = ClipDataset(held_out, num_frames=NUM_PAST + NUM_FRAMES, frame_size=size, num_channels=1, random_start=False)
 video = (torch.stack([dataset[i]["video"] for i in range(min(len(dataset), 32))]) + 1) / 2

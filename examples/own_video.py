@@ -30,11 +30,12 @@ parser.add_argument("--output", default="runs/examples/own_video", help="folder 
 arguments = parser.parse_args()
 
 if arguments.video is not None:
-    reader = open_reader(arguments.video)  # before long work: it says what is wrong with a path
+    reader = open_reader(arguments.video)
+    reader.info(0)  # before anything is written: says what is wrong with a file
 output = numbered_folder(arguments.output)
 if arguments.video is None:
     digits = load_digits("mnist-10k", split="validation", size=48)
-    clip = MovingDigits(digits, num_frames=15, num_clips=1, canvas_size=(96, 128), max_speed=5, seed=6)[0]["video"]
+    clip = MovingDigits(digits, num_frames=15, num_clips=1, canvas_size=(96, 128), max_speed=2, seed=6)[0]["video"]
     colour = np.array([255, 220, 120])
     images = [Image.fromarray((frame * colour).astype(np.uint8)) for frame in (clip.movedim(1, -1).numpy() + 1) / 2]
     images[0].save(output / "clip.gif", save_all=True, append_images=images[1:], duration=100, loop=0)
@@ -49,7 +50,7 @@ pipe = MCVDPipeline.from_pretrained(ROOT / "checkpoints/moving-digits")
 pipe.set_progress_bar_config(disable=True)
 
 # As train_mcvd.py reads videos: any size and colours become the network's.
-size = tuple(pipe.unet.config.sample_size)
+size = pipe.frame_shape[1:]
 options = {"num_channels": 1, "frame_size": size, "stride": arguments.every, "random_start": False}
 clip = ClipDataset(SubsetReader(reader, [0]), num_frames=count, **options)[0]["video"]
 video = (clip[None] + 1) / 2  # (1, T, 1, H, W) in [0, 1]
