@@ -23,7 +23,6 @@ from .hf_datasets import is_saved_dataset, load_datasets_reader
 from .lerobot import LeRobotReader, is_lerobot_folder
 from .original import HDF5_SUFFIXES, HDF5Reader, has_original_layout
 from .reader import (
-    MAX_NAMES_IN_MESSAGE,
     ClipReader,
     SubsetReader,
     check_regular_file,
@@ -146,7 +145,7 @@ def open_video(
         reader = open_reader(path, axes=axes, variables=variables, column=column, split=split)
     videos = list(range(len(reader))) if name is None else find_videos(reader, [name])
     if len(videos) != 1:
-        names = shorten([reader.name(video) for video in videos[: MAX_NAMES_IN_MESSAGE + 1]])
+        names = shorten([reader.name(video) for video in videos])
         fitting = "" if name is None else f" that {name} fits"
         raise ValueError(f"`name` must say which of the {len(videos)} videos{fitting} in {path} is meant: {names}.")
     return SubsetReader(reader, videos)

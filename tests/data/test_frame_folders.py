@@ -188,3 +188,10 @@ def test_one_video_is_opened_by_its_folder_or_its_name(tmp_path):
         open_video(tmp_path / "run", name="*")
     with pytest.raises(ValueError, match="names videos that are not there: c"):
         open_video(tmp_path / "run", name="c")
+
+
+def test_of_many_videos_those_that_are_not_named_are_counted(tmp_path):
+    for number in range(13):
+        write_frames(tmp_path / f"{number:02}", level_frames(1))
+    with pytest.raises(ValueError, match="which of the 13 videos in .* is meant: 00; .*; 09; and 3 more\\.$"):
+        open_video(tmp_path)
