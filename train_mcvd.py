@@ -132,9 +132,6 @@ def first_line(error: BaseException) -> str:
 def way_out_of(message: str, settings: Settings) -> str:
     """What a message of the library, which names its own arguments, means here."""
     flags = {
-        "whose range is not known": "--normalization range, min_max or mean_std",
-        "but images must be uint8 or in [0, 1]": "--normalization range, min_max or mean_std",
-        "has missing values (NaN)": "--nan_fill, and --nan_mask_channel if the network is to know where they are",
         "`frame_size` must be given": "--resolution",
         "`num_channels` must be given": "--in_channels",
         "`axes` must": "--axes",

@@ -60,6 +60,12 @@ LACKS_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _KEY = struct.Struct("<3Q")
 
+# The ways out for values that are no images: of someone who trains, and of someone who has a model of images.
+OTHER_UNITS = (
+    "scale them first, or train a model in these units, with --normalization range, min_max or mean_std (in Python"
+    " `FrameNormalizer.from_range` or `measure_normalizer`)."
+)
+
 
 class SeededDataset(Dataset):
     """
@@ -660,8 +666,8 @@ class ClipDataset(SeededDataset):
         is_float = kind.kind == "f"
         if is_image and not is_float and kind != np.uint8 and kind != np.uint16:
             raise ValueError(
-                f"{self.reader.name(video)} holds {kind}, whose range is not known: state it (`FrameNormalizer.from_range`),"
-                " or measure it."
+                f"{self.reader.name(video)} holds {kind}, whose range is not known, but images must be uint8 or in [0, 1]:"
+                f" {OTHER_UNITS}"
             )
         clip[:] = frames
         if not is_float:
@@ -675,8 +681,8 @@ class ClipDataset(SeededDataset):
             low, high = (valid.min(), valid.max()) if valid.size else (0, 1)
         if is_image and not (low >= 0 and high <= 1):
             raise ValueError(
-                f"{self.reader.name(video)} holds {kind} in [{low:g}, {high:g}], but images must be uint8 or in [0, 1]: state"
-                " the range of the values (`FrameNormalizer.from_range`), or measure it."
+                f"{self.reader.name(video)} holds {kind} in [{low:g}, {high:g}], but images must be uint8 or in [0, 1]:"
+                f" {OTHER_UNITS}"
             )
 
     def _unlike_info(self, frames: np.ndarray, video: int) -> ValueError:
@@ -692,7 +698,9 @@ class ClipDataset(SeededDataset):
             raise ValueError(f"{name} holds infinite values. Repair them, or make them NaN if they are missing.")
         if self.normalizer.nan_fill is None:
             raise ValueError(
-                f"{name} has missing values (NaN): say what they are filled with (`nan_fill` of the normalizer)."
+                f"{name} has missing values (NaN): fill them in first, or train a model that knows of them, with --nan_fill, what"
+                " they are replaced with (in Python `nan_fill` of the FrameNormalizer), and, if it is to know where they are,"
+                " --nan_mask_channel."
             )
 
     def _values(self, frames: np.ndarray, video: int, num_channels: int) -> torch.Tensor:
@@ -765,6 +773,14 @@ class ClipDataset(SeededDataset):
         for name, reason in self.skipped.items():  # a reason that many share is said once
             groups.setdefault(reason.removeprefix(f"{name} "), []).append(name)
         reasons = [f"{_first_names(names)} ({reason})" for reason, names in groups.items()]
+        if not self._videos and total == 1:
+            name, reason = next(iter(self.skipped.items()))
+            reason = f"it {reason.removeprefix(f'{name} ')}" if reason.startswith(f"{name} ") else reason
+            way_out = " Ask for shorter clips." if reason.startswith("too short") else ""
+            raise ValueError(
+                f"{name} can not be used for clips of {self.num_frames} frames (stride {self.stride}):"
+                f" {reason.rstrip('.')}.{way_out}"
+            )
         if not self._videos:
             is_length = any(reason.startswith("too short") for reason in groups)
             raise ValueError(

@@ -234,6 +234,10 @@ def test_no_usable_video_says_why(tmp_path):
         ValueError, match=r"None of the 2 videos .* clips of 5 frames .*: empty.*; short.*3 frames.*shorter clips"
     ):
         ClipDataset(open_reader(tmp_path), num_frames=5)
+    with pytest.raises(
+        ValueError, match=r"^a can not be used .* \(stride 1\): too short: 3 .* covers 5\. Ask for shorter clips\.$"
+    ):
+        ClipDataset(MemoryReader(a=counting_video(3)), num_frames=5)
     with pytest.raises(ValueError, match=r"None of the 0 videos .*: there is none"):
         ClipDataset(MemoryReader(), num_frames=5)
 
@@ -253,7 +257,10 @@ def test_videos_of_several_sizes_need_a_frame_size():
         ({"stride": 0}, r"`stride` must be an integer of at least 1 but got 0"),
         ({"seed": -1}, r"`seed` must be an integer of at least 0 but got -1"),
         ({"num_channels": 0}, r"`num_channels` must be an integer of at least 1 but got 0"),
-        ({"num_channels": 2}, r"None of the 1 videos .*: video \(frames of 3 channels where 2 are asked for"),
+        (
+            {"num_channels": 2},
+            r"^video can not be used for clips of 2 frames .*: frames of 3 channels where 2 are asked for\.$",
+        ),
         ({"clip_step": 0}, r"`clip_step` must be an integer of at least 1 but got 0"),
         ({"resize": "squash"}, r"`resize` must be \"stretch\", \"cover\" or \"crop\" but got 'squash'"),
         ({"random_crop": True}, r"`random_crop` must go with a `frame_size` and `resize`"),
@@ -273,13 +280,19 @@ def test_bad_arguments_are_named(kwargs, message):
 @pytest.mark.parametrize(
     "video, message",
     [
-        (counting_video(3).astype(np.int64), r"holds int64, whose range is not known: state it"),
+        (
+            counting_video(3).astype(np.int64),
+            r"^video can not be .*: it holds int64, whose range is not known, .*: scale them first, or train .*--normalization.*`\)\.$",
+        ),
         (
             counting_video(3) + 2.0,
-            r"holds float64 in \[2, 2\], but images must be uint8 or in \[0, 1\]: state the range",
+            r"holds float64 in \[2, 2\], but images must be uint8 or in \[0, 1\]: scale them first, or train.*from_range",
         ),
         (counting_video(3) * 1.0, r"holds float64 in \[2, 2\]"),  # only its last frame shows it
-        (counting_video(3) * np.nan, r"has missing values \(NaN\): say what they are filled with"),
+        (
+            counting_video(3) * np.nan,
+            r"it has missing values \(NaN\): fill them in first, or train .*--nan_fill.*`nan_fill`",
+        ),
         (np.full((3, 1, 4, 4), np.inf), "holds infinite values"),
     ],
 )
