@@ -1,6 +1,8 @@
 """`mcvd-diffusers evaluate`, `compare` and `protocols`: numbers that carry their protocol."""
 
 import argparse
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +23,12 @@ from .printing import integer_from, log_progress, number_of, one_line, printable
 
 if TYPE_CHECKING:
     # The networks and data libraries are imported where they are needed: `--help` does without.
+    from mcvd_diffusers.data import ClipReader
     from mcvd_diffusers.evaluation import EvaluationClips
     from mcvd_diffusers.pipelines import MCVDPipeline
     from mcvd_diffusers.protocols import Protocol
 
+SETTINGS_OF_A_RUN = "training_settings.yaml"  # as train_mcvd.py calls them, in its folder
 NETWORKS = ("i3d", "videomae", "vjepa2")  # that can lie somewhere else than on the Hub
 
 
@@ -148,7 +152,7 @@ def _run(arguments: argparse.Namespace) -> int:
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     pipeline, variant = load_pipeline(arguments.model, variant=arguments.variant, scheduler=arguments.scheduler)
-    clips = _open_clips(arguments, protocol, pipeline)
+    clips, data_notes = _open_clips(arguments, protocol, pipeline)
     places = {name: getattr(arguments, name) for name in NETWORKS}
     useless = [name for name in NETWORKS if places[name] and name not in protocol.feature_networks]
     if useless:
@@ -175,7 +179,7 @@ def _run(arguments: argparse.Namespace) -> int:
             flush=True,
         )
         notes = [AVERAGED_NOTE] if variant == AVERAGED and arguments.variant is None else []
-        for note in [*notes, *_notes(arguments, protocol, pipeline, clips)]:
+        for note in [*notes, *data_notes, *_notes(arguments, protocol, pipeline, clips)]:
             print(printable(f"note: {note}"), flush=True)
         if not can_plot():
             print('note: no plots: they need matplotlib, pip install "mcvd-diffusers[plots]"', flush=True)
@@ -235,8 +239,10 @@ def _changed(protocol: "Protocol", arguments: argparse.Namespace) -> "Protocol":
     return protocol.changed(**fields)
 
 
-def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline") -> "EvaluationClips":
-    """The clips of the protocol, of the data that the flags name."""
+def _open_clips(
+    arguments: argparse.Namespace, protocol: "Protocol", pipeline: "MCVDPipeline"
+) -> "tuple[EvaluationClips, list[str]]":
+    """The clips of the protocol, of the data that the flags name; and what is to be said of these."""
     from mcvd_diffusers.data import PieceReader, open_reader, published_split, read_names, split_videos
     from mcvd_diffusers.evaluation import choose_clips, draw_digits
 
@@ -250,9 +256,9 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
         if useless:
             raise ValueError(
                 f"--{useless[0]} means nothing for {protocol.label}, which draws its digits: leave it out, or write a protocol"
-                " of one's own for stored videos."
+                " of one's own for stored videos, such as examples/protocols/my-videos.yaml."
             )
-        return draw_digits(protocol, num_channels=num_channels)
+        return draw_digits(protocol, num_channels=num_channels), []
     if arguments.data is None:
         raise ValueError(f"--data is missing: {protocol.label} judges videos. Say where they are.")
     if len(given) > 1:
@@ -268,6 +274,7 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
             reader = open_reader(arguments.data, **reading_options(arguments))
     except ValueError as error:
         raise ValueError(f"--data {arguments.data}: {in_flags(str(error), path='--data')}") from error
+    whole = reader
     if arguments.split_frames is not None:
         reader = PieceReader(reader, arguments.split_frames)
         facts.append(f"in pieces of {arguments.split_frames} frames")
@@ -282,10 +289,84 @@ def _open_clips(arguments: argparse.Namespace, protocol: "Protocol", pipeline: "
             )
         except ValueError as error:
             raise ValueError(f"--{given[0]}: {error}") from error
-    description = ", ".join([Path(arguments.data).name, *facts])
-    return choose_clips(
+    fact, notes = ("", []) if published is not None else _seen_in_training(arguments, whole, reader)
+    description = ", ".join([Path(arguments.data).name, *facts, *([fact] if fact else [])])
+    clips = choose_clips(
         reader, protocol, normalizer=pipeline.normalizer, num_channels=num_channels, description=description
     )
+    return clips, notes
+
+
+def _seen_in_training(
+    arguments: argparse.Namespace, whole: "ClipReader", reader: "ClipReader"
+) -> tuple[str, list[str]]:
+    """
+    Which of the videos the model was trained on, if its folder is that of a run on the same data.
+
+    Args:
+        arguments (`argparse.Namespace`): Of the command.
+        whole ([`ClipReader`]): All videos of the data.
+        reader ([`ClipReader`]): Those that are evaluated.
+
+    Returns:
+        `tuple[str, list[str]]`: A fact for the description of the data, empty if there is nothing to say; and notes.
+    """
+    from mcvd_diffusers.data import PieceReader, published_split, read_names, split_videos
+
+    run = _settings_of_run(arguments.model)
+    if not isinstance(run.get("train_data_dir"), str):
+        return "", []
+    if Path(run["train_data_dir"]).expanduser().resolve() != Path(arguments.data).expanduser().resolve():
+        return "", []
+    length, sides, flags = run.get("split_frames"), {}, []
+    try:
+        for side in ("validation", "test"):
+            names, file, share = (run.get(f"{side}_{way}") for way in ("names", "list", "fraction"))
+            sides[side] = names or (read_names(file) if file else share) or ()
+            if names:
+                flags = ["--names", *names]
+            elif file:
+                flags = ["--names_list", file]
+            elif share and side == "validation":  # a share for testing is no flag of `evaluate`
+                flags = ["--validation_fraction", str(share)]
+        published = None if run.get("axes") or run.get("variables") else published_split(arguments.data)
+        if published is not None:
+            trained, way_out = published[0], "without flags that choose videos, the published test videos are taken"
+        else:
+            trained = split_videos(PieceReader(whole, length) if length else whole, **sides).train
+            flags += ["--split_frames", str(length)] if length else []
+            way_out = f"{shlex.join(flags)} takes videos that its training held out"
+    except (ValueError, TypeError) as error:
+        return "", [
+            f"the model was trained on {arguments.data}; which of its videos it has seen cannot be told: {error}"
+        ]
+    # Pieces of other lengths have other names: then a video counts if any of it was seen.
+    is_alike = length == arguments.split_frames
+    names, seen = (
+        [x if is_alike else re.sub(r"\[\d+:\]$", "", x) for x in map(each.name, range(len(each)))]
+        for each in (reader, trained)
+    )
+    seen = set(seen)
+    count = sum(name in seen for name in names)
+    if not count:
+        return "", []
+    fact = f"{count} of its {number_of(len(names), 'video')} seen in training"
+    return fact, [f"the model was trained on {count} of these {number_of(len(names), 'video')}: {way_out}"]
+
+
+def _settings_of_run(model: str) -> dict:
+    """What the run was started with whose folder, or one of whose checkpoints, a model is; empty if it is none."""
+    import yaml
+
+    folder = Path(model).expanduser()
+    for place in (folder, folder.resolve().parent) if folder.is_dir() else ():
+        try:
+            settings = yaml.safe_load((place / SETTINGS_OF_A_RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue
+        if isinstance(settings, dict):
+            return settings
+    return {}
 
 
 def _name_of(path: str) -> str:

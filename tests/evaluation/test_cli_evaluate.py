@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ import yaml
 
 from mcvd_diffusers.cli import main
 from mcvd_diffusers.evaluation import Results
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "protocols"
 
 
 @pytest.fixture
@@ -21,8 +26,14 @@ def protocol_file(protocol, tmp_path):
 
 @pytest.fixture
 def evaluate(model_folder, videos, protocol_file, tmp_path, capsys):
-    def call(*more, data=("--data", videos, "--axes", "NTCHW"), protocol=protocol_file, output=tmp_path / "out"):
-        words = ["evaluate", model_folder, *data, "--protocol", protocol, "--output", output]
+    def call(
+        *more,
+        model=model_folder,
+        data=("--data", videos, "--axes", "NTCHW"),
+        protocol=protocol_file,
+        output=tmp_path / "out",
+    ):
+        words = ["evaluate", model, *data, "--protocol", protocol, "--output", output]
         status = main([str(word) for word in [*words, "--num_inference_steps", 2, "--batch_size", 12, *more]])
         out, err = capsys.readouterr()
         return status, out, err
@@ -203,3 +214,91 @@ def test_results_that_are_none_are_refused(tmp_path, capsys):
     ):
         assert main([str(word) for word in words]) == 1
         assert re.search("cannot be read as results|does not exist", capsys.readouterr().err)
+
+
+@pytest.fixture
+def run_on(model_folder, videos, tmp_path):
+    """The model's folder as a run on the videos leaves it."""
+
+    def make(**settings):
+        folder = tmp_path / "run"
+        shutil.copytree(model_folder, folder, dirs_exist_ok=True)
+        settings = {"train_data_dir": str(videos), "axes": "NTCHW", "validation_fraction": 0.4} | settings
+        (folder / "training_settings.yaml").write_text(yaml.safe_dump(settings))
+        return folder
+
+    return make
+
+
+def held_out_of(folder, *flags):
+    """Which videos train_mcvd.py trains on, and which it holds out."""
+    import train_mcvd
+
+    words = ["--num_past_frames", "2", "--num_frames", "3", "--num_future_frames", "0", "--output_dir", "unused"]
+    sets = train_mcvd.make_datasets(train_mcvd.parse_args(["--train_data_dir", str(folder), *flags, *words]), 5)
+    return [{each.reader.name(video) for video in range(len(each.reader))} for each in sets]
+
+
+def test_videos_of_the_training_are_told_with_the_flag_that_leaves_them_out(evaluate, run_on, videos, tmp_path):
+    trained, held_out = held_out_of(videos, "--axes", "NTCHW", "--validation_fraction", "0.4")
+    assert len(trained) > 2 and len(held_out) > 2
+    model, few = run_on(), ("--num_clips", "2", "--samples_per_clip", "2")
+    status, out, err = evaluate(*few, model=model)
+    assert status == 0, err
+    assert f"note: the model was trained on {len(trained)} of these 12 videos: --validation_fraction 0.4 takes" in out
+    assert out.index("note: the model was trained") < out.index("metric ")
+    fact = f"{len(trained)} of its 12 videos seen in training"
+    assert fact in Results.read(tmp_path / "out").settings["data"]["description"]
+    assert fact in (tmp_path / "out" / "results.md").read_text()
+
+    status, out, err = evaluate(*few, "--validation_fraction", "0.4", model=model, output=tmp_path / "held out")
+    assert status == 0 and "trained on" not in out and "seen in training" not in out, err
+    assert set(Results.read(tmp_path / "held out").column("video", "model")) <= held_out
+    # More than the run held out are not all held out.
+    assert (
+        "note: the model was trained on"
+        in evaluate(*few, "--validation_fraction", "0.9", model=model, output=tmp_path / "more")[1]
+    )
+
+
+def test_the_flags_of_the_held_out_videos_are_those_of_the_run(evaluate, run_on, tmp_path):
+    few = ("--num_clips", "2", "--samples_per_clip", "2")
+    names = [f"squares/{number}" for number in (1, 4)]
+    out = evaluate(*few, model=run_on(validation_names=names))[1]
+    assert "trained on 10 of these 12 videos: --names squares/1 squares/4 takes" in out
+    (tmp_path / "test.txt").write_text("\n".join(f"{name}[[]*" for name in names))  # of pieces
+    listed = run_on(test_list=str(tmp_path / "test.txt"), split_frames=10)
+    out = evaluate(*few, model=listed, output=tmp_path / "two")[1]
+    assert re.search(r"on \d+ of these 12 videos: --names_list \S+/test.txt --split_frames 10 takes", out), out
+    (tmp_path / "test.txt").unlink()
+    out = evaluate(*few, model=listed, output=tmp_path / "three")[1]
+    assert "which of its videos it has seen cannot be told: The list of names" in out
+
+
+@pytest.mark.parametrize("settings", ["other data", "- no\n- settings", "{", "train_data_dir: 3"])
+def test_other_data_and_files_that_say_nothing_are_passed_over(evaluate, run_on, tmp_path, settings):
+    model = run_on(train_data_dir=str(tmp_path))
+    if settings != "other data":
+        (model / "training_settings.yaml").write_text(settings)
+    status, out, err = evaluate("--num_clips", "2", "--samples_per_clip", "2", model=model)
+    assert status == 0 and "trained on" not in out, err
+
+
+@pytest.mark.slow
+def test_the_example_for_stored_videos_runs_on_a_folder_of_videos(evaluate, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "videos").mkdir()
+    for number in range(16):
+        frames = [Image.fromarray(x) for x in rng.integers(0, 255, (15, 20, 24), dtype=np.uint8)]
+        frames[0].save(tmp_path / "videos" / f"{number}.gif", save_all=True, append_images=frames[1:], duration=100)
+    status, out, err = evaluate(data=("--data", tmp_path / "videos"), protocol=EXAMPLES / "my-videos.yaml")
+    assert status == 0, err
+    assert out.startswith("my-videos v1: 48 videos of 16 clips")
+
+
+def test_data_for_a_protocol_of_digits_are_refused_with_the_example_for_videos(evaluate):
+    status, _, err = evaluate(protocol=EXAMPLES / "digits-4-8.yaml")
+    assert status == 1 and "--data means nothing for digits-4-8 v1" in err
+    assert (EXAMPLES / re.search(r"examples/protocols/(\S+\.yaml)", err)[1]).is_file()

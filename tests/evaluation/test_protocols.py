@@ -65,7 +65,21 @@ def test_notes_say_what_differs_from_the_sources():
             assert protocol.moving_digits["source"] == "mnist"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+DIGITS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.stem != "my-videos"]
+
+
+def test_the_example_for_stored_videos_draws_no_digits_and_names_what_one_would_change():
+    path = EXAMPLES / "my-videos.yaml"
+    protocol = load_protocol(path)
+    assert protocol.name == "my-videos" and protocol.moving_digits is None
+    assert (protocol.num_past_frames, protocol.num_frames) == (5, 10) and not protocol.feature_networks
+    text = path.read_text()
+    for name in ("num_past_frames", "num_frames", "frame_size", "num_clips", "samples_per_clip"):
+        assert re.search(rf"^{name}: .*# change: ", text, re.M), name
+    assert re.search(r"^missing_values: refuse  # .*`fill`", text, re.M)
+
+
+@pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
 def test_examples_load(path):
     protocol = load_protocol(path)
     is_shipped = path.stem.startswith(
