@@ -80,8 +80,21 @@ def as_table(results: Results) -> str:
         f"intervals{'' if names is most else ' of ' + ', '.join(names)}: {method}" for method, names in methods.items()
     ]
     return "\n".join(
-        [heading(results), "", *lines, "", *against_baselines(results), *intervals, *dict.fromkeys(notes)]
+        [heading(results), "", *lines, "", *against_baselines(results)]
+        + [*_units_of_numbers(results), *intervals, *dict.fromkeys(notes)]
     )
+
+
+def _units_of_numbers(results: Results) -> list[str]:
+    """Which numbers are in which units, if the model's are not those of pictures; `results.md` has it in the definitions."""
+    protocol, (lows, highs) = results.protocol, results.settings["model"]["value_range"]
+    if {*lows} == {0} and {*highs} == {1}:
+        return []
+    scores = [x for x in protocol.ensemble_metrics if x in ("crps", "fair_crps", "energy_score")]
+    shares = results.settings["ensemble_unit"]
+    parts = [f"{', '.join(protocol.metrics)}: of values brought to [0, 1]"] if protocol.metrics else []
+    parts += [f"{', '.join(scores)}: in {f'shares {shares}' if shares else 'the units of the data'}"] if scores else []
+    return [f"units of {'; '.join(parts)}"] if parts else []
 
 
 def against_baselines(results: Results) -> list[str]:

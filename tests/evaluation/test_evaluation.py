@@ -348,6 +348,8 @@ def test_models_in_other_units(tmp_path, model_folder, videos, protocol):
     clips = clips_of(tmp_path / "kelvin.npy", protocol, pipe.normalizer)
     pipe.set_progress_bar_config(disable=True)
     results = evaluate(pipe, clips, protocol, tmp_path / "out", model="kelvin", sampler=FAST)
+    metrics = "psnr_of_video_mse, psnr_frame_mean, ssim, mse: of values brought to [0, 1]"
+    assert f"units of {metrics}; crps, fair_crps, energy_score: in the units of the data" in as_table(results)
     # Scores of ensembles are in kelvin; what papers compare is in [0, 1].
     unit = evaluate(
         MCVDPipeline.from_pretrained(model_folder),
@@ -357,6 +359,7 @@ def test_models_in_other_units(tmp_path, model_folder, videos, protocol):
         model="unit",
         sampler=FAST,
     )
+    assert "units of psnr" not in as_table(unit)
     assert number(results, "crps").value == pytest.approx(120 * number(unit, "crps").value, rel=1e-3)
     assert number(results, "mse", samples="best of 3").value == pytest.approx(
         number(unit, "mse", samples="best of 3").value, rel=1e-3
