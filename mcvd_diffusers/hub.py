@@ -30,6 +30,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import DummyObject
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from mcvd_diffusers.json_files import read_json
 
@@ -100,7 +102,9 @@ class CheckedPipelineMixin:
 
         Raises:
             `ValueError`: If `model_index.json`, or a file that it leads to, is damaged or asks for what this pipeline is not.
-            `FileNotFoundError`: If the folder of a component is missing, or a `Path` is no folder. (A string may be an id on the Hub.)
+            `FileNotFoundError`: If the folder of a component is missing, a `Path` is no folder, or the folder is that of a run that
+                has ended before it saved its pipeline. (A string may be an id on the Hub.)
+            `OSError`: If a string is no folder, and the Hub does not have it, or cannot be asked.
         """
         folder = Path(pretrained_model_name_or_path)
         if isinstance(pretrained_model_name_or_path, os.PathLike) and not folder.is_dir():
@@ -109,7 +113,18 @@ class CheckedPipelineMixin:
                 ' named by a string: "user/name".'
             )
         path = folder / cls.config_name
-        if path.is_file():
+        if not folder.is_dir():
+            return cls._from_hub(pretrained_model_name_or_path, **kwargs)
+        if not path.is_file():
+            saved = [each.parent for each in folder.glob(f"checkpoint-*/{cls.config_name}")]
+            saved = [each for each in saved if each.name.removeprefix("checkpoint-").isdecimal()]
+            if saved:
+                newest = max(saved, key=lambda each: int(each.name.removeprefix("checkpoint-")))
+                raise FileNotFoundError(
+                    f"{folder} has no {cls.config_name}: it is the folder of a training that has not come to its end. Load the newest of"
+                    f' its checkpoints, from_pretrained("{newest}"), or go on with the training.'
+                )
+        else:
             index = cls._dict_from_json_file(path)
             for name in cls._get_signature_keys(cls)[0]:
                 if name in kwargs:
@@ -126,6 +141,28 @@ class CheckedPipelineMixin:
                         f" or give the component: from_pretrained(..., {name}=...)."
                     )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _from_hub(cls, name: str, **kwargs):
+        """What is no folder: as Diffusers loads it from the Hub; what fails is told with both places that it was looked for."""
+        here = f"There is no folder {name} here (working directory {Path.cwd()})"
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(f"{here}, and it is no id on the Hub, which would be user/name.") from error
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except OSError as error:
+            reason = error.__cause__
+            if type(error) is not OSError or reason is None:  # what else may be wrong with a model that is there
+                raise
+            status = getattr(getattr(reason, "response", None), "status_code", None)
+            if status in (401, 403, 404):
+                raise OSError(
+                    f"{here}, and the Hub has no model of this name, or none that may be read without logging in."
+                ) from error
+            first_line = str(reason).strip().split("\n")[0]
+            raise OSError(f"{here}, and the Hub cannot be asked for a model of this name ({first_line}).") from error
 
     @classmethod
     def check_options(cls, options: dict[str, Any]) -> None:

@@ -222,3 +222,61 @@ def test_scheduler_can_be_swapped_and_saved(tmp_path):
 def test_a_path_that_is_no_folder_is_refused_by_its_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
         MCVDPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+NOT_THERE = """
+from mcvd_diffusers import MCVDPipeline
+
+while True:
+    try:
+        MCVDPipeline.from_pretrained(input())
+    except EOFError:
+        break
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_told_with_both(tmp_path):
+    here = f"There is no folder {{}} here (working directory {tmp_path.resolve()}), and "
+    with HubServer(tokens={"hf_alice": "alice"}) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", NOT_THERE],
+            env=server.environment(tmp_path / "home", token="hf_alice")
+            | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+        def error_of(name):
+            print(name, file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
+        expected = "OSError " + here.format("checkpoints/digits")
+        assert error_of("checkpoints/digits").startswith(expected + "the Hub has no model of this name")
+        expected_of_no_id = "ValueError " + here.format("runs/mine/checkpoint-5")
+        assert error_of("runs/mine/checkpoint-5") == expected_of_no_id + (
+            "it is no id on the Hub, which would be user/name."
+        )
+    # Nobody answers any more.
+    error = error_of("checkpoints/digits")
+    assert error.startswith(expected + "the Hub cannot be asked for a model of this name (") and "onnect" in error
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_run_that_was_stopped_names_its_newest_checkpoint(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10"):
+        tiny_pipeline("concat").save_pretrained(tmp_path / name)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "model_index.json").touch()
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match="has no model_index.json.* not come to its end") as caught:
+            MCVDPipeline.from_pretrained(folder)
+    named = str(caught.value).split('from_pretrained("')[1].split('"')[0]
+    assert named == str(tmp_path / "checkpoint-10")
+    assert MCVDPipeline.from_pretrained(named).unet is not None
