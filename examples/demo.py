@@ -9,6 +9,7 @@ numbers stand beside what needs no network.
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -49,10 +50,25 @@ def fastest_number_of_threads() -> int:
 
 
 def train(folder: Path, threads: int) -> None:
-    """Train with the same script and launcher as any other run."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--num_cpu_threads_per_process={threads}"]
-    subprocess.run([*launch, ROOT / "train_mcvd.py", CONFIG, "--output_dir", folder], check=True)
+    """Train with the same script as any other run; if that stops, end with its exit status and the way to go on."""
+    command = [sys.executable, ROOT / "train_mcvd.py", CONFIG, "--output_dir", folder]
+    child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    is_stopped = False
+    while True:
+        try:
+            status = child.wait()
+            break
+        except (
+            KeyboardInterrupt
+        ):  # the training has had Ctrl-C, too: it saves a checkpoint, and ends; by a second one at once
+            is_stopped = True
+    if status == 0:
+        return
+    words = [*(os.path.relpath(word) for word in command[1:3]), "--output_dir", os.path.relpath(folder)]
+    go_on = shlex.join(["python", *words, "--resume_from_checkpoint", "latest"])
+    what = "The training was stopped" if is_stopped or status in (130, 143) else f"The training has failed ({status})"
+    print(f"{what}. Go on, in the same environment, with: {go_on}", file=sys.stderr)
+    sys.exit(status if status > 0 else 128 - status)
 
 
 @torch.no_grad()
@@ -166,4 +182,7 @@ This model is in a folder of its own: MCVDPipeline.from_pretrained("{os.path.rel
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Stopped. What was made is in the folder of this demo; begin anew with: make demo")
