@@ -287,6 +287,7 @@ def train(
         pipeline.to(device).set_progress_bar_config(disable=True)
         height, width = settings.size
         steps = training.validation_inference_steps
+        log("measuring the time of a video, then of the first updates; the estimate follows")
         with setup_errors(settings):
             seconds_per_video = measure_sampling(pipeline, num_inference_steps=steps, height=height, width=width)
     accelerator.wait_for_everyone()
@@ -345,8 +346,15 @@ def train(
             is_last = is_end or bool(update.signals) or (stop.is_asked and world_size == 1)  # alike on all processes
             if is_main and not is_estimated and (timer.is_done or (is_last and timer.has_measured)):
                 is_estimated = True
-                for line in make_estimate(settings, accelerator, pipeline, timer, seconds_per_video).lines():
+                estimate = make_estimate(settings, accelerator, pipeline, timer, seconds_per_video)
+                for line in estimate.lines():
                     log(f"estimate  {line}")
+                if estimate.is_cut_short and training.lr_scheduler in ("cosine", "linear"):
+                    log(
+                        f"warning: --lr_scheduler {training.lr_scheduler} falls over all --max_train_steps, and"
+                        f" --max_train_minutes {training.max_train_minutes:g} ends training before: the learning rate is still"
+                        f" high then. --max_train_steps {estimate.updates_in_time} would do"
+                    )
             if update.is_made and (progress.update % training.logging_steps == 0 or is_end):
                 values = learner.read_values(update)
                 shown = {name: x for name, x in values.items() if "/" not in name}
@@ -875,11 +883,6 @@ def announce(
     """The first lines of the log: what is trained on what."""
     settings = method.settings
     training, data, world_size = settings.training, settings.data, accelerator.num_processes
-    if training.max_train_minutes is not None and training.lr_scheduler in ("cosine", "linear"):
-        log(
-            f"warning: --lr_scheduler {training.lr_scheduler} falls over all --max_train_steps; if --max_train_minutes"
-            " ends training before, the learning rate is still high then"
-        )
     clips = "streamed" if num_clips is None else f"{num_clips:,} an epoch"
     windows = ""
     if method.num_seen_frames < method.num_clip_frames:

@@ -144,6 +144,16 @@ class CostEstimate:
     max_seconds: float = math.inf
     checkpoint_bytes: int = 0
 
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether time is over before all updates are done."""
+        return self.num_updates * self.seconds_per_update.mean > self.max_seconds
+
+    @property
+    def updates_in_time(self) -> int:
+        """Updates that are done until time is over, at least one."""
+        return max(1, int(min(self.num_updates, self.max_seconds / self.seconds_per_update.mean)))
+
     def seconds_to_the_end(self, which: str = "mean") -> float:
         """
         Length of the whole run.
@@ -176,9 +186,9 @@ class CostEstimate:
             f"to the end      {_hours(self.seconds_to_the_end())}"
             f" ({_hours(self.seconds_to_the_end('low'))} to {_hours(self.seconds_to_the_end('high'))})"
             + (
-                f" for {self.num_updates:,} updates"
-                if self.num_updates * update.mean <= self.max_seconds
-                else f": stopped before its {self.num_updates:,} updates are done"
+                f": stopped before its {self.num_updates:,} updates are done"
+                if self.is_cut_short
+                else f" for {self.num_updates:,} updates"
             ),
             f"saved pipeline  {_bytes(self.pipeline_bytes)}"
             + (

@@ -57,6 +57,8 @@ def test_the_end_is_the_updates_and_the_videos_of_validation():
     ):
         assert part in text, text
     assert "stopped before its 36,000 updates" in "\n".join(estimate(max_seconds=60).lines())
+    assert estimate(max_seconds=60).is_cut_short and not estimate().is_cut_short
+    assert estimate().updates_in_time == 36_000 and estimate(max_seconds=60).updates_in_time == 600
     assert estimate(max_seconds=60).seconds_to_the_end() == pytest.approx(60 + 200)
     assert "2 s (2 to 2)" in text and "25 steps of DDIMScheduler" in text and "10 measured updates" in text
 

@@ -728,7 +728,19 @@ def test_every_run_says_at_its_start_what_it_will_cost(tmp_path, caplog):
     run(tmp_path / "out", max_train_steps=14)
     lines = [record.getMessage() for record in caplog.records]
     estimate = next(i for i, line in enumerate(lines) if "estimate  parameters" in line)
+    measuring = next(i for i, line in enumerate(lines) if "measuring the time of" in line)
+    assert next(i for i, line in enumerate(lines) if "14 updates of 4 clips" in line) < measuring < estimate
     assert estimate < next(i for i, line in enumerate(lines) if "trained 14 updates" in line)
+
+
+def test_a_learning_rate_that_time_will_not_let_fall_is_warned_of_only_then(tmp_path, caplog):
+    short = {"lr_scheduler": "cosine", "num_validation_videos": 0}
+    run(tmp_path / "in time", max_train_steps=14, max_train_minutes=60, **short)
+    assert "to the end" in caplog.text and "is still high then" not in caplog.text
+    run(tmp_path / "late", max_train_steps=100_000, max_train_minutes=0.01, **short)
+    assert "stopped before its 100,000 updates" in caplog.text
+    steps = re.search(r"cosine falls over .*is still high then\. --max_train_steps (\d+) would do", caplog.text)
+    assert steps and 1 <= int(steps[1]) < 100_000
 
 
 def write_fields(path, num_frames=60, share_missing=0.0):
