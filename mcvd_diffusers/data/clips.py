@@ -62,8 +62,8 @@ _KEY = struct.Struct("<3Q")
 
 # The ways out for values that are no images: of someone who trains, and of someone who has a model of images.
 OTHER_UNITS = (
-    "scale them first, or train a model in these units, with --normalization range, min_max or mean_std (in Python"
-    " `FrameNormalizer.from_range` or `measure_normalizer`)."
+    "scale them first, or train a model in these units: state the range of the values (--normalization range, in Python"
+    " `FrameNormalizer.from_range`), or have it measured (--normalization min_max or mean_std, `measure_normalizer`)."
 )
 
 
