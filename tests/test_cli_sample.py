@@ -456,7 +456,7 @@ def test_one_video_stands_alone():
         (["predict", *GREY, "--video", "other", "--output", "x.gif"], "CLIP grey.npy: --video names videos that are not there"),
         (["predict", *GREY, "--output", "x.gif", "--scheduler", "VQDiffusionScheduler"], "--scheduler VQDiffusionScheduler does not fit"),
         (["predict", *GREY, "--output", "x.gif", "--device", "abacus"], "--device abacus is not there"),
-        (["predict", "nothing/here", *GREY[1:], "--output", "x.gif"], "MODEL nothing/here is no folder here"),
+        (["predict", "nothing/here", *GREY[1:], "--output", "x.gif"], "There is no folder nothing/here here"),
         (["predict", *GREY, "--output", "x.gif", "--scheduler", "Best"], "--scheduler must be one of Diffusers'"),
         (["predict", GREY[0], "radar.npy", "--axes", "THW", "--output", "x.gif"], "images must be uint8 or in [0, 1]"),
         (["predict", "runs/rain", "grey255.npy", "--axes", "THW", "--output", "x.gif"], "outside of [0, 80]"),

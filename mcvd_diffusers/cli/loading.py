@@ -132,10 +132,9 @@ def load_pipeline(
     try:
         pipeline = MCVDPipeline.from_pretrained(model, variant=chosen, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        where = "" if folder.is_dir() else " is no folder here, and"
+        with_variant = f" with --variant {chosen}" if chosen else ""
         raise ValueError(
-            f"MODEL {model}{where} cannot be loaded as a pipeline{f' with --variant {chosen}' if chosen else ''}:"
-            f" {one_line(str(error))}"
+            f"MODEL {model} cannot be loaded as a pipeline{with_variant}: {one_line(str(error))}"
         ) from error
     if scheduler is not None:
         scheduler_class = getattr(diffusers, scheduler, None)
