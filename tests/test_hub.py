@@ -219,6 +219,37 @@ def test_scheduler_can_be_swapped_and_saved(tmp_path):
     assert loaded.scheduler.config.prediction_type == "v_prediction"
 
 
+AVERAGED_FROM_THE_HUB = """
+import sys, huggingface_hub as hf, numpy as np
+from mcvd_diffusers.cli import main
+
+hf.create_repo("alice/both")
+hf.upload_folder(repo_id="alice/both", folder_path=sys.argv[1])
+for model in (sys.argv[1], "alice/both"):
+    for name, more in {"default": [], "raw": ["--variant", "raw"]}.items():
+        output = f"{sys.argv[2]}/{len(model)}-{name}.npy"
+        assert main(["generate", model, "--num_frames", "2", "--num_inference_steps", "2", "--output", output, *more]) == 0
+files = [np.load(f"{sys.argv[2]}/{len(model)}-{name}.npy") for model in (sys.argv[1], "alice/both") for name in ("default", "raw")]
+assert np.array_equal(files[0], files[2]) and np.array_equal(files[1], files[3]) and not np.array_equal(files[0], files[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_and_its_copy_on_the_hub_are_sampled_by_the_same_weights(tmp_path):
+    pipe = tiny_pipeline("concat")
+    pipe.save_pretrained(tmp_path / "both")
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.add_(1)
+    pipe.unet.save_pretrained(tmp_path / "both" / "unet", variant="ema")
+    with HubServer(tokens={"hf_alice": "alice"}) as server:
+        subprocess.run(
+            [sys.executable, "-c", AVERAGED_FROM_THE_HUB, str(tmp_path / "both"), str(tmp_path)],
+            env=server.environment(tmp_path / "home", token="hf_alice"),
+            check=True,
+            cwd=Path(__file__).parents[1],
+        )
+
+
 def test_a_path_that_is_no_folder_is_refused_by_its_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
         MCVDPipeline.from_pretrained(tmp_path / "nowhere")
