@@ -7,6 +7,7 @@ the pictures of the documentation, and writes all of it into the card. `--num_cl
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,17 @@ PROTOCOLS = {
     "interpolation-5": [ROOT / "examples" / "protocols" / "moving-digits-5-5-5.yaml"],
     "prediction-10": [ROOT / "examples" / "protocols" / "moving-digits-5-10.yaml"],
 }
+TASKS = {"prediction-20": "5 to 20", "prediction-10": "5 to 10", "interpolation-5": "5 + 5 to 5"}
+METRICS = {
+    "psnr_of_video_mse": "PSNR, dB",
+    "ssim": "SSIM",
+    "mse": "squared error",
+    "crps": "CRPS",
+    "frechet over transnetv2": "distance",
+}
+COLUMNS = [("model", "mean of 10"), ("model", "best of 10"), ("repeat_last_frame", "1"), ("blend_linearly", "1")]
+PAGE = ROOT / "docs" / "checkpoint.md"
+BEGIN, END = "<!-- numbers: written by benchmarks/ship_checkpoint.py -->", "<!-- end of the numbers -->"
 
 
 def clips(num_clips: int, num_frames: int) -> torch.Tensor:
@@ -132,6 +144,42 @@ def evaluate(folder: Path, name: str, output: Path, num_clips: int | None) -> Pa
     return output / name
 
 
+def numbers_table(folder: Path) -> str:
+    """The numbers of the documentation's page, from the evaluations beside the checkpoint, as Markdown."""
+    lines = [
+        "| task | metric | network, mean of 10 | network, best of 10 | repeating the last frame | linear blending |"
+    ]
+    lines.append("| --- " * 6 + "|")
+    for name, task in TASKS.items():
+        numbers = json.loads((folder / "evaluation" / name / "results.json").read_text())["numbers"]
+        found = {(one["metric"], one["made_by"], one["samples"]): one for one in numbers}
+        for metric, label in METRICS.items():
+            cells = [
+                _cell(found.get((metric, made_by, samples)) or found.get((metric, made_by, "10 together")))
+                for made_by, samples in COLUMNS
+            ]
+            if metric in ("crps", "frechet over transnetv2"):
+                cells[1] = ""  # of all samples together
+            if any(cells):
+                lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(number: dict | None) -> str:
+    """A value with its interval, if it has one."""
+    if number is None:
+        return ""
+    digits = 2 if number["value"] >= 1 else 4
+    interval = "" if number["low"] is None else f" ({number['low']:.{digits}f} to {number['high']:.{digits}f})"
+    return f"{number['value']:.{digits}f}{interval}"
+
+
+def write_page(folder: Path) -> None:
+    """The table, into its place in the documentation."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{numbers_table(folder)}\n\n{END}{rest.split(END)[1]}")
+
+
 def main() -> None:
     """Export, measure, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -152,6 +200,7 @@ def main() -> None:
         found = evaluate(folder, name, arguments.evaluations, arguments.num_clips)
         add_evaluation(folder, found, name)
     write_card(folder, read_facts(folder))
+    write_page(folder)
 
 
 if __name__ == "__main__":
