@@ -299,6 +299,7 @@ def test_drift_of_pairs_of_models_is_measured_on_the_same_clips(tmp_path):
     assert clips.max() > 200
 
 
+@pytest.mark.slow
 def test_six_tasks_are_compared_on_the_same_clips(tmp_path):
     script = runpy.run_path(str(CONFIGS.parent / "six_tasks.py"))
     runs = [train_on_digits(name, tmp_path / DIGITS[name]) for name in ("ramvid_digits", "vdm_digits")]

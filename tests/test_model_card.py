@@ -95,7 +95,7 @@ def trained(tmp_path_factory):
     settings = train(place / "run", **DIGITS)
     (place / "protocol.yaml").write_text(yaml.safe_dump(PROTOCOL))
     evaluate(place / "run", place / "protocol.yaml", place / "ema", "--variant", "ema")
-    evaluate(place / "run", place / "protocol.yaml", place / "raw")
+    evaluate(place / "run", place / "protocol.yaml", place / "raw", "--variant", "raw")
     shutil.copytree(place / "run", place / "without_evaluation")
     words = ["card", place / "run", "--evaluation", place / "ema", place / "raw", "--license", "apache-2.0"]
     assert main([str(word) for word in words]) == 0

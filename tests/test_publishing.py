@@ -391,6 +391,7 @@ def test_a_hostile_network_on_the_hub_is_refused_by_the_files_name(hub, tmp_path
     assert "twice" in out and "is not the config that" in out
 
 
+@pytest.mark.slow
 def test_private_is_private_and_branches_tags_and_pull_requests_hold_pipelines(hub, tmp_path):
     hub.add_repository("alice/public")
     push = """

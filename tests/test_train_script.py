@@ -450,6 +450,7 @@ def test_training_goes_on_from_a_saved_pipeline(tmp_path):
     assert written["conditioning"] == "spatin" and written["prediction_type"] == "epsilon"
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_converted_checkpoint(tmp_path, capsys):
     """What is saved is sampled as what went in was; the checkpoint itself is pointed to its converter."""
     config = {name: dict(section) for name, section in CASES["train_steps"]["config"].items()}
