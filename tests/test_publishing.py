@@ -447,7 +447,7 @@ MAKE_RUN = """
     from mcvd_diffusers.cli import main
 
     train_mcvd.main(train_mcvd.parse_args(sys.argv[2:]))
-    for name, options in (("raw", []), ("ema", ["--variant", "ema"])):
+    for name, options in (("raw", ["--variant", "raw"]), ("ema", ["--variant", "ema"])):
         words = ["evaluate", "model", "--protocol", str(here / f"{name}.yaml"), "--output", name, *options]
         assert main([*words, "--num_inference_steps", "2"]) == 0
     assert main(["card", "model", "--evaluation", "raw", "ema", "--license", "mit"]) == 0
