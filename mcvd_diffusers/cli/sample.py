@@ -451,7 +451,7 @@ def _num_read(pipe: "MCVDPipeline", side: str, *, has_both_sides: bool, at_most:
     return max(1, config.max_frames // (4 if has_both_sides else 2))
 
 
-def _check_length(clip: _Clip, needed: int, text: str, pipe: "MCVDPipeline") -> None:
+def _check_length(clip: _Clip, needed: int, text: str) -> None:
     if clip.length < needed:
         stride = "" if clip.stride == 1 else f" at --frame_stride {clip.stride}"
         raise ValueError(
@@ -464,7 +464,7 @@ def _prediction(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: list
     """`predict`: the frames after those that are given, or before."""
     (clip,), side = clips, "future" if arguments.backwards else "past"
     num_given = arguments.num_given or _num_read(pipe, side, has_both_sides=False, at_most=clip.length)
-    _check_length(clip, num_given, f"{num_given} are given to the model", pipe)
+    _check_length(clip, num_given, f"{num_given} are given to the model")
     first = 0 if arguments.backwards else clip.num_frames - 1 - (num_given - 1) * clip.stride
     start = first if arguments.start is None else arguments.start
     num_frames = arguments.num_frames or DEFAULT_NUM_FRAMES
@@ -501,13 +501,13 @@ def _interpolation(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: l
     if len(clips) == 2:
         if arguments.gap is not None:
             raise ValueError("--gap is a gap in one clip, and CLIP2 is another clip: leave one of them out.")
-        _check_length(clip, num_past, f"{num_past} are given to the model", pipe)
-        _check_length(clips[1], num_future, f"{num_future} are given to the model", pipe)
+        _check_length(clip, num_past, f"{num_past} are given to the model")
+        _check_length(clips[1], num_future, f"{num_future} are given to the model")
         starts = clip.num_frames - 1 - (num_past - 1) * clip.stride, 0
     else:
         needed = num_past + num_frames + num_future
         parts = f"{num_past} before the gap, {num_frames} in it (--num_frames), {num_future} after it"
-        _check_length(clip, needed, parts, pipe)
+        _check_length(clip, needed, parts)
         gap = (
             num_past * clip.stride + (clip.length - needed) // 2 * clip.stride
             if arguments.gap is None
@@ -553,7 +553,7 @@ def _every(arguments: argparse.Namespace, pipe: "MCVDPipeline", clips: list[_Cli
             " given frames around those that it makes only. Leave it out, for one gap at a time."
         )
     (clip,) = clips
-    _check_length(clip, 2, "frames are made between them", pipe)
+    _check_length(clip, 2, "frames are made between them")
     count, num_made = clip.length, (clip.length - 1) * (arguments.every - 1)
     return _Job(
         {
